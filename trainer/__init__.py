@@ -1,0 +1,1 @@
+"""Train PyTorch models from configs; compare optimizers honestly."""

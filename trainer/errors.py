@@ -1,0 +1,35 @@
+"""What a user did wrong, in one line."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake of the user's. Its message is one line: what is wrong, where, and what would be right."""
+
+
+class ConfigError(UserError):
+    """An option is unknown, of the wrong type, out of range, or does not fit the others."""
+
+
+class MissingExtra(UserError):
+    """A component needs a package that is not installed."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(f"{what} needs the package {package}: pip install '.[{extra}]'")
+
+
+class DataError(UserError):
+    """A data set is not where the config says, or is not what it should be."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint does not exist, cannot be read, or belongs to another model."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint to append to an error: the nearest of the known names, then all of them."""
+    known = sorted(known)
+    close = get_close_matches(str(name), known, n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"{hint} (known: {', '.join(known) or 'none'})"
