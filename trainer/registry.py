@@ -1,7 +1,7 @@
 """Components by name: models, data, optimizers, schedules, monitor sinks.
 
-A component is a function or class. What the trainer hands it is positional; its keyword-only arguments are the
-options a user may set, typed and limited by their annotations::
+A component is a function or class. What the trainer hands it is positional; its keyword-only arguments are
+the options a user may set, typed and limited by their annotations::
 
     @MODELS.register("tiny")
     def tiny(*, num_classes: int, width: Count = 32, dropout: Fraction = 0.0) -> nn.Module: ...
@@ -34,8 +34,8 @@ class Registry:
 
     Args:
         kind: the config group, as in ``model=NAME``.
-        common: a dataclass whose fields every component's config group has besides the component's own options.
-        entry_points: the entry-point group by which installed packages announce components, each entry a module.
+        common: a dataclass; its fields are options of every component of this kind.
+        entry_points: the group in which installed packages announce modules that register components.
     """
 
     def __init__(self, kind: str, *, common: type | None = None, entry_points: str | None = None) -> None:
@@ -99,7 +99,7 @@ class Registry:
         return {"name": name, **check_options({**self.common, **entry.options}, values, self.kind)}
 
     def build(self, config: Mapping[str, Any], *given: Any) -> Any:
-        """Builds the component that a checked config group names from what the trainer gives and its own options."""
+        """Builds the component that a checked config group names, from what is given and its own options."""
         entry = self.get(config["name"])
         return entry.target(*given, **{name: config[name] for name in entry.options})
 

@@ -1,7 +1,7 @@
-"""Typed options: one check for the fields of a dataclass and for the keyword arguments of a registered component.
+"""Typed options: one check for the fields of a dataclass and the keyword arguments of a registered component.
 
-An option's type is its annotation: bool, int, float, str, None, Literal, list[...], tuple[..., ...], dict, unions
-of these, each with limits by ``Annotated[float, Range(ge=0)]``.
+An option's type is its annotation: bool, int, float, str, None, Literal, list, tuple, dict, dataclasses and
+unions of these, each with limits by ``Annotated[float, Range(ge=0)]``.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ def check_options(options: Mapping[str, Option], values: Mapping[str, Any], wher
     """The values, converted to their types and completed with the defaults.
 
     Raises:
-        ConfigError: a key is unknown, a required one is missing, or a value has the wrong type or is out of range.
+        ConfigError: a key is unknown, a required one is missing, or a value has the wrong type or range.
     """
     prefix = f"{where}." if where else ""
     for key in values:
@@ -97,7 +97,7 @@ def check_options(options: Mapping[str, Option], values: Mapping[str, Any], wher
 
 
 def check_value(type_: Any, value: Any, where: str) -> Any:
-    """The value as its type: an int where a float is asked becomes one, a list where a tuple is asked likewise.
+    """The value as its type: an int becomes a float where one is asked, a list likewise a tuple.
 
     Raises:
         ConfigError: the value has the wrong type or is out of range.
@@ -130,16 +130,7 @@ def _convert(type_: Any, value: Any, where: str) -> Any:
             raise TypeError
         return type_(**check_options(options_of(type_), value, where))  # type: ignore[operator]
     if origin in (list, tuple):
-        if not isinstance(value, list | tuple):
-            raise TypeError
-        if origin is tuple and args and args[-1] is not Ellipsis and len(value) != len(args):
-            raise ValueError
-        types_ = (
-            args if origin is tuple and args[-1] is not Ellipsis else [args[0] if args else Any] * len(value)
-        )
-        return origin(
-            _convert(t, v, f"{where}[{i}]") for i, (t, v) in enumerate(zip(types_, value, strict=True))
-        )
+        return origin(_convert_items(origin, args, value, where))
     if origin is dict or type_ is dict:
         if not isinstance(value, Mapping):
             raise TypeError
@@ -155,6 +146,17 @@ def _convert(type_: Any, value: Any, where: str) -> Any:
     if isinstance(value, float) and math.isnan(value):
         raise ValueError
     return value
+
+
+def _convert_items(origin: type, members: tuple[Any, ...], value: Any, where: str) -> typing.Iterator[Any]:
+    if not isinstance(value, list | tuple):
+        raise TypeError
+    if origin is list or members[-1] is Ellipsis:
+        members = members[:1] * len(value)
+    if len(members) != len(value):
+        raise ValueError
+    for i, (member, item) in enumerate(zip(members, value, strict=True)):
+        yield _convert(member, item, f"{where}[{i}]")
 
 
 def _convert_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -181,7 +183,7 @@ def describe(type_: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(_show(a) for a in args)
     if origin in (list, tuple):
-        return f"a list of {describe(args[0])}" if args else "a list"
+        return f"a list, each {describe(args[0])}"
     if origin is dict or type_ is dict or dataclasses.is_dataclass(type_):
         return "a mapping"
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}
