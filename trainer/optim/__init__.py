@@ -1,0 +1,7 @@
+"""Optimizers and learning-rate schedules. Importing this package registers them."""
+
+from trainer.optim.groups import OptimizerOptions, param_groups
+from trainer.optim.schedules import SCHEDULES, Schedule, ScheduleOptions
+from trainer.optim.zoo import OPTIMIZERS
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "OptimizerOptions", "Schedule", "ScheduleOptions", "param_groups"]
