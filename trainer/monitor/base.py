@@ -1,0 +1,175 @@
+"""What the training loop tells, and the interface of those who listen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from trainer.registry import Registry
+
+SINKS = Registry("sink")
+
+Level = Literal["info", "warning", "error"]
+Status = Literal["finished", "failed", "preempted"]
+
+
+@dataclass(frozen=True)
+class MonitorOptions:
+    """The config group ``monitor``.
+
+    Raises:
+        ConfigError: a sink of that name does not exist.
+    """
+
+    sinks: list[str] = field(default_factory=lambda: ["console", "tensorboard", "jsonl", "runlog"])
+    """Where records go, by registered name."""
+    log_images: bool = True
+    """Show the first batch of each start, as augmented (image data only)."""
+    histograms: bool = False
+    """Show histograms of parameters and gradients at each evaluation."""
+    curvature: bool = True
+    """Follow the optimizer's curvature layer by layer, where it reports any."""
+
+    def __post_init__(self) -> None:
+        for name in self.sinks:
+            SINKS.get(name)
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a sink may know of the run before its first step."""
+
+    directory: Path
+    name: str
+    config: Mapping[str, Any]
+    """The resolved config, plain dicts and lists."""
+    summary: str
+    """One line: model, parameters, data, device, precision."""
+    total_steps: int | None
+    """The budget in optimizer steps; None under a budget of seconds."""
+    total_seconds: float | None
+    """The budget in training seconds; None under a budget of steps."""
+    steps_per_epoch: int
+    primary: str
+    """The metric that picks the best checkpoint, e.g. ``test/accuracy``."""
+    resumed_step: int = 0
+    """The step of the checkpoint that this run goes on from; 0 for a new run."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, after ``step`` optimizer steps."""
+
+    step: int
+    epoch: float
+    seconds: float
+    """Training seconds, evaluation excluded, summed over restarts."""
+    fraction: float
+    """Of the budget, 0 to 1."""
+
+
+class Sink:
+    """Receives what a run reports. Every method does nothing here: a sink overrides those it needs.
+
+    Calls come from one thread of the first rank, in the order of the steps. Metrics are the same numbers on
+    every execution of the same run; the clock holds what differs: ``samples_per_second``, ``memory_mib``.
+    Metric names are ``train/loss``, ``train/accuracy`` or ``train/perplexity``, ``lr``, ``grad_norm`` and,
+    from evaluations, SPLIT/loss and so on; an accuracy is a fraction, 0 to 1.
+    """
+
+    def __init__(self, run: RunInfo) -> None:
+        """Opens the sink. A resumed run calls `load_state_dict` next, before anything else."""
+
+    def tick(self, progress: Progress) -> None:
+        """After every step: must cost nothing that shows."""
+
+    def train(self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
+        """Every ``loop.log_every`` steps."""
+
+    def evaluation(
+        self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]
+    ) -> None:
+        """After every evaluation, all splits at once."""
+
+    def curvature(self, progress: Progress, layers: Mapping[str, Mapping[str, float]]) -> None:
+        """What the optimizer reports of each layer at a refresh, e.g. ``{"conv1": {"share": 0.3}}``."""
+
+    def images(self, progress: Progress, tag: str, images: Tensor) -> None:
+        """A batch of inputs [N, C, H, W], C = 1 or 3, in any range."""
+
+    def histograms(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+        """Tensors whose distribution is worth seeing."""
+
+    def message(self, text: str, level: Level = "info") -> None:
+        """Something a person should read."""
+
+    def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
+        """The run ends, in whatever way; metrics are those of its last evaluation. Closes the sink."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the sink must know to go on from a checkpoint taken now; all it was told is on disk by then."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back to a checkpoint: what was written after it is undone, as the run will report it again."""
+
+
+class Monitors(Sink):
+    """All sinks of a run as one.
+
+    Whoever reports asks ``options`` first whether images, histograms and curvature are wanted. Ranks other than
+    the first have the same options with no sinks.
+    """
+
+    def __init__(self, run: RunInfo, options: MonitorOptions) -> None:
+        self.options = options
+        self.sinks: dict[str, Sink] = {name: SINKS.build({"name": name}, run) for name in options.sinks}
+
+    def tick(self, progress: Progress) -> None:
+        for sink in self.sinks.values():
+            sink.tick(progress)
+
+    def train(self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
+        for sink in self.sinks.values():
+            sink.train(progress, metrics, clock)
+
+    def evaluation(
+        self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]
+    ) -> None:
+        for sink in self.sinks.values():
+            sink.evaluation(progress, metrics, clock)
+
+    def curvature(self, progress: Progress, layers: Mapping[str, Mapping[str, float]]) -> None:
+        for sink in self.sinks.values():
+            sink.curvature(progress, layers)
+
+    def images(self, progress: Progress, tag: str, images: Tensor) -> None:
+        for sink in self.sinks.values():
+            sink.images(progress, tag, images)
+
+    def histograms(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+        for sink in self.sinks.values():
+            sink.histograms(progress, tensors)
+
+    def message(self, text: str, level: Level = "info") -> None:
+        for sink in self.sinks.values():
+            sink.message(text, level)
+
+    def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
+        for sink in self.sinks.values():
+            sink.finish(status, metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: sink.state_dict() for name, sink in self.sinks.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As each sink's; one that the checkpoint does not know starts with nothing."""
+        for name, sink in self.sinks.items():
+            sink.load_state_dict(state.get(name, {}))
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a metric's best value is its largest: that of an accuracy is, of a loss or a perplexity not."""
+    return "accuracy" in metric

@@ -1,0 +1,30 @@
+"""run.log: what was said during a run, with the time of day."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from trainer.monitor.base import SINKS, Level, Progress, RunInfo, Sink, Status
+
+
+@SINKS.register("runlog")
+class RunLog(Sink):
+    """Appends messages and evaluations to run.log. A resumed run goes on in the same file: it is a diary."""
+
+    def __init__(self, run: RunInfo) -> None:
+        self._file = open(run.directory / "run.log", "a", buffering=1)  # noqa: SIM115 (open for the whole run)
+        self.message(run.summary)
+        if run.resumed_step:
+            self.message(f"resumed at step {run.resumed_step}")
+
+    def evaluation(
+        self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]
+    ) -> None:
+        values = "  ".join(f"{name}={value:.6g}" for name, value in metrics.items())
+        self.message(f"step {progress.step}  epoch {progress.epoch:.2f}  {progress.seconds:.1f} s  {values}")
+
+    def message(self, text: str, level: Level = "info") -> None:
+        self._file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {level:<7} {text}\n")
+
+    def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
+        self.message(status)
+        self._file.close()
