@@ -109,7 +109,7 @@ class Sink:
         """The run ends, in whatever way; metrics are those of its last evaluation. Closes the sink."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the sink must know to go on from a checkpoint taken now; all it was told is on disk by then."""
+        """What the sink must know to go on from a checkpoint taken now; what it was told is on disk then."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -119,8 +119,8 @@ class Sink:
 class Monitors(Sink):
     """All sinks of a run as one.
 
-    Whoever reports asks ``options`` first whether images, histograms and curvature are wanted. Ranks other than
-    the first have the same options with no sinks.
+    Whoever reports asks ``options`` first whether images, histograms and curvature are wanted. Ranks other
+    than the first have the same options with no sinks.
     """
 
     def __init__(self, run: RunInfo, options: MonitorOptions) -> None:

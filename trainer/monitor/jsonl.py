@@ -1,7 +1,7 @@
 """A run's numbers as files of JSON, one record a line.
 
-``metrics.jsonl`` holds what is the same on every execution of the run; a run that is killed and resumed leaves
-the same bytes as one that is not::
+``metrics.jsonl`` holds what is the same on every execution of the run; a run that is killed and resumed
+leaves the same bytes as one that is not::
 
     {"kind": "train", "step": 50, "epoch": 0.5, "train/loss": 0.31, "lr": 0.001, "grad_norm": 1.2}
     {"kind": "curvature", "step": 60, "epoch": 0.6, "layers": {"conv1": {"share": 0.27}}}
@@ -10,8 +10,8 @@ the same bytes as one that is not::
 ``clock.jsonl`` holds what is not: for the same train and evaluation records ``seconds`` (of training, summed
 over restarts), ``samples_per_second``, ``memory_mib``.
 
-JSON has no name for numbers that are not finite: they are the strings "NaN", "Infinity" and "-Infinity", which
-``float()`` in Python and ``Number()`` in JavaScript read.
+JSON has no name for numbers that are not finite: they are the strings "NaN", "Infinity" and "-Infinity",
+which ``float()`` in Python and ``Number()`` in JavaScript read.
 """
 
 import json
