@@ -1,0 +1,90 @@
+"""What a data source gives the trainer: splits, whose batches are functions of sample numbers and a key."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from trainer.registry import Registry
+from trainer.schema import Count, Natural
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets. Images: float32 [B, C, H, W], int64 [B]. Tokens: int64 [B, T], the next ones [B, T]."""
+
+
+class Split(ABC):
+    """Numbered samples that live on the device, or are brought there batch by batch."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of samples."""
+
+    @abstractmethod
+    def batch(self, indices: Tensor, key: int | None) -> Batch:
+        """The samples of these numbers (int64 [B], on the CPU) as inputs and targets on the device.
+
+        A batch may be asked for in parts, by several ranks: how a sample is augmented may depend only on the
+        key and the sample's number (see :func:`trainer.data.random.uniform`), not on the global RNG.
+
+        Args:
+            indices: int64 [B], each in [0, len(self)).
+            key: the augmentation seed of the batch, in [0, 2**64); None: no augmentation.
+        """
+
+
+class LazySplit(Split):
+    """Samples that are read from disk when they are asked for, by worker processes if there are any."""
+
+    device: torch.device
+
+    @abstractmethod
+    def read(self, indices: Tensor, key: int | None) -> Batch:
+        """What a worker process does of :meth:`batch`: tensors on the CPU, as small as they can be sent."""
+
+    @abstractmethod
+    def finish(self, inputs: Tensor, targets: Tensor) -> Batch:
+        """What remains of :meth:`batch`, on the device."""
+
+    def batch(self, indices: Tensor, key: int | None) -> Batch:
+        return self.finish(*self.read(indices, key))
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, split.
+
+    Args:
+        train: what is trained on.
+        evals: what is evaluated on, by name; the first one picks the best checkpoint.
+        facts: what a model may need. Images: num_classes, in_channels, image_size (an int, or height and
+            width). Tokens: vocab_size, context_length.
+        kind: what the inputs are.
+        decode: tokens (int64 [T]) to text, where tokens stand for text.
+    """
+
+    train: Split
+    evals: dict[str, Split]
+    facts: dict[str, Any]
+    kind: Literal["images", "tokens"]
+    decode: Callable[[Tensor], str] | None = None
+
+
+@dataclass
+class LoaderOptions:
+    """Options of every data set.
+
+    Args:
+        batch_size: samples per optimizer step, over all ranks and micro-batches.
+        eval_batch_size: samples per evaluation step, over all ranks.
+        num_workers: processes that decode samples; sets that live in memory need none.
+    """
+
+    batch_size: Count = 128
+    eval_batch_size: Count = 512
+    num_workers: Natural = 0
+
+
+DATA = Registry("data", common=LoaderOptions, entry_points="trainer.data")
