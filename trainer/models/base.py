@@ -6,9 +6,9 @@ from trainer.errors import ConfigError
 from trainer.registry import Registry
 
 MODELS = Registry("model", entry_points="trainer.models")
-"""Models by name. The tag ``objective`` says what a model is trained on: "classification" (images to logits
-[B, classes]; the default), "language" (tokens [B, T] to logits [B, T, vocabulary]) or "reconstruction" (images
-to images)."""
+"""Models by name. The tag ``objective`` says what a model learns: "classification" (the default: images to
+logits [B, classes]), "language" (tokens [B, T] to logits [B, T, vocabulary]) or "reconstruction" (images to
+images)."""
 
 Fact = TypeVar("Fact")
 

@@ -30,8 +30,8 @@ class CNN(nn.Module):
         side, needed = min(height_width(image_size)), 2 ** (len(widths) - 1)
         if side < needed:
             raise ConfigError(
-                f"model.widths={list(widths)} halves the image {len(widths) - 1} times and needs {needed} pixels "
-                f"a side, but there are {side}: give fewer widths"
+                f"model.widths={list(widths)} halves the image {len(widths) - 1} times and needs {needed} "
+                f"pixels a side, but there are {side}: give fewer widths"
             )
         channels = fact("in_channels", in_channels)
         stages: list[nn.Module] = []

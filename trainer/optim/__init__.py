@@ -1,7 +1,16 @@
 """Optimizers and learning-rate schedules. Importing this package registers them."""
 
+from trainer.optim import pytorch_optimizer
 from trainer.optim.groups import OptimizerOptions, param_groups
 from trainer.optim.schedules import SCHEDULES, Schedule, ScheduleOptions
 from trainer.optim.zoo import OPTIMIZERS
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "OptimizerOptions", "Schedule", "ScheduleOptions", "param_groups"]
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "OptimizerOptions",
+    "Schedule",
+    "ScheduleOptions",
+    "param_groups",
+    "pytorch_optimizer",
+]

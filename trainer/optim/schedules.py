@@ -3,16 +3,18 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.registry import Registry
-from trainer.schema import Fraction, NonNegative
+from trainer.schema import Fraction, NonNegative, Positive, Range
 
 Factor = Callable[[float], float]
 """Maps the fraction of the budget spent after the warm-up, 0 to 1, to a factor of the base learning rate."""
+
+DecayShare = Annotated[float, Range(gt=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -85,4 +87,46 @@ def constant() -> Factor:
 @SCHEDULES.register("cosine")
 def cosine(*, min_factor: Fraction = 0.0) -> Factor:
     """Half a cosine from the base rate to ``min_factor`` of it (SGDR without restarts, arXiv 1608.03983)."""
-    return lambda progress: min_factor + (1 - min_factor) * (1 + math.cos(math.pi * progress)) / 2
+    return lambda progress: _half_cosine(1.0, min_factor, progress)
+
+
+@SCHEDULES.register("linear")
+def linear(*, min_factor: Fraction = 0.0) -> Factor:
+    """A straight line from the base rate to ``min_factor`` of it."""
+    return lambda progress: 1 - (1 - min_factor) * progress
+
+
+@SCHEDULES.register("step")
+def step(*, milestones: tuple[Fraction, ...] = (0.5, 0.75), gamma: Positive = 0.1) -> Factor:
+    """The rate is multiplied by ``gamma`` at each milestone, a fraction of the budget."""
+    return lambda progress: gamma ** sum(progress >= milestone for milestone in milestones)
+
+
+@SCHEDULES.register("one_cycle")
+def one_cycle(
+    *, peak: Fraction = 0.3, initial_divisor: Positive = 25.0, final_divisor: Positive = 1e4
+) -> Factor:
+    """Half a cosine up to the base rate at ``peak``, another one down (super-convergence, arXiv 1708.07120).
+
+    It starts at the base rate / ``initial_divisor`` and ends at that / ``final_divisor``.
+    """
+    start = 1 / initial_divisor
+    end = start / final_divisor
+
+    def factor(progress: float) -> float:
+        if progress < peak:
+            return _half_cosine(start, 1.0, progress / peak)
+        return _half_cosine(1.0, end, (progress - peak) / (1 - peak))
+
+    return factor
+
+
+@SCHEDULES.register("wsd")
+def wsd(*, decay: DecayShare = 0.2, min_factor: Fraction = 0.0) -> Factor:
+    """Warm-up, stable, decay: the base rate, then in the last ``decay`` of the budget a straight line down to
+    ``min_factor`` of it (arXiv 2404.06395)."""
+    return lambda progress: 1 - (1 - min_factor) * max(0.0, progress - (1 - decay)) / decay
+
+
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,17 +1,18 @@
 """The registry of optimizers, and torch's own in it."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from trainer.optim.groups import OptimizerOptions
+from trainer.optim.muon import MuonAdamW, split_matrices
 from trainer.registry import Registry
-from trainer.schema import Fraction, NonNegative, Positive
+from trainer.schema import Count, Fraction, NonNegative, Positive
 
 OPTIMIZERS = Registry("optimizer", common=OptimizerOptions, entry_points="trainer.optimizers")
-"""Optimizers by name: ``make(model, params, *, options...)``, params being what ``groups.param_groups`` gives.
+"""Optimizers by name: ``make(model, params, *, options...)``, params as ``groups.param_groups`` gives them.
 An attribute ``needs_create_graph`` of what is made asks for gradients that can be differentiated again."""
 
 Groups = list[dict[str, Any]]
@@ -42,8 +43,32 @@ def sgd(
         params,
         lr=lr,
         momentum=momentum,
-        nesterov=nesterov and momentum > 0,
+        nesterov=nesterov and momentum > 0,  # without momentum there is nothing to look along
         weight_decay=weight_decay,
+        fused=_fused(params, fused),
+    )
+
+
+@OPTIMIZERS.register("adam")
+def adam(
+    model: nn.Module,
+    params: Groups,
+    *,
+    lr: NonNegative = 1e-3,
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999),
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    amsgrad: bool = False,
+    fused: bool | None = None,
+) -> Optimizer:
+    """Adam, with weight decay added to the gradient: ``torch.optim.Adam``."""
+    return torch.optim.Adam(
+        params,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        amsgrad=amsgrad,
         fused=_fused(params, fused),
     )
 
@@ -57,9 +82,88 @@ def adamw(
     betas: tuple[Fraction, Fraction] = (0.9, 0.999),
     eps: Positive = 1e-8,
     weight_decay: NonNegative = 0.01,
+    amsgrad: bool = False,
     fused: bool | None = None,
 ) -> Optimizer:
     """Adam with decoupled weight decay: ``torch.optim.AdamW``."""
     return torch.optim.AdamW(
-        params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=_fused(params, fused)
+        params,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        amsgrad=amsgrad,
+        fused=_fused(params, fused),
+    )
+
+
+@OPTIMIZERS.register("nadam")
+def nadam(
+    model: nn.Module,
+    params: Groups,
+    *,
+    lr: NonNegative = 2e-3,
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999),
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    momentum_decay: NonNegative = 4e-3,
+    decoupled: bool = True,
+) -> Optimizer:
+    """Adam with Nesterov's momentum: ``torch.optim.NAdam``."""
+    return torch.optim.NAdam(
+        params,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        momentum_decay=momentum_decay,
+        decoupled_weight_decay=decoupled,
+    )
+
+
+@OPTIMIZERS.register("adafactor")
+def adafactor(
+    model: nn.Module,
+    params: Groups,
+    *,
+    lr: NonNegative = 1e-2,
+    beta2_decay: float = -0.8,
+    clip_threshold: Positive = 1.0,
+    weight_decay: NonNegative = 0.0,
+) -> Optimizer:
+    """Adam's step from row and column means of the squared gradient: ``torch.optim.Adafactor``."""
+    return torch.optim.Adafactor(
+        params, lr=lr, beta2_decay=beta2_decay, d=clip_threshold, weight_decay=weight_decay
+    )
+
+
+@OPTIMIZERS.register("muon")
+def muon(
+    model: nn.Module,
+    params: Groups,
+    *,
+    lr: NonNegative = 1e-2,
+    momentum: Fraction = 0.95,
+    nesterov: bool = True,
+    ns_steps: Count = 5,
+    adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw",
+    adamw_lr: NonNegative = 3e-3,
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95),
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.1,
+    fused: bool | None = None,
+) -> Optimizer:
+    """Muon for the hidden matrices, AdamW for the rest: ``torch.optim.Muon`` and ``torch.optim.AdamW``."""
+    return MuonAdamW(
+        split_matrices(model, params),
+        lr=lr,
+        momentum=momentum,
+        nesterov=nesterov,
+        ns_steps=ns_steps,
+        adjust_lr_fn=adjust_lr_fn,
+        adamw_lr=adamw_lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        fused=_fused(params, fused),
     )

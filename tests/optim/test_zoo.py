@@ -1,0 +1,225 @@
+"""Every optimizer, on one small model: a convolution, a norm, attention's kind of matrices, a classifier."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from trainer.errors import ConfigError, MissingExtra
+from trainer.optim import OPTIMIZERS, param_groups
+from trainer.optim.muon import split_matrices
+
+pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
+
+TORCHS = ["sgd", "adam", "adamw", "nadam", "adafactor", "muon"]
+
+
+def small_model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 8), nn.Linear(8, 10)
+    )
+
+
+def build(model, decay_norms_and_biases=False, **config):
+    checked = OPTIMIZERS.check({**config, "decay_norms_and_biases": decay_norms_and_biases})
+    return OPTIMIZERS.build(checked, model, param_groups(model, decay_norms_and_biases))
+
+
+def train(model, optimizer, steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    for _ in range(steps):
+        images = torch.randn(8, 1, 8, 8, generator=generator)
+        loss = nn.functional.cross_entropy(model(images), torch.arange(8))
+        optimizer.zero_grad()
+        loss.backward(create_graph=getattr(optimizer, "needs_create_graph", False))
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_moves_every_parameter_and_learns(name):
+    model = small_model()
+    before = copy.deepcopy(model.state_dict())
+    losses = train(model, build(model, name=name), 20)
+    assert losses[-1] < losses[0]
+    assert all(not torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_a_loaded_state_goes_on_as_if_never_interrupted(name):
+    model = small_model()
+    optimizer = build(model, name=name)
+    train(model, optimizer, 3)
+    again = copy.deepcopy(model)
+    resumed = build(again, name=name)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 2, seed=1)
+    train(again, resumed, 2, seed=1)
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_state_is_keyed_like_the_named_parameters(name):
+    model = small_model()
+    optimizer = build(model, name=name)
+    train(model, optimizer, 1)
+    state = optimizer.state_dict()
+    named = dict(model.named_parameters())
+    by_index = {
+        index: name
+        for group in state["param_groups"]
+        for index, name in zip(group["params"], group["param_names"], strict=True)
+    }
+    assert sorted(by_index.values()) == sorted(named)
+    for index, of_parameter in state["state"].items():
+        for value in of_parameter.values():
+            assert not value.ndim or value.shape == named[by_index[index]].shape or name == "adafactor"
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_norms_and_biases_are_exempt_from_decay(name):
+    model = small_model()
+    optimizer = build(model, name=name, weight_decay=0.5)
+    decay = {n: g["weight_decay"] for g in optimizer.param_groups for n in g["param_names"]}
+    assert decay == {n: 0.5 if p.ndim >= 2 else 0.0 for n, p in model.named_parameters()}
+
+
+def test_fused_and_plain_updates_agree():
+    for name in ("sgd", "adam", "adamw", "muon"):
+        models = [small_model(), small_model()]
+        for model, fused in zip(models, (True, False), strict=True):
+            train(model, build(model, name=name, fused=fused), 3)
+        for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_muon_is_torchs_muon_and_adamw():
+    ours, theirs = small_model(), small_model()
+    optimizer = build(ours, name="muon", lr=0.02, adamw_lr=0.003, adjust_lr_fn="original", weight_decay=0.1)
+    kernel = theirs[0].weight  # torch's Muon takes matrices only: give it this one flattened
+    flat = nn.Parameter(kernel.detach().flatten(1))
+    matrices = [flat, theirs[4].weight]
+    rest = [p for p in theirs.parameters() if p is not kernel and p is not theirs[4].weight]
+    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1)
+    adamw = torch.optim.AdamW(
+        [{"params": [p], "weight_decay": 0.1 * (p.ndim > 1)} for p in rest], lr=0.003, betas=(0.9, 0.95)
+    )
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        images = torch.randn(8, 1, 8, 8, generator=generator)
+        for model in (ours, theirs):
+            model.zero_grad()
+            nn.functional.cross_entropy(model(images), torch.arange(8)).backward()
+        flat.grad = kernel.grad.flatten(1)
+        for each in (optimizer, muon, adamw):
+            each.step()
+        kernel.data.copy_(flat.detach().view_as(kernel))
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_muon_updates_weights_in_any_memory_format():
+    plain, last = small_model(), small_model().to(memory_format=torch.channels_last)
+    for model in (plain, last):
+        train(model, build(model, name="muon"), 2)
+    for a, b in zip(plain.parameters(), last.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-2)  # Newton-Schulz runs in bfloat16
+
+
+def test_muon_takes_the_hidden_matrices_only():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(7, 4)
+            self.positions = nn.Parameter(torch.zeros(1, 5, 4))
+            self.attention = nn.MultiheadAttention(4, 2)
+            self.depthwise = nn.Conv1d(4, 4, 3, groups=4)
+            self.hidden = nn.Linear(4, 4)
+            self.head = nn.Linear(4, 7)
+
+    def taken(model):
+        groups = split_matrices(model, param_groups(model, True))
+        return {name for group in groups if group["use_muon"] for name, _ in group["params"]}
+
+    matrices = {"attention.in_proj_weight", "attention.out_proj.weight", "hidden.weight"}
+    net = Net()
+    assert taken(net) == matrices
+    net.head.weight = net.embedding.weight
+    assert taken(net) == matrices
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_an_overflow_under_a_grad_scaler_changes_nothing(name):
+    model = small_model()
+    optimizer = build(model, name=name)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = copy.deepcopy(model.state_dict())
+    scaler.scale(model(torch.randn(2, 1, 8, 8)).sum()).backward()
+    model[5].weight.grad[0, 0] = torch.inf
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert scaler.get_scale() == 2.0
+
+
+SLOW_STARTERS = {"adashift", "radam"}
+"""Their first 10 and 5 steps only gather gradients; the first step of some others does."""
+
+
+@pytest.mark.parametrize("algorithm", pytorch_optimizer.get_supported_optimizers())
+@pytest.mark.filterwarnings("ignore")
+def test_every_algorithm_of_pytorch_optimizer_steps_or_says_why_not(algorithm):
+    model = small_model()
+    options = {"num_iterations": 10} if algorithm == "ranger21" else {}
+    try:
+        optimizer = build(model, name="pytorch_optimizer", algorithm=algorithm, options=options)
+    except ConfigError as error:
+        assert "cannot be used here" in str(error)
+        assert "\n" not in str(error)
+        return
+    before = copy.deepcopy(model.state_dict())
+    train(model, optimizer, 12 if algorithm in SLOW_STARTERS else 2)
+    after = model.state_dict()
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(before[key], value) for key, value in after.items())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"algorithm": "sopa"}, "unknown optimizer.algorithm=sopa; did you mean"),
+        ({"algorithm": "sam"}, "cannot be used here: step() needs a closure"),
+        (
+            {"algorithm": "lion", "options": {"beta": 1}},
+            "optimizer.options.beta of lion; did you mean betas?",
+        ),
+        ({"algorithm": "lion", "options": {"lr": 1}}, "use optimizer.lr"),
+        ({"algorithm": "lion", "options": {"betas": [2.0, 0.9]}}, "optimizer.algorithm=lion: "),
+        ({"algorithm": "fromage", "weight_decay": 0.1}, "fromage has no weight_decay"),
+        ({"algorithm": "ranger21"}, "ranger21 needs optimizer.options.num_iterations"),
+    ],
+)
+def test_a_wrong_option_is_one_line(config, message):
+    with pytest.raises(ConfigError) as error:
+        build(small_model(), name="pytorch_optimizer", **config)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_package_names_its_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pytorch_optimizer", None)
+    with pytest.raises(MissingExtra, match=r"pip install '\.\[zoo\]'"):
+        build(small_model(), name="pytorch_optimizer")
+
+
+def test_second_order_algorithms_ask_for_the_graph():
+    asked = {
+        name: build(small_model(), name="pytorch_optimizer", algorithm=name).needs_create_graph
+        for name in ("adahessian", "sophiah", "lion")
+    }
+    assert asked == {"adahessian": True, "sophiah": True, "lion": False}
