@@ -1,0 +1,29 @@
+"""Numbers as a person reads them."""
+
+from collections.abc import Sequence
+
+
+def value(name: str, number: float) -> str:
+    """A metric: an accuracy in percent, anything else with four or so digits that matter."""
+    if "accuracy" in name:
+        return f"{100 * number:.2f}%"
+    return f"{number:.4f}" if number == 0 or 0.1 <= abs(number) < 1000 else f"{number:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """``0:07``, ``12:34``, ``1:02:03``, ``2d 03:04``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour:02}:{minute:02}"
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minutes}:{second:02}"
+
+
+def memory(mib: float) -> str:
+    return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
+
+
+def row(heads: Sequence[str], cells: Sequence[str]) -> str:
+    """Cells right-aligned below their heads."""
+    return "  ".join(f"{cell:>{max(len(head), 8)}}" for head, cell in zip(heads, cells, strict=True))

@@ -1,0 +1,185 @@
+"""TensorBoard: curves against steps and against training seconds, config, images, curvature, comparison of runs.
+
+A tag ``test/loss`` has the optimizer step on its axis; ``by_seconds/test/loss`` has whole training seconds there
+(evaluation excluded, summed over restarts), which is how optimizers of different cost are compared fairly.
+TensorBoard's own "relative" axis cannot do that: it counts evaluation and downtime, and starts every curve at its
+first point. Within one second the last value counts.
+
+Because two units share the axis, a resumed run cannot tell TensorBoard to purge what came after the checkpoint
+(``purge_step`` is one number for all tags). It cuts its event files back to their length at the checkpoint instead.
+
+There is no Experiment record for the HPARAMS page: without one TensorBoard takes the union of all runs' options as
+its columns, so runs of different optimizers compare.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from omegaconf import OmegaConf
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams.api_pb2 import Status as SessionStatus
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
+
+from trainer.monitor.base import SINKS, Progress, RunInfo, Sink, Status
+
+COMPARED = ("seed", "model", "data", "optimizer", "schedule")
+"""What of the config the HPARAMS page shows."""
+IMAGES = 32
+
+
+@SINKS.register("tensorboard")
+class TensorBoard(Sink):
+    """Writes event files into the run directory."""
+
+    def __init__(self, run: RunInfo) -> None:
+        self._directory = run.directory
+        self._earlier = event_files(run.directory)
+        if not run.resumed_step:
+            self.load_state_dict({})
+        self._writer = SummaryWriter(str(run.directory), flush_secs=10)
+        self._writer.add_text("summary", run.summary, run.resumed_step)
+        yaml = OmegaConf.to_yaml(OmegaConf.create(dict(run.config)))
+        self._writer.add_text("config", f"```yaml\n{yaml}```", run.resumed_step)
+        self._writer.add_custom_scalars(layout(run.primary))
+        self._add(session_start(run.config))
+
+    def train(self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
+        self._scalars(progress, metrics, {f"speed/{name}": number for name, number in clock.items()})
+
+    def evaluation(
+        self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]
+    ) -> None:
+        self._scalars(progress, metrics, {})
+
+    def curvature(self, progress: Progress, layers: Mapping[str, Mapping[str, float]]) -> None:
+        values = {}
+        for key in dict.fromkeys(key for layer in layers.values() for key in layer):
+            by_layer = {name: layer[key] for name, layer in layers.items() if key in layer}
+            for name, number in by_layer.items():
+                values[f"curvature/{key}/{name}"] = number
+            for name, function in {"min": min, "median": median, "max": max}.items():
+                values[f"curvature/{key}_over_layers/{name}"] = function(by_layer.values())
+        self._add(scalars(values), progress.step)
+
+    def images(self, progress: Progress, tag: str, images: Tensor) -> None:
+        self._writer.add_image(tag, grid(images), progress.step)
+
+    def histograms(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            values = tensor.detach().float()
+            values = values[values.isfinite()]
+            if values.numel():
+                self._writer.add_histogram(name, values, progress.step)
+
+    def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
+        self._add(session_end(status))
+        self._writer.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lengths of the event files."""
+        self._writer.flush()
+        return {path.name: path.stat().st_size for path in event_files(self._directory)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for path in self._earlier:
+            if path.name in state:
+                with open(path, "r+b") as file:
+                    file.truncate(min(state[path.name], path.stat().st_size))
+            else:
+                path.unlink()
+
+    def _scalars(self, progress: Progress, metrics: Mapping[str, float], speed: Mapping[str, float]) -> None:
+        """One event against the step, one against the seconds."""
+        named = {name if "/" in name else f"train/{name}": number for name, number in metrics.items()}
+        self._add(scalars({**named, **speed}), progress.step)
+        by_seconds = {f"by_seconds/{name}": number for name, number in metrics.items() if "/" in name}
+        self._add(scalars(by_seconds), int(progress.seconds))
+
+    def _add(self, summary: Summary, step: int = 0) -> None:
+        self._writer._get_file_writer().add_summary(summary, step)
+
+
+def event_files(directory: Path) -> list[Path]:
+    return sorted(directory.glob("events.out.tfevents.*"))
+
+
+def scalars(values: Mapping[str, float]) -> Summary:
+    """Many scalars as one record, which costs a fraction of as many records."""
+    return Summary(value=[Summary.Value(tag=tag, simple_value=number) for tag, number in values.items()])
+
+
+def session_start(config: Mapping[str, Any]) -> Summary:
+    """The options of a run as a row of the HPARAMS page."""
+    info = SessionStartInfo(start_time_secs=time.time())
+    for name, option in flatten({group: config[group] for group in COMPARED if group in config}):
+        if isinstance(option, bool):
+            info.hparams[name].bool_value = option
+        elif isinstance(option, int | float):
+            info.hparams[name].number_value = option
+        elif option is not None:
+            info.hparams[name].string_value = str(option)
+    return hparams(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
+
+
+def session_end(status: Status) -> Summary:
+    name = {"finished": "STATUS_SUCCESS", "failed": "STATUS_FAILURE", "preempted": "STATUS_UNKNOWN"}[status]
+    info = SessionEndInfo(status=SessionStatus.Value(name), end_time_secs=time.time())
+    return hparams(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))
+
+
+def hparams(tag: str, content: HParamsPluginData) -> Summary:
+    return Summary(value=[Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(content))])
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option with its dotted name."""
+    for key, option in config.items():
+        if isinstance(option, Mapping):
+            yield from flatten(option, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", option
+
+
+def layout(primary: str) -> dict[str, dict[str, list[Any]]]:
+    """The CUSTOM SCALARS page: what belongs together in one chart. Tags are regular expressions."""
+
+    def charts(metric: str) -> dict[str, list[Any]]:
+        return {
+            f"{metric} against steps": ["Multiline", [f"^[^/]+/{metric}$"]],
+            f"{metric} against training seconds": ["Multiline", [f"^by_seconds/[^/]+/{metric}$"]],
+        }
+
+    share = "curvature/share_over_layers"
+    return {
+        **{metric: charts(metric) for metric in dict.fromkeys(["loss", primary.split("/")[-1]])},
+        "curvature": {
+            "share of curvature: median, least and largest layer": [
+                "Margin",
+                [f"{share}/median", f"{share}/min", f"{share}/max"],
+            ],
+            "share of curvature by layer": ["Multiline", ["^curvature/share/"]],
+        },
+        "speed": {
+            "samples per second": ["Multiline", ["^speed/samples_per_second$"]],
+            "memory (MiB)": ["Multiline", ["^speed/memory_mib$"]],
+        },
+    }
+
+
+def grid(images: Tensor) -> Tensor:
+    """The first images side by side, [3, H, W] in 0 to 1: the batch's range stretched to black and white.
+
+    Small images are enlarged without smoothing, so that a person sees their pixels.
+    """
+    from torchvision.utils import make_grid  # takes a second to import
+
+    images = images[:IMAGES].detach().float().cpu()
+    enlarged = F.interpolate(images, scale_factor=max(1, 64 // images.shape[-1]), mode="nearest")
+    return make_grid(enlarged, nrow=8, normalize=True, pad_value=1.0)
