@@ -1,15 +1,15 @@
-"""TensorBoard: curves against steps and against training seconds, config, images, curvature, comparison of runs.
+"""TensorBoard: curves against steps and against training seconds, curvature, images, and runs compared.
 
-A tag ``test/loss`` has the optimizer step on its axis; ``by_seconds/test/loss`` has whole training seconds there
-(evaluation excluded, summed over restarts), which is how optimizers of different cost are compared fairly.
-TensorBoard's own "relative" axis cannot do that: it counts evaluation and downtime, and starts every curve at its
-first point. Within one second the last value counts.
+A tag ``test/loss`` has optimizer steps on its axis; ``by_seconds/test/loss`` has whole training seconds there
+(evaluation excluded, summed over restarts): the fair comparison of optimizers whose steps differ in cost.
+TensorBoard's own "relative" axis is not that: it counts evaluation and downtime, and starts every curve at
+its first point. Of several values within a second the last one shows.
 
-Because two units share the axis, a resumed run cannot tell TensorBoard to purge what came after the checkpoint
-(``purge_step`` is one number for all tags). It cuts its event files back to their length at the checkpoint instead.
+Because two units share the axis, a resumed run cannot have TensorBoard purge what came after the checkpoint:
+``purge_step`` is one number for all tags. It cuts its event files to their length at the checkpoint instead.
 
-There is no Experiment record for the HPARAMS page: without one TensorBoard takes the union of all runs' options as
-its columns, so runs of different optimizers compare.
+There is no Experiment record for the HPARAMS page: without one TensorBoard takes the union of all runs'
+options as its columns, so that runs of different optimizers compare.
 """
 
 import time
@@ -19,10 +19,8 @@ from statistics import median
 from typing import Any
 
 from omegaconf import OmegaConf
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams import metadata
-from tensorboard.plugins.hparams.api_pb2 import Status as SessionStatus
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
@@ -59,13 +57,14 @@ class TensorBoard(Sink):
         self._scalars(progress, metrics, {})
 
     def curvature(self, progress: Progress, layers: Mapping[str, Mapping[str, float]]) -> None:
-        values = {}
-        for key in dict.fromkeys(key for layer in layers.values() for key in layer):
+        values: dict[str, float] = {}
+        for key in sorted({key for layer in layers.values() for key in layer}):
             by_layer = {name: layer[key] for name, layer in layers.items() if key in layer}
-            for name, number in by_layer.items():
-                values[f"curvature/{key}/{name}"] = number
-            for name, function in {"min": min, "median": median, "max": max}.items():
-                values[f"curvature/{key}_over_layers/{name}"] = function(by_layer.values())
+            values |= {f"curvature/{key}/{name}": number for name, number in by_layer.items()}
+            over = f"curvature/{key}_over_layers"
+            numbers = list(by_layer.values())
+            values |= {f"{over}/min": min(numbers), f"{over}/max": max(numbers)}
+            values |= {f"{over}/median": median(numbers)}
         self._add(scalars(values), progress.step)
 
     def images(self, progress: Progress, tag: str, images: Tensor) -> None:
@@ -117,7 +116,7 @@ def scalars(values: Mapping[str, float]) -> Summary:
 
 def session_start(config: Mapping[str, Any]) -> Summary:
     """The options of a run as a row of the HPARAMS page."""
-    info = SessionStartInfo(start_time_secs=time.time())
+    info = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
     for name, option in flatten({group: config[group] for group in COMPARED if group in config}):
         if isinstance(option, bool):
             info.hparams[name].bool_value = option
@@ -125,17 +124,18 @@ def session_start(config: Mapping[str, Any]) -> Summary:
             info.hparams[name].number_value = option
         elif option is not None:
             info.hparams[name].string_value = str(option)
-    return hparams(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
+    return hparams(metadata.SESSION_START_INFO_TAG, session_start_info=info)
 
 
 def session_end(status: Status) -> Summary:
     name = {"finished": "STATUS_SUCCESS", "failed": "STATUS_FAILURE", "preempted": "STATUS_UNKNOWN"}[status]
-    info = SessionEndInfo(status=SessionStatus.Value(name), end_time_secs=time.time())
-    return hparams(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))
+    info = plugin_data_pb2.SessionEndInfo(status=api_pb2.Status.Value(name), end_time_secs=time.time())
+    return hparams(metadata.SESSION_END_INFO_TAG, session_end_info=info)
 
 
-def hparams(tag: str, content: HParamsPluginData) -> Summary:
-    return Summary(value=[Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(content))])
+def hparams(tag: str, **content: Any) -> Summary:
+    record = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**content))
+    return Summary(value=[Summary.Value(tag=tag, metadata=record, tensor=metadata.NULL_TENSOR)])
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
