@@ -60,7 +60,7 @@ def options_of(target: Callable[..., Any] | type) -> dict[str, Option]:
     if dataclasses.is_dataclass(target):
         hints = typing.get_type_hints(target, include_extras=True)
         return {f.name: Option(f.name, hints[f.name], _field_default(f)) for f in dataclasses.fields(target)}
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    function = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(function, include_extras=True)
     return {
         p.name: Option(p.name, hints.get(p.name, Any), p.default)
@@ -125,10 +125,10 @@ def _convert(type_: Any, value: Any, where: str) -> Any:
         ):
             raise ValueError
         return value
-    if dataclasses.is_dataclass(type_):
+    if isinstance(type_, type) and dataclasses.is_dataclass(type_):
         if not isinstance(value, Mapping):
             raise TypeError
-        return type_(**check_options(options_of(type_), value, where))  # type: ignore[operator]
+        return type_(**check_options(options_of(type_), value, where))
     if origin in (list, tuple):
         return origin(_convert_items(origin, args, value, where))
     if origin is dict or type_ is dict:

@@ -1,0 +1,120 @@
+"""``python -m trainer``: one run, or with ``--multirun`` a sweep of them, from Hydra overrides."""
+
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from trainer.compose import CONF, compose, hydra_session, load_plugins, parse_arguments, resolve, sweep_points
+from trainer.config import Config
+from trainer.dry_run import dry_run
+from trainer.errors import UserError
+from trainer.run import CRASHED, FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR, Result, run
+from trainer.rundir import RunDirectory
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = parse_arguments(argv)
+        load_plugins(args.overrides)
+        if args.help or args.hydra_help or args.shell_completion:
+            hydra_app(args, argv, print)
+            return FINISHED
+        configs = check(args)
+        if args.cfg or args.info:
+            hydra_app(args, argv, print)
+            return FINISHED
+        if any(config.dry_run for config, _ in configs):
+            for config, _ in configs:
+                dry_run(config)
+            return FINISHED
+        if args.multirun:
+            return sweep(args, argv)
+        return single(args, *configs[0])
+    except UserError as error:
+        return refuse(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def refuse(error: UserError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return USER_ERROR
+
+
+def check(args: Namespace) -> list[tuple[Config, DictConfig]]:
+    """The config of every run that the command line asks for, typed and as composed.
+
+    Raises:
+        UserError: one of them is wrong.
+    """
+    points = sweep_points(args.overrides) if args.multirun else [args.overrides]
+    with hydra_session(args) as session:
+        composed = [compose(session, args, point) for point in points]
+    return [(resolve(config), config) for config in composed]
+
+
+def single(args: Namespace, config: Config, composed: DictConfig) -> int:
+    named = args.config_path or any(o.startswith("hydra.run.dir=") for o in args.overrides)
+    directory = RunDirectory(Path(composed.hydra.run.dir), unique=not named)
+    return run_in(directory, config, args.overrides).code
+
+
+def run_in(directory: RunDirectory, config: Config, overrides: list[str]) -> Result:
+    try:
+        return run(config, directory, overrides)
+    finally:
+        directory.release()
+        directory.remove_if_unused()
+
+
+def sweep(args: Namespace, argv: list[str]) -> int:
+    """Runs every point of a grid through Hydra's sweeper and launcher, the rest too if one fails."""
+    results: list[tuple[str, Result]] = []
+
+    def task(composed: DictConfig) -> float | None:
+        hydra_config = HydraConfig.get()
+        overrides = list(hydra_config.overrides.task)
+        print(f"\nrun {hydra_config.job.num}: {' '.join(overrides)}", flush=True)
+        try:
+            directory = RunDirectory(Path(hydra_config.runtime.output_dir), unique=False)
+            result = run_in(directory, resolve(composed), overrides)
+        except UserError as error:
+            result = Result(refuse(error), {}, "")
+        if result.code in (PREEMPTED, INTERRUPTED):
+            sys.exit(result.code)
+        results.append((" ".join(overrides), result))
+        return result.metrics.get(result.primary)
+
+    hydra_app(args, argv, task)
+    show_sweep(results)
+    return max((result.code for _, result in results), default=FINISHED)
+
+
+def show_sweep(results: list[tuple[str, Result]]) -> None:
+    names = sorted({name for _, result in results for name in result.metrics})
+    table = Table("run", "result", *names)
+    words = {FINISHED: "finished", CRASHED: "failed", USER_ERROR: "refused"}
+    for overrides, result in results:
+        values = [f"{result.metrics[n]:.4f}" if n in result.metrics else "" for n in names]
+        table.add_row(overrides, words[result.code], *values)
+    Console().print(table)
+
+
+def hydra_app(args: Namespace, argv: list[str], task: object) -> None:
+    """Hands the command line to Hydra as it is."""
+    sys.argv = ["trainer", *argv]
+    os.environ.setdefault("HYDRA_MAIN_MODULE", "trainer.__main__")
+    hydra.main(config_path=args.config_path or str(CONF), config_name="config", version_base="1.3")(task)()  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,6 @@
+"""dry"""
+from trainer.config import Config
+
+
+def dry_run(config: Config) -> None:
+    """x"""

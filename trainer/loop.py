@@ -1,0 +1,340 @@
+"""The training loop, from the first step to the last checkpoint."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from trainer import checkpoint
+from trainer.config import CheckpointOptions, LoopOptions
+from trainer.data import Batch, Data, eval_batches
+from trainer.errors import UserError
+from trainer.monitor import Monitors, Progress
+from trainer.objective import Objective
+from trainer.precision import Precision
+from trainer.state import TrainState
+from trainer.stop import StopFlag, Stopped
+
+
+class TrainingFailed(UserError):
+    """The run cannot go on: its losses or gradients are not finite any more."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where training ends: after so many optimizer steps, or so many training seconds."""
+
+    steps: int | None
+    seconds: float | None
+
+    def fraction(self, step: int, seconds: float) -> float:
+        spent = step / self.steps if self.steps else seconds / self.seconds  # type: ignore[operator]
+        return min(1.0, spent)
+
+
+class Trainer:
+    """Trains what a `TrainState` holds.
+
+    Args:
+        state: what is trained; where it stands is where training starts.
+        data: the evaluation splits, and what the training batches are made of.
+        objective: the loss and the metrics.
+        budget: where training ends.
+        directory: the run directory.
+        stop: read between two steps; a signal ends the run with a checkpoint.
+        eval_batch_size, num_workers: how evaluation batches are read.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        *,
+        data: Data,
+        objective: Objective,
+        precision: Precision,
+        budget: Budget,
+        loop: LoopOptions,
+        checkpoints: CheckpointOptions,
+        monitors: Monitors,
+        directory: Path,
+        stop: StopFlag,
+        device: torch.device,
+        eval_batch_size: int,
+        num_workers: int,
+    ) -> None:
+        self.state = state
+        self.counters = state.counters
+        self.model = state.model
+        self.optimizer = state.optimizer
+        self.data = data
+        self.objective = objective
+        self.precision = precision
+        self.budget = budget
+        self.loop = loop
+        self.checkpoints = checkpoints
+        self.monitors = monitors
+        self.folder = directory / "checkpoints"
+        self.stop = stop
+        self.device = device
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+
+        number, unit = loop.eval_interval
+        self.eval_every = number if unit == "steps" else number * state.loader.batches_per_epoch
+        self.primary = f"{next(iter(data.evals))}/{objective.primary}"
+        self.needs_create_graph = getattr(state.optimizer, "needs_create_graph", False)
+        self.buffers = list(state.model.buffers())
+        self.evaluated: dict[str, float] = {}
+        self.rate = SampleRate(state.loader.batch_size)
+        self.saved_at, self.saved_step = time.monotonic(), -1
+
+    def fit(self) -> dict[str, float]:
+        """Trains until the budget is spent or patience is; returns the metrics of the last evaluation.
+
+        Raises:
+            Stopped: a signal came; a checkpoint was written.
+            TrainingFailed: too many losses or gradients in a row were not finite.
+        """
+        evaluated_step = -1
+        while not self.finished():
+            self.train_step()
+            if self.counters.step % self.loop.log_every == 0:
+                self.report()
+            if self.counters.step % self.eval_every == 0:
+                self.evaluate()
+                evaluated_step = self.counters.step
+            self.stop_if_asked()
+            if self.checkpoint_due():
+                self.save()
+        if evaluated_step != self.counters.step:
+            self.evaluate()
+        self.save()
+        return self.evaluated
+
+    def finished(self) -> bool:
+        patience = self.loop.patience
+        return self.progress().fraction >= 1 or (
+            patience is not None and self.counters.evaluations_since_best >= patience
+        )
+
+    def progress(self) -> Progress:
+        step, seconds = self.counters.step, self.counters.seconds
+        epoch = step / self.state.loader.batches_per_epoch
+        return Progress(step, epoch, seconds, self.budget.fraction(step, seconds))
+
+    def train_step(self) -> None:
+        """One optimizer step on one batch, all its micro-batches; the clock of the run runs here alone."""
+        start = time.perf_counter()
+        self.state.schedule.update(self.progress().fraction, self.counters.step)
+        batches = self.state.loader.next_batch()
+        if self.counters.step == 0 and self.monitors.options.log_images and self.data.kind == "images":
+            self.monitors.images(self.progress(), "train/batch", batches[0][0])
+        saved_buffers = [buffer.clone() for buffer in self.buffers]
+
+        self.model.train()
+        losses, totals = self.forward_backward(batches)
+        self.precision.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = get_total_norm(gradients)
+        if self.update_is_sound(losses, norm):
+            if self.loop.clip_norm is not None:
+                clip_grads_with_norm_(self.model.parameters(), self.loop.clip_norm, norm)
+            self.precision.scaler.step(self.optimizer)
+            self.counters.skipped_in_a_row = 0
+            if self.state.ema is not None:
+                self.state.ema.update()
+            self.state.window += totals
+            self.grad_norm = norm
+        else:
+            self.skip_step(batches, losses, saved_buffers)
+        self.precision.scaler.update()
+        self.optimizer.zero_grad()
+
+        self.counters.step += 1
+        elapsed = time.perf_counter() - start
+        self.counters.seconds += elapsed
+        self.rate.add(elapsed)
+        self.monitors.tick(self.progress())
+
+    def forward_backward(self, batches: list[Batch]) -> tuple[Tensor, list[Tensor]]:
+        """Adds up the gradients of the micro-batches; returns their losses [M] and their totals."""
+        losses, totals = [], []
+        with self.eager_if_refreshing():
+            for inputs, targets in batches:
+                with self.precision.autocast():
+                    loss, total = self.objective(self.model(inputs), inputs, targets)
+                scaled = self.precision.scaler.scale(loss / len(batches))
+                scaled.backward(create_graph=self.needs_create_graph)
+                losses.append(loss.detach())
+                totals.append(total)
+        return torch.stack(losses), totals
+
+    def eager_if_refreshing(self) -> AbstractContextManager[object]:
+        """A compiled model ignores hooks, so a step that reads curvature through hooks runs eagerly."""
+        if self.loop.compile and getattr(self.optimizer, "needs_refresh", False):
+            return torch.compiler.set_stance("force_eager")
+        return nullcontext()
+
+    def update_is_sound(self, losses: Tensor, norm: Tensor) -> bool:
+        return math.isfinite(losses.sum().item()) and math.isfinite(norm.item())
+
+    def skip_step(self, batches: list[Batch], losses: Tensor, saved_buffers: list[Tensor]) -> None:
+        """Undoes what the forward pass changed, and counts; an overflow that the loss scale can mend is no fault."""
+        for buffer, saved in zip(self.buffers, saved_buffers, strict=True):
+            buffer.copy_(saved)
+        if (
+            losses.isfinite().all()
+            and self.precision.scaler.is_enabled()
+            and self.precision.scaler.get_scale() > 1
+        ):
+            return
+        self.counters.skipped_steps += 1
+        self.counters.skipped_in_a_row += 1
+        step, loss = self.counters.step + 1, losses.mean().item()
+        self.monitors.message(
+            f"step {step} is skipped: the loss is {loss:g} and not all is finite", "warning"
+        )
+        if self.counters.skipped_in_a_row >= self.loop.max_bad_steps:
+            where = first_non_finite(self.model, batches, self.precision)
+            raise TrainingFailed(
+                f"{self.counters.skipped_in_a_row} steps in a row were not finite, the last at step {step}: "
+                f"loss {loss:g}, first in {where}; lower optimizer.lr, set loop.clip_norm, or look at the data"
+            )
+
+    def report(self) -> None:
+        """Tells the monitors the training metrics since the last report."""
+        metrics = {}
+        if self.state.window:
+            totals = torch.stack(self.state.window).cpu().double().sum(0)
+            metrics = {f"train/{k}": v for k, v in self.objective.metrics(totals).items()}
+            metrics["grad_norm"] = self.grad_norm.item()
+            self.state.window.clear()
+        metrics["lr"] = float(self.optimizer.param_groups[0]["lr"])
+        metrics["skipped_steps"] = self.counters.skipped_steps
+        self.monitors.train(self.progress(), metrics, self.clock())
+
+    def clock(self) -> dict[str, float]:
+        return {"samples_per_second": self.rate.take(), "memory_mib": memory_mib(self.device)}
+
+    def evaluate(self) -> None:
+        """Evaluates every split, with the averaged weights too, and keeps the best."""
+        start = time.perf_counter()
+        metrics = self.evaluate_splits("")
+        if self.state.ema is not None:
+            with self.state.ema.applied():
+                metrics |= self.evaluate_splits("_ema")
+        self.evaluated = metrics
+        clock = {"eval_seconds": time.perf_counter() - start}
+        self.monitors.evaluation(self.progress(), metrics, clock)
+        if self.monitors.options.histograms:
+            self.monitors.histograms(self.progress(), dict(self.model.named_parameters()))
+        self.keep_if_best(metrics[self.primary])
+
+    def keep_if_best(self, value: float) -> None:
+        counters = self.counters
+        sign = 1 if self.objective.higher_is_better else -1
+        if counters.best is not None and not sign * value > sign * counters.best:
+            counters.evaluations_since_best += 1
+            return
+        counters.best, counters.best_step, counters.evaluations_since_best = value, counters.step, 0
+        if self.checkpoints.keep_best:
+            checkpoint.mark_best(self.save())
+
+    @torch.no_grad()
+    def evaluate_splits(self, suffix: str) -> dict[str, float]:
+        self.model.eval()
+        metrics: dict[str, float] = {}
+        for name, split in self.data.evals.items():
+            totals = []
+            for inputs, targets in eval_batches(split, self.eval_batch_size, num_workers=self.num_workers):
+                with self.precision.autocast():
+                    totals.append(self.objective(self.model(inputs), inputs, targets)[1])
+            summed = torch.stack(totals).cpu().double().sum(0)
+            metrics |= {f"{name}{suffix}/{k}": v for k, v in self.objective.metrics(summed).items()}
+        return metrics
+
+    def checkpoint_due(self) -> bool:
+        steps, minutes = self.checkpoints.every_steps, self.checkpoints.every_minutes
+        return (steps is not None and self.counters.step % steps == 0) or (
+            minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        )
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the present step, unless this was just done."""
+        if self.saved_step != self.counters.step:
+            checkpoint.save(self.folder, self.state, keep_last=self.checkpoints.keep_last)
+            self.saved_at, self.saved_step = time.monotonic(), self.counters.step
+        return checkpoint.path_of(self.folder, self.counters.step)
+
+    def stop_if_asked(self) -> None:
+        if self.stop.received is not None:
+            self.save()
+            raise Stopped(self.stop.received, self.counters.step)
+
+
+class SampleRate:
+    """Training samples per second since it was last asked."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.samples, self.seconds = 0, 0.0
+
+    def add(self, seconds: float) -> None:
+        self.samples += self.batch_size
+        self.seconds += seconds
+
+    def take(self) -> float:
+        rate = self.samples / max(self.seconds, 1e-9)
+        self.samples, self.seconds = 0, 0.0
+        return rate
+
+
+def memory_mib(device: torch.device) -> float:
+    """Peak memory so far: the device's allocations, on a CPU the process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@contextmanager
+def watching_outputs(model: nn.Module, found: list[str]) -> Iterator[None]:
+    """Collects the names of modules whose output is not finite, in the order of the forward pass."""
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and not output.isfinite().all():
+                found.append(name)
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_non_finite(model: nn.Module, batches: list[Batch], precision: Precision) -> str:
+    """Names the first layer whose output, weights or gradient are not finite; runs the batch again to find it."""
+    found: list[str] = []
+    with watching_outputs(model, found), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for inputs, _ in batches:
+            if inputs.is_floating_point() and not inputs.isfinite().all():
+                return "the inputs"
+            with precision.autocast():
+                model(inputs)
+    if found:
+        return f"the output of {found[0]}"
+    bad = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    return f"the gradient of {bad[-1]}" if bad else "the loss"

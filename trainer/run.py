@@ -1,0 +1,300 @@
+"""One run, from its config to its result: the only place that knows all the parts."""
+
+import dataclasses
+import random
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer import checkpoint
+from trainer.config import DEFAULT_EPOCHS, Config
+from trainer.data import DATA, Data, TrainLoader
+from trainer.ema import EMA
+from trainer.errors import ConfigError, UserError
+from trainer.loop import Budget, Trainer
+from trainer.models import MODELS
+from trainer.monitor import Monitors, RunInfo
+from trainer.objective import OBJECTIVES, Objective
+from trainer.optim import OPTIMIZERS, SCHEDULES, Schedule, param_groups
+from trainer.precision import Precision
+from trainer.rundir import RunDirectory, again
+from trainer.state import TrainState
+from trainer.stop import StopFlag, Stopped
+
+FINISHED, CRASHED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
+"""Exit codes."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    code: int
+    metrics: dict[str, float]
+    """Of the last evaluation."""
+    primary: str
+    """The name of the metric that picks the best."""
+
+
+@dataclass
+class Parts:
+    """What a config describes, built: all that trains, and nothing that writes."""
+
+    data: Data
+    model: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    precision: Precision
+    loader: TrainLoader
+    ema: EMA | None
+    budget: Budget
+    device: torch.device
+
+
+def build(config: Config) -> Parts:
+    """Builds the parts of a run. The random numbers of Python, NumPy and torch are seeded first.
+
+    Raises:
+        UserError: an option does not fit the others, data is missing, a package is not installed.
+    """
+    check_parallel(config)
+    device = pick_device(config.device)
+    random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)
+    torch.manual_seed(config.seed)
+
+    data: Data = DATA.build(config.data, device, config.seed)
+    model = build_model(config, data).to(device)
+    if config.loop.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    ema = EMA(model, config.loop.ema) if config.loop.ema is not None else None
+    groups = param_groups(model, config.optimizer["decay_norms_and_biases"])
+    if not groups:
+        raise ConfigError(f"model={config.model['name']} has no trainable parameter")
+    optimizer = OPTIMIZERS.build(config.optimizer, model, groups)
+    schedule = Schedule(optimizer, SCHEDULES.build(config.schedule), config.schedule["warmup"])
+    if config.loop.compile:
+        model.compile()
+    loader = TrainLoader(
+        data.train,
+        batch_size=config.data["batch_size"],
+        seed=config.seed,
+        micro_batches=config.loop.accumulate,
+        num_workers=config.data["num_workers"],
+    )
+    objective = OBJECTIVES[objective_of(config)](config.loop.label_smoothing)
+    return Parts(
+        data=data,
+        model=model,
+        objective=objective,
+        optimizer=optimizer,
+        schedule=schedule,
+        precision=Precision(config.precision.name, device),
+        loader=loader,
+        ema=ema,
+        budget=budget_of(config, loader.batches_per_epoch),
+        device=device,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` takes an accelerator where there is one."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        there = ", ".join(kind for kind, is_there in available.items() if is_there)
+        raise ConfigError(f"device={name} is not available on this machine: it has {there}")
+    return torch.device(name)
+
+
+def check_parallel(config: Config) -> None:
+    name = config.parallel.name
+    if name != "none":
+        raise ConfigError(
+            f"parallel={name} needs more than one rank: start it with "
+            f"torchrun --nproc-per-node N -m trainer parallel={name}, or use parallel=none"
+        )
+
+
+def objective_of(config: Config) -> str:
+    return MODELS.get(config.model["name"]).tags.get("objective", "classification")
+
+
+def build_model(config: Config, data: Data) -> nn.Module:
+    """The model, with the options that the user left open filled in from the data.
+
+    Raises:
+        ConfigError: the model reads something else than the data gives, or has another number of classes.
+    """
+    name = config.model["name"]
+    kind = "tokens" if objective_of(config) == "language" else "images"
+    if kind != data.kind:
+        raise ConfigError(
+            f"model={name} reads {kind}, but data={config.data['name']} gives {data.kind}: "
+            f"choose another model or another data"
+        )
+    options = dict(config.model)
+    for fact, value in data.facts.items():
+        if fact not in options:
+            continue
+        if options[fact] is None:
+            options[fact] = value
+        elif fact in ("num_classes", "vocab_size", "in_channels") and not fits(fact, options[fact], value):
+            raise ConfigError(
+                f"model.{fact}={options[fact]} does not fit data={config.data['name']}, which has {value}: "
+                f"leave it null"
+            )
+    return MODELS.build(options)
+
+
+def fits(fact: str, option: int, value: int) -> bool:
+    """More classes or tokens than the data has do no harm; channels must be the same."""
+    return option == value if fact == "in_channels" else option >= value
+
+
+def budget_of(config: Config, batches_per_epoch: int) -> Budget:
+    loop = config.loop
+    if loop.max_time is not None:
+        return Budget(None, loop.max_time)
+    steps = loop.max_steps or (loop.max_epochs or DEFAULT_EPOCHS) * batches_per_epoch
+    if config.schedule["warmup"] >= max(steps, 1):
+        raise ConfigError(
+            f"schedule.warmup={config.schedule['warmup']:g} is longer than the run's {steps} steps"
+        )
+    return Budget(steps, None)
+
+
+def summary(config: Config, parts: Parts) -> str:
+    count = sum(p.numel() for p in parts.model.parameters())
+    return (
+        f"{config.model['name']} ({count:,} parameters) on {config.data['name']} "
+        f"({len(parts.data.train):,} samples) with {config.optimizer['name']}, "
+        f"{parts.device.type}, {config.precision.name}"
+    )
+
+
+def run(config: Config, directory: RunDirectory, overrides: list[str]) -> Result:
+    """Trains in a run directory.
+
+    Raises:
+        UserError: the config cannot be run; nothing was written then.
+    """
+    found = resumable(config, directory)
+    status = directory.read_status()
+    if status.get("state") == "finished" and config.checkpoint.resume == "auto":
+        print(f"finished already at step {status.get('step')}: {directory.path}")
+        return Result(FINISHED, status["metrics"], status["primary"])
+    with StopFlag() as stop:
+        return _run(config, directory, overrides, found, stop)
+
+
+def resumable(config: Config, directory: RunDirectory) -> list[Path]:
+    """The checkpoints that the run goes on from, best first; none for a new run."""
+    resume = config.checkpoint.resume
+    own = checkpoint.whole(directory.path / "checkpoints")
+    if resume == "auto":
+        return own
+    if resume == "none":
+        if own:
+            raise ConfigError(
+                f"checkpoint.resume=none would overwrite the run in {directory.path}: "
+                f"choose another hydra.run.dir, or checkpoint.resume=auto to go on with it"
+            )
+        return []
+    return checkpoint.candidates(Path(resume))
+
+
+def _run(
+    config: Config, directory: RunDirectory, overrides: list[str], found: list[Path], stop: StopFlag
+) -> Result:
+    parts = build(config)
+    state = TrainState(
+        model=parts.model,
+        optimizer=parts.optimizer,
+        schedule=parts.schedule,
+        scaler=parts.precision.scaler,
+        loader=parts.loader,
+        ema=parts.ema,
+    )
+    same_run = bool(found) and found[0].absolute().parent.parent == directory.path
+    restored = checkpoint.restore(found, state, same_run=same_run) if found else None
+
+    plain = dataclasses.asdict(config)
+    directory.write_description(plain, overrides)
+    primary = f"{next(iter(parts.data.evals))}/{parts.objective.primary}"
+    info = RunInfo(
+        directory=directory.path,
+        name=config.name,
+        config=plain,
+        summary=summary(config, parts),
+        total_steps=parts.budget.steps,
+        total_seconds=parts.budget.seconds,
+        steps_per_epoch=parts.loader.batches_per_epoch,
+        primary=primary,
+        resumed_step=state.counters.step if same_run else 0,
+    )
+    monitors = state.monitors = Monitors(info, config.monitor)
+    if restored is not None:
+        if same_run:
+            monitors.load_state_dict(restored.monitors)
+        for warning in restored.warnings:
+            monitors.message(warning, "warning")
+        monitors.message(f"going on from {restored.checkpoint}")
+    trainer = Trainer(
+        state,
+        data=parts.data,
+        objective=parts.objective,
+        precision=parts.precision,
+        budget=parts.budget,
+        loop=config.loop,
+        checkpoints=config.checkpoint,
+        monitors=monitors,
+        directory=directory.path,
+        stop=stop,
+        device=parts.device,
+        eval_batch_size=config.data["eval_batch_size"],
+        num_workers=config.data["num_workers"],
+    )
+    return Result(fit(trainer, directory), trainer.evaluated, primary)
+
+
+def fit(trainer: Trainer, directory: RunDirectory) -> int:
+    """Trains to the end, however it comes, and writes down how it came; returns the exit code."""
+    counters, monitors = trainer.counters, trainer.monitors
+    directory.write_status("running", step=counters.step)
+    try:
+        trainer.fit()
+    except Stopped as stopped:
+        directory.write_status("preempted", step=counters.step, metrics=trainer.evaluated, error=str(stopped))
+        monitors.message(f"{stopped}; go on with: {again(directory.path)}", "warning")
+        monitors.finish("preempted", trainer.evaluated)
+        return PREEMPTED
+    except BaseException as error:
+        line = error_line(error)
+        directory.write_status("failed", step=counters.step, metrics=trainer.evaluated, error=line)
+        monitors.message(line, "error")
+        monitors.finish("failed", trainer.evaluated)
+        if isinstance(error, UserError):
+            print(f"error: {line}", file=sys.stderr)
+            return CRASHED
+        if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit
+            raise
+        with (directory.path / "run.log").open("a") as log:
+            log.write(traceback.format_exc())
+        print(f"crashed: {line} (traceback in {directory.path / 'run.log'})", file=sys.stderr)
+        return CRASHED
+    directory.write_status("finished", step=counters.step, metrics=trainer.evaluated, primary=trainer.primary)
+    monitors.finish("finished", trainer.evaluated)
+    return FINISHED
+
+
+def error_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

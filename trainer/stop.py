@@ -1,0 +1,36 @@
+"""Stopping on a signal: a handler only sets a flag, which the loop reads between two steps."""
+
+import signal
+from types import FrameType, TracebackType
+
+
+class StopFlag:
+    """Set by SIGTERM, SIGINT, SIGUSR1 or SIGUSR2 while its context is open; a second SIGINT stops at once."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def __enter__(self) -> "StopFlag":
+        self._previous = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+
+class Stopped(Exception):
+    """A signal ended the run after a checkpoint was written."""
+
+    def __init__(self, received: signal.Signals, step: int) -> None:
+        super().__init__(f"stopped by {received.name} at step {step}")
+        self.step = step
