@@ -1,0 +1,81 @@
+"""CIFAR-10 and CIFAR-100 as torchvision stores them: 50,000 training and 10,000 test images of 32 x 32."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from trainer.data.base import DATA, Data
+from trainer.data.download import download
+from trainer.data.images import Augmentation, memory_images
+from trainer.errors import DataError
+from trainer.schema import Fraction, Natural
+
+
+@DATA.register("cifar10")
+def cifar10(
+    device: torch.device,
+    seed: int,
+    *,
+    root: str = "data",
+    download: bool = False,
+    normalize: bool = True,
+    crop_padding: Natural = 4,
+    flip: bool = True,
+    cutout: Natural = 0,
+    holdout: Fraction = 0.0,
+) -> Data:
+    """Images [3, 32, 32] in 10 classes."""
+    return memory_images(
+        *_load(CIFAR10, Path(root), download),
+        num_classes=10,
+        mean=[0.4914, 0.4822, 0.4465],
+        std=[0.2470, 0.2435, 0.2616],
+        normalize=normalize,
+        augmentation=Augmentation(crop_padding, flip, cutout),
+        holdout=holdout,
+        device=device,
+    )
+
+
+@DATA.register("cifar100")
+def cifar100(
+    device: torch.device,
+    seed: int,
+    *,
+    root: str = "data",
+    download: bool = False,
+    normalize: bool = True,
+    crop_padding: Natural = 4,
+    flip: bool = True,
+    cutout: Natural = 0,
+    holdout: Fraction = 0.0,
+) -> Data:
+    """Images [3, 32, 32] in 100 classes."""
+    return memory_images(
+        *_load(CIFAR100, Path(root), download),
+        num_classes=100,
+        mean=[0.5071, 0.4865, 0.4409],
+        std=[0.2673, 0.2564, 0.2762],
+        normalize=normalize,
+        augmentation=Augmentation(crop_padding, flip, cutout),
+        holdout=holdout,
+        device=device,
+    )
+
+
+def _load(dataset: type[Any], root: Path, fetch: bool) -> list[tuple[Tensor, Tensor]]:
+    """The training and the test set: images uint8 [N, 3, 32, 32], labels int64 [N]."""
+    folder = dataset.base_folder
+    if fetch and not (root / folder).is_dir():
+        download(dataset, root, folder)
+    try:
+        parts = [dataset(root, train=train) for train in (True, False)]
+    except RuntimeError:  # torchvision checks the files' MD5 sums
+        raise DataError(
+            f"no whole {dataset.__name__} in {root / folder}: data.download=true fetches it, or unpack "
+            f"{dataset.url} in data.root={root}"
+        ) from None
+    return [(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in parts]
