@@ -6,9 +6,18 @@ Every module of this package is imported, so a new file with a class under ``@SI
 import importlib
 import pkgutil
 
-from trainer.monitor.base import SINKS, MonitorOptions, Monitors, Progress, RunInfo, Sink, higher_is_better
+from trainer.monitor.base import (
+    SINKS,
+    Best,
+    MonitorOptions,
+    Monitors,
+    Progress,
+    RunInfo,
+    Sink,
+    higher_is_better,
+)
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["SINKS", "MonitorOptions", "Monitors", "Progress", "RunInfo", "Sink", "higher_is_better"]
+__all__ = ["SINKS", "Best", "MonitorOptions", "Monitors", "Progress", "RunInfo", "Sink", "higher_is_better"]

@@ -1,5 +1,6 @@
 """What the training loop tells, and the interface of those who listen."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,3 +174,32 @@ class Monitors(Sink):
 def higher_is_better(metric: str) -> bool:
     """Whether a metric's best value is its largest: that of an accuracy is, of a loss or a perplexity not."""
     return "accuracy" in metric
+
+
+class Best:
+    """The best value of a metric so far, the step it was reached at, and all metrics of that evaluation."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def value(self) -> float | None:
+        return self.metrics.get(self.metric)
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Whether this evaluation is better than all before; nan never is."""
+        new, old = metrics.get(self.metric, math.nan), self.value
+        if math.isnan(new):
+            return False
+        if old is not None and (new <= old if higher_is_better(self.metric) else new >= old):
+            return False
+        self.step, self.metrics = step, dict(metrics)
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "metrics": self.metrics}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.step, self.metrics = state.get("step", 0), dict(state.get("metrics", {}))

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trainer.monitor.base import SINKS, Level, Progress, RunInfo, Sink, Status, higher_is_better
+from trainer.monitor.base import SINKS, Best, Level, Progress, RunInfo, Sink, Status
 from trainer.monitor.format import duration, memory, row, value
 
 LEVEL_STYLE: dict[Level, str] = {"info": "", "warning": "yellow", "error": "red"}
@@ -34,8 +34,7 @@ class _Console(Sink):
     def __init__(self, run: RunInfo) -> None:
         self.run = run
         self.progress = Progress(run.resumed_step, epoch=0.0, seconds=0.0, fraction=0.0)
-        self.best: float | None = None
-        self.best_step = 0
+        self.best = Best(run.primary)
         self._began: tuple[float, float] | None = None  # time and fraction of the first tick
 
     def tick(self, progress: Progress) -> None:
@@ -44,21 +43,10 @@ class _Console(Sink):
             self._began = (time.monotonic(), progress.fraction)
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.best is None else {"best": self.best, "best_step": self.best_step}
+        return self.best.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.best, self.best_step = state.get("best"), state.get("best_step", 0)
-
-    def is_best(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Whether the primary metric is better than in every evaluation before; if so, remembers it."""
-        new = metrics.get(self.run.primary)
-        if new is None or new != new:
-            return False
-        sign = 1 if higher_is_better(self.run.primary) else -1
-        if self.best is not None and sign * new <= sign * self.best:
-            return False
-        self.best, self.best_step = new, step
-        return True
+        self.best.load_state_dict(state)
 
     def remaining(self) -> str:
         """The time to the end of the budget at this session's pace, evaluations included."""
@@ -72,8 +60,8 @@ class _Console(Sink):
         """How the run ended, in one line."""
         primary = self.run.primary
         parts = [f"{primary} {value(primary, metrics[primary])}"] if primary in metrics else []
-        if self.best is not None:
-            parts.append(f"best {value(primary, self.best)} at step {self.best_step}")
+        if self.best.value is not None:
+            parts.append(f"best {value(primary, self.best.value)} at step {self.best.step}")
         parts.append(f"{self.progress.step} steps in {self.progress.seconds:.1f} s of training")
         return f"{status}: {', '.join(parts)}"
 
@@ -124,7 +112,7 @@ class LiveConsole(_Console):
         shown = {name: value(name, number) for name, number in {**self._metrics, **metrics}.items()}
         shown |= {"epoch": f"{progress.epoch:.2f}", "step": f"{progress.step:,}"}
         line = row(self._heads, [shown.get(head, "") for head in self._heads])
-        if self.is_best(progress.step, metrics):
+        if self.best.update(progress.step, metrics):
             self._print(Text(f"★ {line}", style="bold green"))
         else:
             self._print(Text(f"  {line}"))
@@ -194,7 +182,7 @@ class PlainConsole(_Console):
     def evaluation(
         self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]
     ) -> None:
-        best = {"best": "yes" if self.is_best(progress.step, metrics) else "no"}
+        best = {"best": "yes" if self.best.update(progress.step, metrics) else "no"}
         self._print("eval", progress, metrics, best)
 
     def message(self, text: str, level: Level = "info") -> None:

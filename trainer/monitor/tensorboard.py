@@ -12,6 +12,7 @@ There is no Experiment record for the HPARAMS page: without one TensorBoard take
 options as its columns, so that runs of different optimizers compare.
 """
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,11 +26,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from trainer.monitor.base import SINKS, Progress, RunInfo, Sink, Status
+from trainer.monitor.base import SINKS, Best, Progress, RunInfo, Sink, Status
 
 COMPARED = ("seed", "model", "data", "optimizer", "schedule")
 """What of the config the HPARAMS page shows."""
-IMAGES = 32
+IMAGES, COLUMNS = 32, 8
 
 
 @SINKS.register("tensorboard")
@@ -38,6 +39,7 @@ class TensorBoard(Sink):
 
     def __init__(self, run: RunInfo) -> None:
         self._directory = run.directory
+        self._best = Best(run.primary)
         self._earlier = event_files(run.directory)
         if not run.resumed_step:
             self.load_state_dict({})
@@ -55,6 +57,8 @@ class TensorBoard(Sink):
         self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]
     ) -> None:
         self._scalars(progress, metrics, {})
+        if self._best.update(progress.step, metrics):
+            self._add(scalars({f"best/{name}": number for name, number in metrics.items()}), progress.step)
 
     def curvature(self, progress: Progress, layers: Mapping[str, Mapping[str, float]]) -> None:
         values: dict[str, float] = {}
@@ -82,15 +86,16 @@ class TensorBoard(Sink):
         self._writer.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The lengths of the event files."""
         self._writer.flush()
-        return {path.name: path.stat().st_size for path in event_files(self._directory)}
+        lengths = {path.name: path.stat().st_size for path in event_files(self._directory)}
+        return {"lengths": lengths, "best": self._best.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._best.load_state_dict(state.get("best", {}))
+        lengths = state.get("lengths", {})
         for path in self._earlier:
-            if path.name in state:
-                with open(path, "r+b") as file:
-                    file.truncate(min(state[path.name], path.stat().st_size))
+            if path.name in lengths:
+                os.truncate(path, min(lengths[path.name], path.stat().st_size))
             else:
                 path.unlink()
 
@@ -174,12 +179,16 @@ def layout(primary: str) -> dict[str, dict[str, list[Any]]]:
 
 
 def grid(images: Tensor) -> Tensor:
-    """The first images side by side, [3, H, W] in 0 to 1: the batch's range stretched to black and white.
+    """The first images side by side, [C, H, W] in 0 to 1: the batch's range stretched from black to white.
 
     Small images are enlarged without smoothing, so that a person sees their pixels.
     """
-    from torchvision.utils import make_grid  # takes a second to import
-
     images = images[:IMAGES].detach().float().cpu()
-    enlarged = F.interpolate(images, scale_factor=max(1, 64 // images.shape[-1]), mode="nearest")
-    return make_grid(enlarged, nrow=8, normalize=True, pad_value=1.0)
+    low, high = images.aminmax()
+    images = (images - low) / (high - low).clamp_min(1e-12)
+    enlarge = max(1, 64 // images.shape[-1])
+    images = images.repeat_interleave(enlarge, dim=2).repeat_interleave(enlarge, dim=3)
+    missing = -len(images) % COLUMNS  # the last row is filled up with white
+    images = F.pad(images, (1, 1, 1, 1, 0, 0, 0, missing), value=1.0)
+    rows = images.unflatten(0, (-1, COLUMNS))  # [rows, COLUMNS, C, h, w]
+    return rows.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
