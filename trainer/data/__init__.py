@@ -1,6 +1,6 @@
 """Data sets by name (``data=NAME``), and the loader that makes batches of them."""
 
-from trainer.data import cifar, digits  # noqa: F401
+from trainer.data import cifar, digits, fashion_mnist, image_folder, synthetic, text  # noqa: F401
 from trainer.data.base import DATA, Batch, Data, LazySplit, LoaderOptions, Split
 from trainer.data.loader import TrainLoader, eval_batches
 

@@ -75,7 +75,7 @@ def _load(dataset: type[Any], root: Path, fetch: bool) -> list[tuple[Tensor, Ten
         parts = [dataset(root, train=train) for train in (True, False)]
     except RuntimeError:  # torchvision checks the files' MD5 sums
         raise DataError(
-            f"no whole {dataset.__name__} in {root / folder}: data.download=true fetches it, or unpack "
-            f"{dataset.url} in data.root={root}"
+            f"no whole {dataset.__name__} in {root / folder}: remove it if it is there, and fetch it with "
+            f"data.download=true, or unpack {dataset.url} in data.root={root}"
         ) from None
     return [(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in parts]

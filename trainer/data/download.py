@@ -22,18 +22,17 @@ def download(dataset: Callable[..., Any], root: Path, folder: str) -> None:
     Raises:
         DataError: the network or the directory does not allow it.
     """
-    existing = next(path for path in (root, *root.absolute().parents) if path.is_dir())
+    target = root / folder
+    nearest = next(path for path in (root, *root.absolute().parents) if path.is_dir())
     try:
-        with TemporaryDirectory(dir=existing, prefix=".download-") as temporary:
+        with TemporaryDirectory(dir=nearest, prefix=".download-") as temporary:
             dataset(temporary, download=True)
             root.mkdir(parents=True, exist_ok=True)
-            if not (root / folder).exists():
-                os.rename(Path(temporary, folder), root / folder)
+            try:
+                os.rename(Path(temporary, folder), target)
+            except OSError:
+                if not target.is_dir():  # or else another process was faster
+                    raise
     except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"data.download failed, {_first_line(error)}: put the set into {root / folder}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        reason = " ".join(str(error).split())
+        raise DataError(f"data.download failed ({reason}): put the set into {target}") from None

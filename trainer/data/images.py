@@ -55,7 +55,8 @@ class MemoryImages(Split):
         home = torch.device("cpu") if device.type == "mps" else device
         self.augmentation = augmentation or Augmentation()
         self.size = images.shape[-2], images.shape[-1]
-        self.padded = F.pad(images, (self.augmentation.crop_padding,) * 4).to(home)  # [N, C, H+2p, W+2p]
+        padded = F.pad(images.to(home), (self.augmentation.crop_padding,) * 4)
+        self.padded = padded.contiguous()  # [N, C, H + 2p, W + 2p]
         self.labels = labels.long().to(home)
         self.scale = torch.tensor(scale, device=home).view(-1, 1, 1)  # [C, 1, 1]
         self.shift = torch.tensor(shift, device=home).view(-1, 1, 1)

@@ -1,0 +1,96 @@
+"""Fashion-MNIST: 60,000 training and 10,000 test images of 28 x 28, from Debian's package or torchvision."""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.datasets import FashionMNIST
+
+from trainer.data.base import DATA, Data
+from trainer.data.download import download
+from trainer.data.images import Augmentation, memory_images
+from trainer.errors import DataError
+from trainer.schema import Fraction, Natural
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+TORCHVISION = Path("FashionMNIST", "raw")
+PARTS = ("train", "t10k")
+
+
+@DATA.register("fashion_mnist")
+def fashion_mnist(
+    device: torch.device,
+    seed: int,
+    *,
+    root: str | None = None,
+    download: bool = False,
+    normalize: bool = True,
+    crop_padding: Natural = 0,
+    flip: bool = False,
+    cutout: Natural = 0,
+    holdout: Fraction = 0.0,
+) -> Data:
+    """Images [1, 28, 28] in 10 classes."""
+    folder = _find(root, download)
+    train, test = (_load(folder, part) for part in PARTS)
+    return memory_images(
+        train,
+        test,
+        num_classes=10,
+        mean=[0.2860],
+        std=[0.3530],
+        normalize=normalize,
+        augmentation=Augmentation(crop_padding, flip, cutout),
+        holdout=holdout,
+        device=device,
+    )
+
+
+def _find(root: str | None, fetch: bool) -> Path:
+    """The folder of the four files."""
+    home = Path(root or "data")
+    places = [home, home / TORCHVISION] + ([DEBIAN] if root is None else [])
+    for place in places:
+        if all(path.is_file() for part in PARTS for path in _files(place, part)):
+            return place
+    if not fetch:
+        raise DataError(
+            f"no Fashion-MNIST in {' or '.join(map(str, places))}: apt-get install dataset-fashion-mnist "
+            f"puts it in {DEBIAN}, data.download=true in {home}"
+        )
+    download(FashionMNIST, home, TORCHVISION.parts[0])
+    return home / TORCHVISION
+
+
+def _files(folder: Path, part: str) -> tuple[Path, Path]:
+    return folder / f"{part}-images-idx3-ubyte.gz", folder / f"{part}-labels-idx1-ubyte.gz"
+
+
+def _load(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Images, uint8 [N, 1, 28, 28], and labels, uint8 [N]."""
+    images, labels = map(read_idx, _files(folder, part))
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise DataError(f"{folder} holds {part} images {list(images.shape)} and labels {list(labels.shape)}")
+    return images.unsqueeze(1), labels
+
+
+def read_idx(path: Path) -> Tensor:
+    """A gzipped array of bytes in the IDX format: 0, 0, type, dimensions, each size in 4 bytes, the values.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}): fetch it anew") from None
+    dimensions = content[3] if content[:3] == b"\0\0\x08" else 0  # 8: unsigned bytes
+    start = 4 + 4 * dimensions
+    shape = np.frombuffer(content[4:start], ">u4").tolist()
+    if not dimensions or len(content) != start + math.prod(shape):
+        raise DataError(f"{path} is not a whole IDX file of bytes: fetch it anew")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)

@@ -1,0 +1,192 @@
+"""Folders of image files, decoded when they are needed: the layouts of ImageNet and of Tiny-ImageNet."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import v2
+
+from trainer.data.base import DATA, Batch, Data, LazySplit, Split
+from trainer.data.images import split_holdout
+from trainer.data.random import mix
+from trainer.errors import ConfigError, DataError
+from trainer.schema import Count, Fraction, Range
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's training set
+ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's: file name, class, box; separated by tabs
+Sample = tuple[Path, int]
+
+
+@DATA.register("image_folder")
+def image_folder(
+    device: torch.device,
+    seed: int,
+    *,
+    root: str = "data",
+    image_size: Count = 224,
+    resize: Count = 256,
+    min_scale: Annotated[float, Range(gt=0, le=1)] = 0.08,
+    flip: bool = True,
+    normalize: bool = True,
+    holdout: Fraction = 0.0,
+) -> Data:
+    """Images [3, image_size, image_size]; the classes are the folders in root/train, in order of their names.
+
+    Args:
+        image_size: height and width of the crop that is trained and evaluated on.
+        resize: the shorter side, before the crop at the centre, in evaluation.
+        min_scale: least share of the picture's area that a random crop shows in training.
+    """
+    if resize < image_size:
+        raise ConfigError(f"data.resize={resize} must be at least data.image_size={image_size}")
+    train, test, classes = find_samples(Path(root))
+    augment = v2.Compose(
+        [
+            v2.RandomResizedCrop(image_size, scale=(min_scale, 1.0)),
+            v2.RandomHorizontalFlip(0.5 if flip else 0.0),
+            v2.PILToTensor(),
+        ]
+    )
+    centre = v2.Compose([v2.Resize(resize), v2.CenterCrop(image_size), v2.PILToTensor()])
+
+    def split(samples: list[Sample]) -> "ImageFiles":
+        return ImageFiles(samples, augment=augment, centre=centre, normalize=normalize, device=device)
+
+    kept, held = split_holdout(len(train), holdout)
+    evals: dict[str, Split] = {"test": split(test)}
+    if len(held):
+        evals = {"val": split([train[i] for i in held]), **evals}
+    return Data(
+        train=split([train[i] for i in kept]),
+        evals=evals,
+        facts={"num_classes": len(classes), "in_channels": 3, "image_size": image_size},
+        kind="images",
+    )
+
+
+class ImageFiles(LazySplit):
+    """Image files and their labels.
+
+    Args:
+        samples: paths and labels.
+        augment, centre: from a PIL image to uint8 [3, H, W], for training and for evaluation.
+    """
+
+    def __init__(
+        self,
+        samples: list[Sample],
+        *,
+        augment: v2.Transform,
+        centre: v2.Transform,
+        normalize: bool,
+        device: torch.device,
+    ) -> None:
+        # An array: a list's reference counts would have each worker process copy it, page by page.
+        self.paths = np.array([os.fsencode(path) for path, _ in samples])
+        self.labels = torch.tensor([label for _, label in samples])
+        self.augment, self.centre = augment, centre
+        self.device = device
+        self.normalize = normalize
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: Tensor, key: int | None) -> Batch:
+        images = [self._decode(index, key) for index in indices.tolist()]
+        return torch.stack(images), self.labels[indices]  # uint8 [B, 3, H, W], int64 [B]
+
+    def finish(self, inputs: Tensor, targets: Tensor) -> Batch:
+        inputs = inputs.to(self.device, non_blocking=True).float().div_(255)
+        if self.normalize:
+            inputs = v2.functional.normalize(inputs, MEAN, STD, inplace=True)
+        return inputs, targets.to(self.device, non_blocking=True)
+
+    def _decode(self, index: int, key: int | None) -> Tensor:
+        path = os.fsdecode(self.paths[index])
+        try:
+            image = Image.open(path).convert("RGB")
+        except (OSError, SyntaxError) as error:  # PIL's, for a file that is missing, no image, or damaged
+            raise DataError(f"{path} cannot be decoded ({error}): replace or remove it") from None
+        if key is None:
+            return self.centre(image)
+        with seeded(mix(key, index)):
+            return self.augment(image)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draws of torch's CPU generator come from this seed; afterwards it is what it was."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the devices' generators, too
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def find_samples(root: Path) -> tuple[list[Sample], list[Sample], list[str]]:
+    """The training and the validation files with their labels, and the names of the classes.
+
+    Raises:
+        DataError: a folder is missing or empty, or the two sets have different classes.
+    """
+    layout = f"data.root={root} must hold train/CLASS/*.jpg and val/CLASS/*.jpg"
+    for name in ("train", "val"):
+        if not (root / name).is_dir():
+            raise DataError(f"{root / name} is missing: {layout}")
+    train, classes = _class_folders(root / "train")
+    if (root / "val" / ANNOTATIONS).is_file():
+        val, found = _annotated(root / "val")
+    else:
+        val, found = _class_folders(root / "val")
+    for name, samples in (("train", train), ("val", val)):
+        if not samples:
+            raise DataError(f"{root / name} has no images: {layout}")
+    if classes != found:
+        odd = sorted(set(classes) ^ set(found))
+        side = "train" if odd[0] in classes else "val"
+        raise DataError(
+            f"{root}: train has {len(classes)} classes and val {len(found)}; they must be the same, "
+            f"but {odd[0]} is in {side} only"
+        )
+    labels = {name: label for label, name in enumerate(classes)}
+    return (
+        [(path, labels[name]) for path, name in train],
+        [(path, labels[name]) for path, name in val],
+        classes,
+    )
+
+
+def _class_folders(folder: Path) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Files with their classes, and all classes; files may lie deeper, as in Tiny-ImageNet's CLASS/images."""
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    samples = []
+    for name in classes:
+        files = sorted(
+            Path(where, file)
+            for where, _, files in os.walk(folder / name, followlinks=True)
+            for file in files
+            if file.lower().endswith(IMG_EXTENSIONS)
+        )
+        if not files:
+            raise DataError(f"{folder / name} has no images: every class needs some")
+        samples += [(file, name) for file in files]
+    return samples, classes
+
+
+def _annotated(folder: Path) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Tiny-ImageNet's validation set: files in images/, their classes in a table."""
+    samples = []
+    for number, line in enumerate((folder / ANNOTATIONS).read_text().splitlines(), start=1):
+        file, _, rest = line.partition("\t")
+        if not rest:
+            raise DataError(f"{folder / ANNOTATIONS} line {number} is not: file name, tab, class")
+        samples.append((folder / "images" / file, rest.split("\t")[0]))
+    return samples, sorted({name for _, name in samples})
