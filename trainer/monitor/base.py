@@ -27,9 +27,9 @@ class MonitorOptions:
     sinks: list[str] = field(default_factory=lambda: ["console", "tensorboard", "jsonl", "runlog"])
     """Where records go, by registered name."""
     log_images: bool = True
-    """Show the first batch of each start, as augmented (image data only)."""
+    """Show the first batch as augmented (image data)."""
     histograms: bool = False
-    """Show histograms of parameters and gradients at each evaluation."""
+    """Show histograms of the parameters at each evaluation."""
     curvature: bool = True
     """Follow the optimizer's curvature layer by layer, where it reports any."""
 
@@ -81,7 +81,7 @@ class Sink:
     """
 
     def __init__(self, run: RunInfo) -> None:
-        """Opens the sink. A resumed run calls `load_state_dict` next, before anything else."""
+        """Opens the sink: a new run starts with nothing, a resumed one goes on after `load_state_dict`."""
 
     def tick(self, progress: Progress) -> None:
         """After every step: must cost nothing that shows."""
@@ -100,8 +100,8 @@ class Sink:
     def images(self, progress: Progress, tag: str, images: Tensor) -> None:
         """A batch of inputs [N, C, H, W], C = 1 or 3, in any range."""
 
-    def histograms(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
-        """Tensors whose distribution is worth seeing."""
+    def histograms(self, progress: Progress, parameters: Mapping[str, Tensor]) -> None:
+        """The parameters by name."""
 
     def message(self, text: str, level: Level = "info") -> None:
         """Something a person should read."""
@@ -150,9 +150,9 @@ class Monitors(Sink):
         for sink in self.sinks.values():
             sink.images(progress, tag, images)
 
-    def histograms(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+    def histograms(self, progress: Progress, parameters: Mapping[str, Tensor]) -> None:
         for sink in self.sinks.values():
-            sink.histograms(progress, tensors)
+            sink.histograms(progress, parameters)
 
     def message(self, text: str, level: Level = "info") -> None:
         for sink in self.sinks.values():
@@ -166,9 +166,9 @@ class Monitors(Sink):
         return {name: sink.state_dict() for name, sink in self.sinks.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As each sink's; one that the checkpoint does not know starts with nothing."""
-        for name, sink in self.sinks.items():
-            sink.load_state_dict(state.get(name, {}))
+        """As each sink's; one that the checkpoint does not know goes on with what it finds."""
+        for name in self.sinks.keys() & state.keys():
+            self.sinks[name].load_state_dict(state[name])
 
 
 def higher_is_better(metric: str) -> bool:
@@ -202,4 +202,4 @@ class Best:
         return {"step": self.step, "metrics": self.metrics}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.step, self.metrics = state.get("step", 0), dict(state.get("metrics", {}))
+        self.step, self.metrics = state["step"], dict(state["metrics"])

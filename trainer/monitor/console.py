@@ -1,8 +1,10 @@
 """A run in the terminal: a live display, or plain lines where the output goes to a file or a pipe."""
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -65,11 +67,16 @@ class _Console(Sink):
         parts.append(f"{self.progress.step} steps in {self.progress.seconds:.1f} s of training")
         return f"{status}: {', '.join(parts)}"
 
+    def directory(self) -> str:
+        """The run directory as a person in the working directory would write it."""
+        here, there = Path.cwd(), self.run.directory.absolute()
+        return shlex.quote(str(there.relative_to(here) if there.is_relative_to(here) else there))
+
     def places(self) -> list[str]:
         """Where the run lies, and the command that shows it."""
-        directory = self.run.directory
-        has_events = any(directory.glob("events.out.tfevents.*"))
-        return [f"run directory: {directory}"] + [f"tensorboard --logdir {directory}"] * has_events
+        has_events = any(self.run.directory.glob("events.out.tfevents.*"))
+        command = [f"tensorboard --logdir {self.directory()}"] if has_events else []
+        return [f"run directory: {self.directory()}", *command]
 
 
 class LiveConsole(_Console):
@@ -84,9 +91,8 @@ class LiveConsole(_Console):
         self._live = Live(
             console=terminal, get_renderable=self._display, refresh_per_second=5, transient=True
         )
-        self._print(Text.assemble((run.name, "bold cyan"), "  ", run.summary))
-        if run.resumed_step:
-            self._print(Text(f"resumed at step {run.resumed_step}", style="cyan"))
+        self._say(Text.assemble((run.name, "bold cyan"), f"  {run.summary}"))
+        self._say(Text(f"run directory: {self.directory()}", style="dim"))
 
     def tick(self, progress: Progress) -> None:
         super().tick(progress)
@@ -119,16 +125,20 @@ class LiveConsole(_Console):
 
     def message(self, text: str, level: Level = "info") -> None:
         prefix = "" if level == "info" else f"{level}: "
-        self._terminal.print(Text(prefix + text, style=LEVEL_STYLE[level]), soft_wrap=True)
+        self._say(Text(prefix + text, style=LEVEL_STYLE[level]))
 
     def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
         self._live.stop()
-        lines = [Text(self.summary(status, metrics), style=f"bold {STATUS_STYLE[status]}")]
-        lines += [Text(f"  {place}") for place in self.places()]
-        for line in lines:
-            self._terminal.print(line, soft_wrap=True)
+        self._say(Text(self.summary(status, metrics), style=f"bold {STATUS_STYLE[status]}"))
+        for place in self.places():
+            self._say(Text(f"  {place}"))
+
+    def _say(self, line: Text) -> None:
+        """Prints a sentence, however long."""
+        self._terminal.print(line, soft_wrap=True)
 
     def _print(self, line: Text) -> None:
+        """Prints a line of the table, cut off at the terminal's edge."""
         self._terminal.print(line, no_wrap=True, overflow="ellipsis")
 
     def _display(self) -> Group:
@@ -170,8 +180,8 @@ class PlainConsole(_Console):
     def __init__(self, run: RunInfo) -> None:
         super().__init__(run)
         self._printed = float("-inf")
-        resumed = f", resumed at step {run.resumed_step}" if run.resumed_step else ""
-        self.message(f"{run.name}: {run.summary}{resumed}")
+        self.message(f"{run.name}: {run.summary}")
+        self.message(f"run directory: {self.directory()}")
 
     def train(self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
         if time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES:

@@ -31,7 +31,7 @@ class Jsonl(Sink):
     def __init__(self, run: RunInfo) -> None:
         self._files = {name: Lines(run.directory / f"{name}.jsonl") for name in ("metrics", "clock")}
         if not run.resumed_step:
-            self.load_state_dict({})
+            self.load_state_dict(dict.fromkeys(self._files, 0))
 
     def train(self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
         self._write("train", progress, metrics, clock)
@@ -54,7 +54,7 @@ class Jsonl(Sink):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, file in self._files.items():
-            file.cut(state.get(name, 0))
+            file.cut(state[name])
 
     def _write(
         self, kind: str, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]

@@ -13,8 +13,6 @@ class RunLog(Sink):
     def __init__(self, run: RunInfo) -> None:
         self._file = open(run.directory / "run.log", "a", buffering=1)  # noqa: SIM115 (open for the whole run)
         self.message(run.summary)
-        if run.resumed_step:
-            self.message(f"resumed at step {run.resumed_step}")
 
     def evaluation(
         self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]

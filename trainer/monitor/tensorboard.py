@@ -42,7 +42,7 @@ class TensorBoard(Sink):
         self._best = Best(run.primary)
         self._earlier = event_files(run.directory)
         if not run.resumed_step:
-            self.load_state_dict({})
+            self._cut({})
         self._writer = SummaryWriter(str(run.directory), flush_secs=10)
         self._writer.add_text("summary", run.summary, run.resumed_step)
         yaml = OmegaConf.to_yaml(OmegaConf.create(dict(run.config)))
@@ -74,12 +74,12 @@ class TensorBoard(Sink):
     def images(self, progress: Progress, tag: str, images: Tensor) -> None:
         self._writer.add_image(tag, grid(images), progress.step)
 
-    def histograms(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in tensors.items():
-            values = tensor.detach().float()
+    def histograms(self, progress: Progress, parameters: Mapping[str, Tensor]) -> None:
+        for name, parameter in parameters.items():
+            values = parameter.detach().float()
             values = values[values.isfinite()]
             if values.numel():
-                self._writer.add_histogram(name, values, progress.step)
+                self._writer.add_histogram(f"parameters/{name}", values, progress.step)
 
     def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
         self._add(session_end(status))
@@ -91,8 +91,11 @@ class TensorBoard(Sink):
         return {"lengths": lengths, "best": self._best.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._best.load_state_dict(state.get("best", {}))
-        lengths = state.get("lengths", {})
+        self._best.load_state_dict(state["best"])
+        self._cut(state["lengths"])
+
+    def _cut(self, lengths: Mapping[str, int]) -> None:
+        """Gives the event files of earlier sessions the lengths they had; those that were not there go."""
         for path in self._earlier:
             if path.name in lengths:
                 os.truncate(path, min(lengths[path.name], path.stat().st_size))
