@@ -89,9 +89,7 @@ def test_resumes_from_the_base_rates():
     uninterrupted = rates(Schedule(optimizer(), factor(name="cosine"), warmup=5))
     schedule = Schedule(optimizer(), factor(name="cosine"), warmup=5)
     schedule.update(0.5, 20)
-    changed = optimizer(
-        schedule.optimizer.param_groups[0]["lr"]
-    )  # as a loaded optimizer: the rate of the moment
+    changed = optimizer(schedule.optimizer.param_groups[0]["lr"])  # as loaded: the rate of the moment
     resumed = Schedule(changed, factor(name="cosine"), warmup=5)
     resumed.load_state_dict(schedule.state_dict())
     assert rates(resumed) == uninterrupted

@@ -9,6 +9,7 @@ from torch import nn
 from trainer.errors import ConfigError, MissingExtra
 from trainer.optim import OPTIMIZERS, param_groups
 from trainer.optim.muon import split_matrices
+from trainer.optim.pytorch_optimizer import UNSUPPORTED
 
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 
@@ -176,12 +177,11 @@ SLOW_STARTERS = {"adashift", "radam"}
 def test_every_algorithm_of_pytorch_optimizer_steps_or_says_why_not(algorithm):
     model = small_model()
     options = {"num_iterations": 10} if algorithm == "ranger21" else {}
-    try:
-        optimizer = build(model, name="pytorch_optimizer", algorithm=algorithm, options=options)
-    except ConfigError as error:
-        assert "cannot be used here" in str(error)
-        assert "\n" not in str(error)
+    if algorithm in UNSUPPORTED:
+        with pytest.raises(ConfigError, match=r"^optimizer.algorithm=\w+ cannot be used here: .+$"):
+            build(model, name="pytorch_optimizer", algorithm=algorithm, options=options)
         return
+    optimizer = build(model, name="pytorch_optimizer", algorithm=algorithm, options=options)
     before = copy.deepcopy(model.state_dict())
     train(model, optimizer, 12 if algorithm in SLOW_STARTERS else 2)
     after = model.state_dict()
@@ -196,7 +196,7 @@ def test_every_algorithm_of_pytorch_optimizer_steps_or_says_why_not(algorithm):
         ({"algorithm": "sam"}, "cannot be used here: step() needs a closure"),
         (
             {"algorithm": "lion", "options": {"beta": 1}},
-            "optimizer.options.beta of lion; did you mean betas?",
+            "options.beta of lion; did you mean betas?",
         ),
         ({"algorithm": "lion", "options": {"lr": 1}}, "use optimizer.lr"),
         ({"algorithm": "lion", "options": {"betas": [2.0, 0.9]}}, "optimizer.algorithm=lion: "),

@@ -2,6 +2,9 @@
 
 from typing import TypeVar
 
+import torch
+from torch import nn
+
 from trainer.errors import ConfigError
 from trainer.registry import Registry
 
@@ -31,3 +34,25 @@ def height_width(image_size: int | tuple[int, int] | None) -> tuple[int, int]:
     if isinstance(image_size, int):
         return image_size, image_size
     return fact("image_size", image_size)
+
+
+def check_forward(model: nn.Module, arch: str, channels: int, size: tuple[int, int], classes: int) -> None:
+    """Runs one empty image through a classifier whose limits only its own code knows.
+
+    Raises:
+        ConfigError: it does not take images of this size, or does not give one logit a class.
+    """
+    image = torch.zeros(1, channels, *size)
+    try:
+        with torch.no_grad():
+            logits = model.eval()(image)
+    except Exception as error:  # each architecture fails in its own way
+        raise ConfigError(f"model.arch={arch} does not take images of {size}: {one_line(error)}") from error
+    model.train()
+    if logits.shape != (1, classes):
+        raise ConfigError(f"model.arch={arch} is no classifier: it gives {tuple(logits.shape)} for an image")
+
+
+def one_line(error: Exception) -> str:
+    """A foreign error's message on one line."""
+    return " ".join(str(error).split())

@@ -1,0 +1,105 @@
+"""Residual networks for CIFAR-sized images: a 3x3 stem without pooling (arXiv 1512.03385)."""
+
+from torch import Tensor, nn
+
+from trainer.models.base import MODELS, fact
+from trainer.schema import Count
+
+
+class Basic(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            _conv_norm(channels, width, 3, stride), nn.ReLU(), _conv_norm(width, width, 3, 1)
+        )
+        self.shortcut = _shortcut(channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.branch(x) + self.shortcut(x)).relu()  # [B, channels, h, w] -> [B, width, h', w']
+
+
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two 1x1 beside a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            _conv_norm(channels, width, 1, 1),
+            nn.ReLU(),
+            _conv_norm(width, width, 3, stride),
+            nn.ReLU(),
+            _conv_norm(width, 4 * width, 1, 1),
+        )
+        self.shortcut = _shortcut(channels, 4 * width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.branch(x) + self.shortcut(x)).relu()  # [B, channels, h, w] -> [B, 4 * width, h', w']
+
+
+def _conv_norm(channels: int, width: int, kernel: int, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")  # arXiv 1502.01852
+    return nn.Sequential(convolution, nn.BatchNorm2d(width))
+
+
+def _shortcut(channels: int, width: int, stride: int) -> nn.Module:
+    same = channels == width and stride == 1
+    return nn.Identity() if same else _conv_norm(channels, width, 1, stride)
+
+
+class ResNet(nn.Module):
+    """A 3x3 stem, four stages of blocks, of which the last three halve the image, mean, classifier."""
+
+    def __init__(
+        self,
+        block: type[Basic] | type[Bottleneck],
+        depths: list[int],
+        in_channels: int | None,
+        num_classes: int | None,
+    ) -> None:
+        super().__init__()
+        channels = 64
+        self.stem = nn.Sequential(_conv_norm(fact("in_channels", in_channels), channels, 3, 1), nn.ReLU())
+        blocks: list[nn.Module] = []
+        for stage, depth in enumerate(depths):
+            width = 64 * 2**stage
+            for i in range(depth):
+                blocks.append(block(channels, width, stride=2 if stage > 0 and i == 0 else 1))
+                channels = width * block.expansion
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(channels, fact("num_classes", num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)  # [B, C, H, W] -> [B, 64, H, W]
+        x = self.blocks(x)  # [B, channels, H / 8, W / 8]
+        return self.head(x.mean(dim=(2, 3)))  # [B, num_classes]
+
+
+@MODELS.register("resnet18_cifar")
+def resnet18_cifar(*, num_classes: Count | None = None, in_channels: Count | None = None) -> nn.Module:
+    """11,173,962 parameters for 10 classes of RGB images."""
+    return ResNet(Basic, [2, 2, 2, 2], in_channels, num_classes)
+
+
+@MODELS.register("resnet34_cifar")
+def resnet34_cifar(*, num_classes: Count | None = None, in_channels: Count | None = None) -> nn.Module:
+    """21,282,122 parameters for 10 classes of RGB images."""
+    return ResNet(Basic, [3, 4, 6, 3], in_channels, num_classes)
+
+
+@MODELS.register("resnet50_cifar")
+def resnet50_cifar(*, num_classes: Count | None = None, in_channels: Count | None = None) -> nn.Module:
+    """23,520,842 parameters for 10 classes of RGB images."""
+    return ResNet(Bottleneck, [3, 4, 6, 3], in_channels, num_classes)
+
+
+@MODELS.register("resnet101_cifar")
+def resnet101_cifar(*, num_classes: Count | None = None, in_channels: Count | None = None) -> nn.Module:
+    """42,512,970 parameters for 10 classes of RGB images."""
+    return ResNet(Bottleneck, [3, 4, 23, 3], in_channels, num_classes)
