@@ -80,10 +80,16 @@ def best(folder: Path) -> str | None:
 
 def remove(checkpoint: Path) -> None:
     """Removes a checkpoint so that no half of it is ever taken for a whole one."""
-    doomed = checkpoint.with_name(f".{checkpoint.name}.part")
+    doomed = checkpoint.with_name(f".{checkpoint.name}.old")
     shutil.rmtree(doomed, ignore_errors=True)
     checkpoint.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what an earlier life of the run left half written or half removed."""
+    for leftover in folder.glob(".step_*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def whole(folder: Path) -> list[Path]:
@@ -129,7 +135,7 @@ def restore(found: list[Path], state: TrainState, *, same_run: bool) -> Restored
     warned = []
     for checkpoint in found:
         try:
-            content = _read(checkpoint)
+            content = read(checkpoint)
             values, rng = pickle.loads(content["values"]), pickle.loads(content["rng"]["0"])
         except UNREADABLE as error:
             warned.append(f"{checkpoint} is damaged and is skipped: {_one_line(error)}")
@@ -143,11 +149,13 @@ def restore(found: list[Path], state: TrainState, *, same_run: bool) -> Restored
             mark_best(best_one)
         return Restored(checkpoint, values["monitors"], warned)
     raise CheckpointError(
-        f"every checkpoint in {found[0].parent} is damaged: give another checkpoint.resume, or none to start anew"
+        f"every checkpoint in {found[0].parent} is damaged: "
+        f"give another checkpoint.resume, or another hydra.run.dir to start anew"
     )
 
 
-def _read(checkpoint: Path) -> dict[str, Any]:
+def read(checkpoint: Path) -> dict[str, Any]:
+    """What `save` wrote, in fresh memory on the CPU: a checkpoint that is damaged has then changed nothing."""
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     for name, size in manifest["files"].items():
         actual = (checkpoint / name).stat().st_size
@@ -155,7 +163,6 @@ def _read(checkpoint: Path) -> dict[str, Any]:
             raise ValueError(f"{name} has {actual} of {size} bytes")
     reader = dcp.FileSystemReader(checkpoint)
     metadata = reader.read_metadata()
-    # read into fresh memory: a checkpoint that turns out to be damaged has then changed nothing
     flat = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
         if isinstance(entry, TensorStorageMetadata)

@@ -82,7 +82,7 @@ class CheckpointOptions:
     keep_best: bool = True
     """Write a checkpoint at each new best evaluation and keep the newest of them besides."""
     resume: str = "auto"
-    """``auto``: go on from the run directory's newest whole checkpoint, if any; ``none``; or the path of another
+    """``auto``: go on from the run directory's newest whole checkpoint, if any; ``none``; or the path of a
     run or checkpoint."""
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class EMA:
     """Averages the parameters and floating-point buffers of a model: ``a <- decay a + (1 - decay) w``.
 
-    Early on the decay is ``(1 + t) / (10 + t)`` if that is smaller, so that the average forgets the random start
-    (as in TensorFlow's ExponentialMovingAverage).
+    Early on the decay is ``(1 + t) / (10 + t)`` if that is smaller, so that the average forgets the random
+    start (as in TensorFlow's ExponentialMovingAverage).
 
     Args:
         model: the model to follow; its tensors are looked up by name.

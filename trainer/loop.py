@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from trainer import checkpoint
-from trainer.config import CheckpointOptions, LoopOptions
+from trainer.config import Config
 from trainer.data import Batch, Data, eval_batches
 from trainer.errors import UserError
 from trainer.monitor import Monitors, Progress
@@ -39,16 +39,16 @@ class Budget:
 
 
 class Trainer:
-    """Trains what a `TrainState` holds.
+    """Trains what a `TrainState` holds, from where it stands.
 
     Args:
-        state: what is trained; where it stands is where training starts.
+        state: model, optimizer and all else that changes.
         data: the evaluation splits, and what the training batches are made of.
         objective: the loss and the metrics.
+        precision: autocast and loss scale.
         budget: where training ends.
-        directory: the run directory.
-        stop: read between two steps; a signal ends the run with a checkpoint.
-        eval_batch_size, num_workers: how evaluation batches are read.
+        config: the options of loop, checkpoints and evaluation batches.
+        device: where the model is.
     """
 
     def __init__(
@@ -59,14 +59,8 @@ class Trainer:
         objective: Objective,
         precision: Precision,
         budget: Budget,
-        loop: LoopOptions,
-        checkpoints: CheckpointOptions,
-        monitors: Monitors,
-        directory: Path,
-        stop: StopFlag,
+        config: Config,
         device: torch.device,
-        eval_batch_size: int,
-        num_workers: int,
     ) -> None:
         self.state = state
         self.counters = state.counters
@@ -76,46 +70,58 @@ class Trainer:
         self.objective = objective
         self.precision = precision
         self.budget = budget
-        self.loop = loop
-        self.checkpoints = checkpoints
-        self.monitors = monitors
-        self.folder = directory / "checkpoints"
-        self.stop = stop
+        self.config = config
+        self.loop = config.loop
         self.device = device
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
 
-        number, unit = loop.eval_interval
+        number, unit = config.loop.eval_interval
         self.eval_every = number if unit == "steps" else number * state.loader.batches_per_epoch
         self.primary = f"{next(iter(data.evals))}/{objective.primary}"
         self.needs_create_graph = getattr(state.optimizer, "needs_create_graph", False)
         self.buffers = list(state.model.buffers())
-        self.evaluated: dict[str, float] = {}
         self.rate = SampleRate(state.loader.batch_size)
-        self.saved_at, self.saved_step = time.monotonic(), -1
 
-    def fit(self) -> dict[str, float]:
-        """Trains until the budget is spent or patience is; returns the metrics of the last evaluation.
+    def fit(self, folder: Path, monitors: Monitors, stop: StopFlag) -> None:
+        """Trains until the budget or the patience is spent.
+
+        Args:
+            folder: where checkpoints go.
+            monitors: who is told.
+            stop: read between two steps; a signal ends the run with a checkpoint.
 
         Raises:
             Stopped: a signal came; a checkpoint was written.
             TrainingFailed: too many losses or gradients in a row were not finite.
         """
-        evaluated_step = -1
+        self.folder, self.monitors = folder, monitors
+        self.state.monitors = monitors
+        checkpoint.sweep(folder)
+        there = checkpoint.path_of(folder, self.counters.step).exists()  # the run went on from it
+        self.saved_at, self.saved_step = time.monotonic(), self.counters.step if there else -1
+        self.show_images()
         while not self.finished():
             self.train_step()
+            monitors.tick(self.progress())
             if self.counters.step % self.loop.log_every == 0:
                 self.report()
             if self.counters.step % self.eval_every == 0:
                 self.evaluate()
-                evaluated_step = self.counters.step
-            self.stop_if_asked()
+            if stop.received is not None:
+                self.save()
+                raise Stopped(stop.received, self.counters.step)
             if self.checkpoint_due():
                 self.save()
-        if evaluated_step != self.counters.step:
+        if self.counters.evaluated_step != self.counters.step:
             self.evaluate()
         self.save()
-        return self.evaluated
+
+    def show_images(self) -> None:
+        """Shows the first batch of a new run as it will be augmented; the loader goes back to its start."""
+        loader = self.state.loader
+        if self.counters.step == 0 and self.data.kind == "images" and self.monitors.options.log_images:
+            start = loader.state_dict()
+            self.monitors.images(self.progress(), "train/batch", loader.next_batch()[0][0])
+            loader.load_state_dict(start)
 
     def finished(self) -> bool:
         patience = self.loop.patience
@@ -133,8 +139,6 @@ class Trainer:
         start = time.perf_counter()
         self.state.schedule.update(self.progress().fraction, self.counters.step)
         batches = self.state.loader.next_batch()
-        if self.counters.step == 0 and self.monitors.options.log_images and self.data.kind == "images":
-            self.monitors.images(self.progress(), "train/batch", batches[0][0])
         saved_buffers = [buffer.clone() for buffer in self.buffers]
 
         self.model.train()
@@ -160,7 +164,6 @@ class Trainer:
         elapsed = time.perf_counter() - start
         self.counters.seconds += elapsed
         self.rate.add(elapsed)
-        self.monitors.tick(self.progress())
 
     def forward_backward(self, batches: list[Batch]) -> tuple[Tensor, list[Tensor]]:
         """Adds up the gradients of the micro-batches; returns their losses [M] and their totals."""
@@ -185,15 +188,12 @@ class Trainer:
         return math.isfinite(losses.sum().item()) and math.isfinite(norm.item())
 
     def skip_step(self, batches: list[Batch], losses: Tensor, saved_buffers: list[Tensor]) -> None:
-        """Undoes what the forward pass changed, and counts; an overflow that the loss scale can mend is no fault."""
+        """Undoes what the forward pass changed, and counts the fault."""
         for buffer, saved in zip(self.buffers, saved_buffers, strict=True):
             buffer.copy_(saved)
-        if (
-            losses.isfinite().all()
-            and self.precision.scaler.is_enabled()
-            and self.precision.scaler.get_scale() > 1
-        ):
-            return
+        scaler = self.precision.scaler
+        if scaler.is_enabled() and scaler.get_scale() > 1 and losses.isfinite().all():
+            return  # an overflow that a smaller loss scale will mend
         self.counters.skipped_steps += 1
         self.counters.skipped_in_a_row += 1
         step, loss = self.counters.step + 1, losses.mean().item()
@@ -229,7 +229,7 @@ class Trainer:
         if self.state.ema is not None:
             with self.state.ema.applied():
                 metrics |= self.evaluate_splits("_ema")
-        self.evaluated = metrics
+        self.counters.evaluated, self.counters.evaluated_step = metrics, self.counters.step
         clock = {"eval_seconds": time.perf_counter() - start}
         self.monitors.evaluation(self.progress(), metrics, clock)
         if self.monitors.options.histograms:
@@ -243,16 +243,19 @@ class Trainer:
             counters.evaluations_since_best += 1
             return
         counters.best, counters.best_step, counters.evaluations_since_best = value, counters.step, 0
-        if self.checkpoints.keep_best:
+        if self.config.checkpoint.keep_best:
             checkpoint.mark_best(self.save())
 
     @torch.no_grad()
     def evaluate_splits(self, suffix: str) -> dict[str, float]:
         self.model.eval()
+        options = self.config.data
         metrics: dict[str, float] = {}
         for name, split in self.data.evals.items():
             totals = []
-            for inputs, targets in eval_batches(split, self.eval_batch_size, num_workers=self.num_workers):
+            for inputs, targets in eval_batches(
+                split, options["eval_batch_size"], num_workers=options["num_workers"]
+            ):
                 with self.precision.autocast():
                     totals.append(self.objective(self.model(inputs), inputs, targets)[1])
             summed = torch.stack(totals).cpu().double().sum(0)
@@ -260,7 +263,7 @@ class Trainer:
         return metrics
 
     def checkpoint_due(self) -> bool:
-        steps, minutes = self.checkpoints.every_steps, self.checkpoints.every_minutes
+        steps, minutes = self.config.checkpoint.every_steps, self.config.checkpoint.every_minutes
         return (steps is not None and self.counters.step % steps == 0) or (
             minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
         )
@@ -268,14 +271,9 @@ class Trainer:
     def save(self) -> Path:
         """Writes a checkpoint of the present step, unless this was just done."""
         if self.saved_step != self.counters.step:
-            checkpoint.save(self.folder, self.state, keep_last=self.checkpoints.keep_last)
+            checkpoint.save(self.folder, self.state, keep_last=self.config.checkpoint.keep_last)
             self.saved_at, self.saved_step = time.monotonic(), self.counters.step
         return checkpoint.path_of(self.folder, self.counters.step)
-
-    def stop_if_asked(self) -> None:
-        if self.stop.received is not None:
-            self.save()
-            raise Stopped(self.stop.received, self.counters.step)
 
 
 class SampleRate:
@@ -326,7 +324,7 @@ def watching_outputs(model: nn.Module, found: list[str]) -> Iterator[None]:
 
 
 def first_non_finite(model: nn.Module, batches: list[Batch], precision: Precision) -> str:
-    """Names the first layer whose output, weights or gradient are not finite; runs the batch again to find it."""
+    """Names the first layer whose output or gradient is not finite, by running the batch again."""
     found: list[str] = []
     with watching_outputs(model, found), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for inputs, _ in batches:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Objective:
-    """Base of the objectives. An objective adds up *totals*: a float tensor whose last entry counts samples."""
+    """Base of the objectives. They add up *totals*: a float tensor whose last entry counts samples."""
 
     primary: ClassVar[str] = "loss"
     """The metric by which the best model is picked."""

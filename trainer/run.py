@@ -19,7 +19,7 @@ from trainer.errors import ConfigError, UserError
 from trainer.loop import Budget, Trainer
 from trainer.models import MODELS
 from trainer.monitor import Monitors, RunInfo
-from trainer.objective import OBJECTIVES, Objective
+from trainer.objective import OBJECTIVES
 from trainer.optim import OPTIMIZERS, SCHEDULES, Schedule, param_groups
 from trainer.precision import Precision
 from trainer.rundir import RunDirectory, again
@@ -41,24 +41,8 @@ class Result:
     """The name of the metric that picks the best."""
 
 
-@dataclass
-class Parts:
-    """What a config describes, built: all that trains, and nothing that writes."""
-
-    data: Data
-    model: nn.Module
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    precision: Precision
-    loader: TrainLoader
-    ema: EMA | None
-    budget: Budget
-    device: torch.device
-
-
-def build(config: Config) -> Parts:
-    """Builds the parts of a run. The random numbers of Python, NumPy and torch are seeded first.
+def build(config: Config) -> Trainer:
+    """Builds a run's parts, with Python's, NumPy's and torch's random numbers seeded; writes nothing.
 
     Raises:
         UserError: an option does not fit the others, data is missing, a package is not installed.
@@ -78,7 +62,6 @@ def build(config: Config) -> Parts:
     if not groups:
         raise ConfigError(f"model={config.model['name']} has no trainable parameter")
     optimizer = OPTIMIZERS.build(config.optimizer, model, groups)
-    schedule = Schedule(optimizer, SCHEDULES.build(config.schedule), config.schedule["warmup"])
     if config.loop.compile:
         model.compile()
     loader = TrainLoader(
@@ -88,17 +71,22 @@ def build(config: Config) -> Parts:
         micro_batches=config.loop.accumulate,
         num_workers=config.data["num_workers"],
     )
-    objective = OBJECTIVES[objective_of(config)](config.loop.label_smoothing)
-    return Parts(
-        data=data,
+    precision = Precision(config.precision.name, device)
+    state = TrainState(
         model=model,
-        objective=objective,
         optimizer=optimizer,
-        schedule=schedule,
-        precision=Precision(config.precision.name, device),
+        schedule=Schedule(optimizer, SCHEDULES.build(config.schedule), config.schedule["warmup"]),
+        scaler=precision.scaler,
         loader=loader,
         ema=ema,
+    )
+    return Trainer(
+        state,
+        data=data,
+        objective=OBJECTIVES[objective_of(config)](config.loop.label_smoothing),
+        precision=precision,
         budget=budget_of(config, loader.batches_per_epoch),
+        config=config,
         device=device,
     )
 
@@ -171,12 +159,22 @@ def budget_of(config: Config, batches_per_epoch: int) -> Budget:
     return Budget(steps, None)
 
 
-def summary(config: Config, parts: Parts) -> str:
-    count = sum(p.numel() for p in parts.model.parameters())
-    return (
-        f"{config.model['name']} ({count:,} parameters) on {config.data['name']} "
-        f"({len(parts.data.train):,} samples) with {config.optimizer['name']}, "
-        f"{parts.device.type}, {config.precision.name}"
+def describe(trainer: Trainer, directory: Path, resumed_step: int) -> RunInfo:
+    """What the monitors may know of a run before its first step."""
+    config = trainer.config
+    count = sum(p.numel() for p in trainer.model.parameters())
+    return RunInfo(
+        directory=directory,
+        name=config.name,
+        config=dataclasses.asdict(config),
+        summary=f"{config.model['name']} ({count:,} parameters) on {config.data['name']} "
+        f"({len(trainer.data.train):,} samples) with {config.optimizer['name']}, "
+        f"{trainer.device.type}, {config.precision.name}",
+        total_steps=trainer.budget.steps,
+        total_seconds=trainer.budget.seconds,
+        steps_per_epoch=trainer.state.loader.batches_per_epoch,
+        primary=trainer.primary,
+        resumed_step=resumed_step,
     )
 
 
@@ -214,73 +212,40 @@ def resumable(config: Config, directory: RunDirectory) -> list[Path]:
 def _run(
     config: Config, directory: RunDirectory, overrides: list[str], found: list[Path], stop: StopFlag
 ) -> Result:
-    parts = build(config)
-    state = TrainState(
-        model=parts.model,
-        optimizer=parts.optimizer,
-        schedule=parts.schedule,
-        scaler=parts.precision.scaler,
-        loader=parts.loader,
-        ema=parts.ema,
-    )
+    trainer = build(config)
     same_run = bool(found) and found[0].absolute().parent.parent == directory.path
-    restored = checkpoint.restore(found, state, same_run=same_run) if found else None
+    restored = checkpoint.restore(found, trainer.state, same_run=same_run) if found else None
 
-    plain = dataclasses.asdict(config)
-    directory.write_description(plain, overrides)
-    primary = f"{next(iter(parts.data.evals))}/{parts.objective.primary}"
-    info = RunInfo(
-        directory=directory.path,
-        name=config.name,
-        config=plain,
-        summary=summary(config, parts),
-        total_steps=parts.budget.steps,
-        total_seconds=parts.budget.seconds,
-        steps_per_epoch=parts.loader.batches_per_epoch,
-        primary=primary,
-        resumed_step=state.counters.step if same_run else 0,
-    )
-    monitors = state.monitors = Monitors(info, config.monitor)
+    directory.write_description(dataclasses.asdict(config), overrides)
+    info = describe(trainer, directory.path, trainer.counters.step if same_run else 0)
+    monitors = Monitors(info, config.monitor)
     if restored is not None:
         if same_run:
             monitors.load_state_dict(restored.monitors)
         for warning in restored.warnings:
             monitors.message(warning, "warning")
         monitors.message(f"going on from {restored.checkpoint}")
-    trainer = Trainer(
-        state,
-        data=parts.data,
-        objective=parts.objective,
-        precision=parts.precision,
-        budget=parts.budget,
-        loop=config.loop,
-        checkpoints=config.checkpoint,
-        monitors=monitors,
-        directory=directory.path,
-        stop=stop,
-        device=parts.device,
-        eval_batch_size=config.data["eval_batch_size"],
-        num_workers=config.data["num_workers"],
-    )
-    return Result(fit(trainer, directory), trainer.evaluated, primary)
+    return Result(fit(trainer, directory, monitors, stop), trainer.counters.evaluated, trainer.primary)
 
 
-def fit(trainer: Trainer, directory: RunDirectory) -> int:
+def fit(trainer: Trainer, directory: RunDirectory, monitors: Monitors, stop: StopFlag) -> int:
     """Trains to the end, however it comes, and writes down how it came; returns the exit code."""
-    counters, monitors = trainer.counters, trainer.monitors
+    counters = trainer.counters
     directory.write_status("running", step=counters.step)
     try:
-        trainer.fit()
+        trainer.fit(directory.path / "checkpoints", monitors, stop)
     except Stopped as stopped:
-        directory.write_status("preempted", step=counters.step, metrics=trainer.evaluated, error=str(stopped))
+        directory.write_status(
+            "preempted", step=counters.step, metrics=counters.evaluated, error=str(stopped)
+        )
         monitors.message(f"{stopped}; go on with: {again(directory.path)}", "warning")
-        monitors.finish("preempted", trainer.evaluated)
+        monitors.finish("preempted", counters.evaluated)
         return PREEMPTED
     except BaseException as error:
         line = error_line(error)
-        directory.write_status("failed", step=counters.step, metrics=trainer.evaluated, error=line)
+        directory.write_status("failed", step=counters.step, metrics=counters.evaluated, error=line)
         monitors.message(line, "error")
-        monitors.finish("failed", trainer.evaluated)
+        monitors.finish("failed", counters.evaluated)
         if isinstance(error, UserError):
             print(f"error: {line}", file=sys.stderr)
             return CRASHED
@@ -290,8 +255,10 @@ def fit(trainer: Trainer, directory: RunDirectory) -> int:
             log.write(traceback.format_exc())
         print(f"crashed: {line} (traceback in {directory.path / 'run.log'})", file=sys.stderr)
         return CRASHED
-    directory.write_status("finished", step=counters.step, metrics=trainer.evaluated, primary=trainer.primary)
-    monitors.finish("finished", trainer.evaluated)
+    directory.write_status(
+        "finished", step=counters.step, metrics=counters.evaluated, primary=trainer.primary
+    )
+    monitors.finish("finished", counters.evaluated)
     return FINISHED
 
 

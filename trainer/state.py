@@ -32,6 +32,9 @@ class Counters:
     """Best value of the primary metric."""
     best_step: int = 0
     evaluations_since_best: int = 0
+    evaluated: dict[str, float] = field(default_factory=dict)
+    """Metrics of the last evaluation."""
+    evaluated_step: int = -1
 
 
 @dataclass

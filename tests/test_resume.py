@@ -1,0 +1,120 @@
+"""A run that is killed, stopped or damaged goes on as if nothing had happened."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.kill_and_resume import RUNS, compare, finish, start, trial
+from trainer import checkpoint
+from trainer.__main__ import main
+
+TINY = "model.widths=[4,8] loop.max_epochs=2 loop.ema=0.9 checkpoint.every_steps=5 data.batch_size=64"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_killed_at_random_moments(name: str, tmp_path: Path) -> None:
+    assert trial(RUNS[name], tmp_path, kills=4, seed=1) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_ends_with_a_checkpoint_and_75(number: signal.Signals, tmp_path: Path) -> None:
+    finish(TINY, tmp_path / "undisturbed")
+    disturbed = tmp_path / "disturbed"
+    pid = start(TINY, disturbed)
+    _wait_for_step(disturbed)
+    os.kill(pid, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+    status = json.loads((disturbed / "status.json").read_text())
+    assert status["state"] == "preempted"
+    assert number.name in status["error"]
+    newest = checkpoint.whole(disturbed / "checkpoints")[0]
+    assert newest.name == f"step_{status['step']:08d}"
+    finish(TINY, disturbed)
+    assert compare(disturbed, tmp_path / "undisturbed") == []
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    # evaluation after every step keeps the loop away from step boundaries most of the time
+    pid = start(f"{TINY} loop.max_epochs=1000 loop.eval_every=1 data.eval_batch_size=1", tmp_path / "run")
+    _wait_for_step(tmp_path / "run")
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGINT)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (130, 75)  # 75 where the first one was already being served
+
+
+def _wait_for_step(directory: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not (directory / "metrics.jsonl").exists() or not (directory / "metrics.jsonl").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "half deleted", "no manifest"])
+def test_a_damaged_checkpoint_is_skipped(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(TINY, tmp_path / "undisturbed")
+    run = tmp_path / "run"
+    assert main([*TINY.split(), "loop.patience=1000", f"hydra.run.dir={run}"]) == 0
+    newest, before, *_ = checkpoint.whole(run / "checkpoints")
+    if damage == "truncated":
+        data = next(newest.glob("*.distcp"))
+        data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    elif damage == "half deleted":
+        next(newest.glob("*.distcp")).unlink()
+    else:
+        (newest / checkpoint.MANIFEST).unlink()
+    (run / "status.json").unlink()
+    capsys.readouterr()
+    assert main([*TINY.split(), "loop.patience=1000", f"hydra.run.dir={run}"]) == 0
+    out = capsys.readouterr().out
+    assert f"{newest.name} is damaged and is skipped" in out.replace("\n", "")
+    assert f"going on from {before}" in out.replace("\n", "")
+    assert compare(run, tmp_path / "undisturbed") == []
+
+
+def test_a_finished_run_says_so_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    finish(TINY, run)
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    assert main([*TINY.split(), f"hydra.run.dir={run}"]) == 0
+    assert "finished already at step 44" in capsys.readouterr().out
+    assert before == {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+
+
+def test_a_frozen_config_is_the_same_run(tmp_path: Path) -> None:
+    finish(TINY, tmp_path / "first")
+    again = ["--config-path", str(tmp_path / "first"), "--config-name", "config"]
+    assert main([*again, f"hydra.run.dir={tmp_path / 'second'}"]) == 0
+    assert compare(tmp_path / "second", tmp_path / "first") == []
+
+
+def test_resuming_from_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finish(TINY, tmp_path / "first")
+    assert (
+        main(
+            f"{TINY} loop.max_epochs=3 checkpoint.resume={tmp_path / 'first'} "
+            f"hydra.run.dir={tmp_path / 'second'}".replace("loop.max_epochs=2 ", "").split()
+        )
+        == 0
+    )
+    first = json.loads((tmp_path / "second" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["step"] > 44
+    capsys.readouterr()
+    wrong = f"model.widths=[8,8] checkpoint.resume={tmp_path / 'first'} hydra.run.dir={tmp_path / 'third'}"
+    assert main(wrong.split()) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "of another model: features.0.weight is (4, 1, 3, 3) there, (8, 1, 3, 3) here" in err
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_run_directory_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finish(TINY, tmp_path / "run")
+    assert main([*TINY.split(), f"hydra.run.dir={tmp_path / 'run'}", "checkpoint.resume=none"]) == 2
+    assert "would overwrite" in capsys.readouterr().err
