@@ -13,7 +13,8 @@ from trainer.optim.pytorch_optimizer import UNSUPPORTED
 
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 
-TORCHS = ["sgd", "adam", "adamw", "nadam", "adafactor", "muon"]
+OWN = ["adafisher", "adafisherw", "sgd", "adam", "adamw", "nadam", "adafactor", "muon"]
+PLAIN = OWN[2:]
 
 
 def small_model():
@@ -41,7 +42,7 @@ def train(model, optimizer, steps, seed=0):
     return losses
 
 
-@pytest.mark.parametrize("name", TORCHS)
+@pytest.mark.parametrize("name", OWN)
 def test_moves_every_parameter_and_learns(name):
     model = small_model()
     before = copy.deepcopy(model.state_dict())
@@ -50,12 +51,13 @@ def test_moves_every_parameter_and_learns(name):
     assert all(not torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", TORCHS)
+@pytest.mark.parametrize("name", OWN)
 def test_a_loaded_state_goes_on_as_if_never_interrupted(name):
     model = small_model()
     optimizer = build(model, name=name)
     train(model, optimizer, 3)
-    again = copy.deepcopy(model)
+    again = small_model()
+    again.load_state_dict(model.state_dict())
     resumed = build(again, name=name)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     train(model, optimizer, 2, seed=1)
@@ -64,7 +66,7 @@ def test_a_loaded_state_goes_on_as_if_never_interrupted(name):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", TORCHS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_state_is_keyed_like_the_named_parameters(name):
     model = small_model()
     optimizer = build(model, name=name)
@@ -82,12 +84,25 @@ def test_state_is_keyed_like_the_named_parameters(name):
             assert not value.ndim or value.shape == named[by_index[index]].shape or name == "adafactor"
 
 
-@pytest.mark.parametrize("name", TORCHS)
+@pytest.mark.parametrize("name", OWN)
 def test_norms_and_biases_are_exempt_from_decay(name):
     model = small_model()
     optimizer = build(model, name=name, weight_decay=0.5)
     decay = {n: g["weight_decay"] for g in optimizer.param_groups for n in g["param_names"]}
     assert decay == {n: 0.5 if p.ndim >= 2 else 0.0 for n, p in model.named_parameters()}
+
+
+def test_adafishers_options_reach_it():
+    optimizer = build(small_model(), name="adafisher", rule="paper", lr=0.02, gamma=0.7, update_interval=3)
+    (group, _) = optimizer.param_groups
+    assert (optimizer.rule, optimizer.update_interval, optimizer.decoupled) == ("paper", 3, False)
+    assert (group["lr"], group["gamma"], group["damping"]) == (0.02, 0.7, 1e-3)
+    assert build(small_model(), name="adafisherw", rule="paper").decoupled
+
+
+def test_calibrated_adafisher_is_always_decoupled():
+    with pytest.raises(ConfigError, match=r"optimizer\.decoupled=false is wrong"):
+        build(small_model(), name="adafisher", decoupled=False)
 
 
 def test_fused_and_plain_updates_agree():
@@ -154,7 +169,7 @@ def test_muon_takes_the_hidden_matrices_only():
     assert taken(net) == matrices
 
 
-@pytest.mark.parametrize("name", TORCHS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_an_overflow_under_a_grad_scaler_changes_nothing(name):
     model = small_model()
     optimizer = build(model, name=name)

@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules. Importing this package registers them."""
 
 from trainer.optim import pytorch_optimizer
+from trainer.optim.adafisher import AdaFisher, AdaFisherW
 from trainer.optim.groups import OptimizerOptions, param_groups
 from trainer.optim.schedules import SCHEDULES, Schedule, ScheduleOptions
 from trainer.optim.zoo import OPTIMIZERS
@@ -8,6 +9,8 @@ from trainer.optim.zoo import OPTIMIZERS
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
+    "AdaFisher",
+    "AdaFisherW",
     "OptimizerOptions",
     "Schedule",
     "ScheduleOptions",

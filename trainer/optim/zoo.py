@@ -1,4 +1,4 @@
-"""The registry of optimizers, and torch's own in it."""
+"""The registry of optimizers, with AdaFisher and torch's own in it."""
 
 from typing import Any, Literal
 
@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from trainer.errors import ConfigError
+from trainer.optim.adafisher import AdaFisher, AdaFisherW
 from trainer.optim.groups import OptimizerOptions
 from trainer.optim.muon import MuonAdamW, split_matrices
 from trainer.registry import Registry
@@ -16,6 +18,8 @@ OPTIMIZERS = Registry("optimizer", common=OptimizerOptions, entry_points="traine
 An attribute ``needs_create_graph`` of what is made asks for gradients that can be differentiated again."""
 
 Groups = list[dict[str, Any]]
+Rule = Literal["calibrated", "paper", "released"]
+Capture = Literal["hooks", "gradient"]
 
 _FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 
@@ -25,6 +29,72 @@ def _fused(groups: Groups, fused: bool | None) -> bool:
     if fused is None:
         return all(p.device.type in _FUSED_DEVICES for group in groups for _, p in group["params"])
     return fused
+
+
+@OPTIMIZERS.register("adafisher")
+def adafisher(
+    model: nn.Module,
+    params: Groups,
+    *,
+    lr: NonNegative | None = None,
+    beta: Fraction = 0.9,
+    damping: Positive | None = None,
+    gamma: Fraction | None = None,
+    weight_decay: NonNegative | None = None,
+    decoupled: bool | None = None,
+    rule: Rule = "calibrated",
+    update_interval: Count | None = None,
+    capture: Capture = "hooks",
+    fused: Literal["compile"] | None = None,
+) -> Optimizer:
+    """``trainer.optim.AdaFisher``; None is the default of the rule."""
+    if rule == "calibrated" and decoupled is False:
+        raise ConfigError("optimizer.decoupled=false is wrong: rule=calibrated always decouples weight decay")
+    return AdaFisher(
+        model,
+        params,
+        lr=lr,
+        beta=beta,
+        damping=damping,
+        gamma=gamma,
+        weight_decay=weight_decay,
+        decoupled=decoupled,
+        rule=rule,
+        update_interval=update_interval,
+        capture=capture,
+        fused=fused,
+    )
+
+
+@OPTIMIZERS.register("adafisherw")
+def adafisherw(
+    model: nn.Module,
+    params: Groups,
+    *,
+    lr: NonNegative | None = None,
+    beta: Fraction = 0.9,
+    damping: Positive | None = None,
+    gamma: Fraction | None = None,
+    weight_decay: NonNegative | None = None,
+    rule: Rule = "calibrated",
+    update_interval: Count | None = None,
+    capture: Capture = "hooks",
+    fused: Literal["compile"] | None = None,
+) -> Optimizer:
+    """``trainer.optim.AdaFisherW``: weight decay is decoupled; None is the default of the rule."""
+    return AdaFisherW(
+        model,
+        params,
+        lr=lr,
+        beta=beta,
+        damping=damping,
+        gamma=gamma,
+        weight_decay=weight_decay,
+        rule=rule,
+        update_interval=update_interval,
+        capture=capture,
+        fused=fused,
+    )
 
 
 @OPTIMIZERS.register("sgd")
