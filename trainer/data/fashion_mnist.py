@@ -60,7 +60,7 @@ def _find(root: str | None, fetch: bool) -> Path:
     if not fetch:
         raise DataError(
             f"no Fashion-MNIST in {' or '.join(map(str, places))}: apt-get install dataset-fashion-mnist "
-            f"puts it in {DEBIAN}, data.download=true in {home}"
+            f"and leave data.root out, or data.download=true fetches it into {home}"
         )
     download(FashionMNIST, home, TORCHVISION.parts[0])
     return home / TORCHVISION

@@ -111,7 +111,7 @@ def eval_batches(
     of all batches differ by at most one.
 
     Args:
-        batch_size: samples per step over all ranks, at most (at least one per rank, though).
+        batch_size: samples per step over all ranks; a rank takes at most its share, rounded up.
     """
     steps = max(1, min(math.ceil(len(split) / batch_size), len(split) // world_size))
     parts = torch.arange(len(split)).tensor_split(steps * world_size)

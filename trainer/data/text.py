@@ -102,7 +102,7 @@ def _tiktoken(name: str) -> Callable[[str], Encoded]:
     try:
         import tiktoken
     except ImportError:
-        raise MissingExtra(f"data.tokenizer={name}", "tiktoken", "text") from None
+        raise MissingExtra(f"data.tokenizer={name} (neither bytes nor chars)", "tiktoken", "text") from None
     if name not in (names := tiktoken.list_encoding_names()):
         raise ConfigError(f"unknown data.tokenizer {name!r}{nearest(name, ['bytes', 'chars', *names])}")
     try:

@@ -1,0 +1,171 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from trainer.data import DATA, Data, TrainLoader, eval_batches
+from trainer.data.random import mix
+from trainer.errors import ConfigError, DataError
+
+
+def build(root: Path, **options) -> Data:
+    config = DATA.check(
+        {"name": "image_folder", "root": str(root), "image_size": 16, "resize": 20, **options}
+    )
+    return DATA.build(config, torch.device("cpu"), 0)
+
+
+def write(path: Path, number: int, mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path) -> Path:
+    for label, name in enumerate(["n01", "n02", "n03"]):
+        for number in range(4):
+            write(
+                tmp_path / "train" / name / f"{number}.JPEG",
+                10 * label + number,
+                "L" if number == 0 else "RGB",
+            )
+        write(tmp_path / "val" / name / "v.png", 100 + label)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_imagenet(tmp_path: Path) -> Path:
+    lines = []
+    for label, name in enumerate(["n01", "n02"]):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / f"{name}_boxes.txt").write_text("")
+        for number in range(3):
+            write(tmp_path / "train" / name / "images" / f"{name}_{number}.JPEG", 10 * label + number)
+    for number, name in enumerate(["n02", "n01", "n02"]):
+        write(tmp_path / "val" / "images" / f"val_{number}.JPEG", 100 + number)
+        lines.append(f"val_{number}.JPEG\t{name}\t0\t0\t62\t62")
+    (tmp_path / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_imagenet_layout(imagenet):
+    data = build(imagenet)
+    assert data.facts == {"num_classes": 3, "in_channels": 3, "image_size": 16}
+    assert len(data.train) == 12
+    inputs, targets = data.train.batch(torch.arange(12), key=1)
+    assert inputs.shape == (12, 3, 16, 16)
+    assert inputs.dtype == torch.float32
+    assert targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert list(data.evals) == ["test"]
+    assert data.evals["test"].batch(torch.arange(3), None)[1].tolist() == [0, 1, 2]
+
+
+def test_tiny_imagenet_layout(tiny_imagenet):
+    data = build(tiny_imagenet)
+    assert len(data.train) == 6
+    assert data.evals["test"].batch(torch.arange(3), None)[1].tolist() == [1, 0, 1]
+
+
+def test_evaluation_and_training_are_torchvisions_transforms(imagenet):
+    data = build(imagenet, normalize=False)
+    path = imagenet / "train" / "n01" / "1.JPEG"
+    picture = Image.open(path).convert("RGB")
+    centre = v2.Compose(
+        [v2.Resize(20), v2.CenterCrop(16), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    )
+    torch.testing.assert_close(
+        data.train.batch(torch.tensor([1]), None)[0][0], centre(picture).as_subclass(torch.Tensor)
+    )
+
+    augment = v2.Compose(
+        [
+            v2.RandomResizedCrop(16),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
+    for key in range(5):
+        with torch.random.fork_rng():
+            torch.manual_seed(mix(key, 1))
+            expected = augment(picture).as_subclass(torch.Tensor)
+        torch.testing.assert_close(data.train.batch(torch.tensor([1]), key)[0][0], expected)
+
+
+def test_normalisation_is_imagenets(imagenet):
+    plain, _ = build(imagenet, normalize=False).train.batch(torch.arange(3), None)
+    normal, _ = build(imagenet).train.batch(torch.arange(3), None)
+    torch.testing.assert_close(
+        normal, v2.functional.normalize(plain, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
+
+
+def test_workers_and_resuming_change_nothing(imagenet):
+    data = build(imagenet)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    loader = TrainLoader(data.train, batch_size=4, seed=1, micro_batches=2)
+    expected = [loader.next_batch() for _ in range(5)]
+    assert torch.equal(torch.get_rng_state(), before)
+
+    torch.manual_seed(6)  # another global generator gives the same pictures
+    other = TrainLoader(data.train, batch_size=4, seed=1, micro_batches=2, num_workers=2)
+    other.load_state_dict({"epoch": 0, "batch": 2})
+    for batch in expected[2:]:
+        for (x, y), (x2, y2) in zip(batch, other.next_batch(), strict=True):
+            assert torch.equal(x, x2)
+            assert torch.equal(y, y2)
+    other.close()
+
+
+def test_a_holdout_is_not_augmented(imagenet):
+    data = build(imagenet, holdout=0.25)
+    assert list(data.evals) == ["val", "test"]
+    assert (len(data.train), len(data.evals["val"])) == (9, 3)
+    ((inputs, _),) = eval_batches(data.evals["val"], 3)
+    assert torch.equal(inputs, data.evals["val"].batch(torch.arange(3), None)[0])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_picture_is_named(imagenet, num_workers):
+    path = imagenet / "val" / "n02" / "v.png"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError) as error:
+        list(eval_batches(build(imagenet).evals["test"], 2, num_workers=num_workers))
+    assert str(error.value).startswith(f"{path} cannot be decoded (")
+    assert "\n" not in str(error.value)
+
+
+def test_errors_say_what_would_be_right(imagenet, tmp_path):
+    with pytest.raises(
+        DataError, match=r"nowhere/train is missing: data.root=.*nowhere must hold train/CLASS/\*.jpg"
+    ):
+        build(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"data.resize=10 must be at least data.image_size=16"):
+        build(imagenet, resize=10)
+    (imagenet / "val" / "n03" / "v.png").rename(imagenet / "v.png")
+    with pytest.raises(DataError, match=r"val/n03 has no images: every class needs some"):
+        build(imagenet)
+    (imagenet / "val" / "n03").rename(imagenet / "val" / "n04")
+    (imagenet / "v.png").rename(imagenet / "val" / "n04" / "v.png")
+    with pytest.raises(
+        DataError, match=r"train has 3 classes and val 3; they must be the same, but n03 is in train only"
+    ):
+        build(imagenet)
+
+
+def test_an_empty_folder(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "val").mkdir()
+    with pytest.raises(DataError, match=r"train has no images: data.root="):
+        build(tmp_path)
+
+
+def test_damaged_annotations(tiny_imagenet):
+    (tiny_imagenet / "val" / "val_annotations.txt").write_text("val_0.JPEG n02\n")
+    with pytest.raises(DataError, match=r"val_annotations.txt line 1 is not: file name, tab, class"):
+        build(tiny_imagenet)
