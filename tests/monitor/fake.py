@@ -1,0 +1,62 @@
+"""A run of 60 steps that only reports: the same numbers on every execution, two steps a training second."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.monitor import MonitorOptions, Monitors, Progress, RunInfo
+
+STEPS = 60
+CONFIG = {
+    "seed": 3,
+    "model": {"name": "cnn", "width": 32, "dropout": 0.1},
+    "data": {"name": "digits", "augment": True, "root": None},
+    "optimizer": {"name": "adafisher", "lr": 1e-3, "betas": [0.9, 0.99]},
+    "schedule": {"name": "cosine"},
+    "loop": {"max_steps": STEPS},
+}
+
+
+def run_info(directory: Path, **changes: Any) -> RunInfo:
+    values = {
+        "directory": directory,
+        "name": "digits",
+        "config": CONFIG,
+        "summary": "cnn (93,322 parameters) on digits (1,437 samples), cpu, fp32",
+        "total_steps": STEPS,
+        "total_seconds": None,
+        "steps_per_epoch": 10,
+        "primary": "test/accuracy",
+    }
+    return RunInfo(**{**values, **changes})
+
+
+def monitors(directory: Path, *sinks: str, **changes: Any) -> Monitors:
+    return Monitors(run_info(directory, **changes), MonitorOptions(sinks=list(sinks)))
+
+
+def progress(step: int) -> Progress:
+    return Progress(step, step / 10, step / 2, step / STEPS)
+
+
+def loss(step: int) -> float:
+    return 2.3 * math.exp(-step / 20) + 0.1 * (step % 7)
+
+
+def play(told: Monitors, first: int, last: int) -> dict[str, float]:
+    """Reports steps first..last: train records every 5, curvature every 10, evaluations every 10."""
+    metrics = {}
+    for step in range(first, last + 1):
+        now = progress(step)
+        told.tick(now)
+        if step % 5 == 0:
+            values = {"train/loss": loss(step), "train/accuracy": math.exp(-loss(step)), "lr": 1e-3}
+            told.train(now, values, {"samples_per_second": 1234.5, "memory_mib": 412.0})
+        if step % 10 == 0:
+            told.curvature(now, {f"layer{i}": {"share": i / 10 + step / 1000} for i in range(3)})
+            metrics = {"test/loss": loss(step) + 0.1, "test/accuracy": math.exp(-loss(step))}
+            told.evaluation(now, metrics, {"eval_seconds": 0.1})
+            told.histograms(now, {"conv.weight": torch.linspace(-step, step, 100)})
+    return metrics

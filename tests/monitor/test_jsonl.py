@@ -1,0 +1,98 @@
+import json
+import math
+
+from tests.monitor.fake import loss, monitors, play, progress
+
+
+def records(path):
+    """The lines of a file, each of which must be strict JSON."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+def test_records(tmp_path):
+    told = monitors(tmp_path, "jsonl")
+    told.finish("finished", play(told, 1, 10))
+    metrics, clock = records(tmp_path / "metrics.jsonl"), records(tmp_path / "clock.jsonl")
+    assert [(r["kind"], r["step"]) for r in metrics] == [
+        ("train", 5),
+        ("train", 10),
+        ("curvature", 10),
+        ("evaluation", 10),
+    ]
+    assert metrics[0] == {
+        "kind": "train",
+        "step": 5,
+        "epoch": 0.5,
+        "train/loss": loss(5),
+        "train/accuracy": math.exp(-loss(5)),
+        "lr": 1e-3,
+    }
+    assert metrics[2]["layers"]["layer2"] == {"share": 2 / 10 + 10 / 1000}
+    assert clock == [
+        {"kind": "train", "step": 5, "seconds": 2.5, "samples_per_second": 1234.5, "memory_mib": 412.0},
+        {"kind": "train", "step": 10, "seconds": 5.0, "samples_per_second": 1234.5, "memory_mib": 412.0},
+        {"kind": "evaluation", "step": 10, "seconds": 5.0, "eval_seconds": 0.1},
+    ]
+
+
+def test_numbers_keep_all_their_bits(tmp_path):
+    values = {"a": 0.1 + 0.2, "b": 5e-324, "c": 1.7976931348623157e308, "d": -0.0, "e": 1 / 3}
+    told = monitors(tmp_path, "jsonl")
+    told.train(progress(1), values, {})
+    [record] = records(tmp_path / "metrics.jsonl")
+    assert {name: record[name].hex() for name in values} == {name: v.hex() for name, v in values.items()}
+
+
+def test_numbers_that_are_not_finite_have_names(tmp_path):
+    values = {"a": math.nan, "b": math.inf, "c": -math.inf}
+    told = monitors(tmp_path, "jsonl")
+    told.train(progress(1), values, {})
+    told.curvature(progress(1), {"conv": {"share": math.nan}})
+    train, curvature = records(tmp_path / "metrics.jsonl")
+    assert (train["a"], train["b"], train["c"]) == ("NaN", "Infinity", "-Infinity")
+    assert math.isnan(float(train["a"]))
+    assert (float(train["b"]), float(train["c"])) == (math.inf, -math.inf)
+    assert curvature["layers"] == {"conv": {"share": "NaN"}}
+
+
+def test_a_record_is_there_at_once(tmp_path):
+    told = monitors(tmp_path, "jsonl")
+    told.train(progress(5), {"train/loss": 1.0}, {})
+    assert len(records(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_killed_and_resumed_leaves_the_same_bytes(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for directory in (whole, killed):
+        directory.mkdir()
+    told = monitors(whole, "jsonl")
+    told.finish("finished", play(told, 1, 60))
+
+    first = monitors(killed, "jsonl")
+    play(first, 1, 33)
+    state = first.state_dict()
+    play(first, 34, 48)
+    with open(killed / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "st')  # killed while writing
+    second = monitors(killed, "jsonl", resumed_step=33)
+    second.load_state_dict(state)
+    second.finish("finished", play(second, 34, 60))
+    for name in ("metrics.jsonl", "clock.jsonl"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_new_run_in_an_old_directory_starts_anew(tmp_path):
+    play(monitors(tmp_path, "jsonl"), 1, 60)
+    play(monitors(tmp_path, "jsonl"), 1, 5)
+    assert [r["step"] for r in records(tmp_path / "metrics.jsonl")] == [5]
+
+
+def test_a_file_shorter_than_at_the_checkpoint_is_not_filled_up(tmp_path):
+    told = monitors(tmp_path, "jsonl", resumed_step=5)
+    told.load_state_dict({"jsonl": {"metrics": 1000, "clock": 1000}})
+    told.train(progress(6), {"train/loss": 1.0}, {})
+    assert len(records(tmp_path / "metrics.jsonl")) == 1
