@@ -2,6 +2,9 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,6 +142,19 @@ def test_workers_give_the_same_batches():
     assert equal(epoch(0), epoch(2))
     alone, shared = (list(eval_batches(Lazy(20), 8, num_workers=workers)) for workers in (0, 2))
     assert all(equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+def test_a_program_that_forgets_its_loader_ends():
+    script = """
+from tests.data.test_loader import Lazy, TrainLoader, eval_batches
+loader = TrainLoader(Lazy(400), batch_size=4, seed=0, num_workers=1)
+loader.next_batch()
+batches = eval_batches(Lazy(400), 4, num_workers=1)
+next(batches)
+raise SystemExit(3)
+"""
+    root = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", script], cwd=root, timeout=60).returncode == 3
 
 
 def test_workers_outlive_the_signals_that_stop_a_run():

@@ -1,5 +1,6 @@
 """Which samples make which batch on which rank: seeded, resumable anywhere, the same for any world size."""
 
+import atexit
 import math
 import signal
 from collections.abc import Iterable, Iterator
@@ -133,10 +134,18 @@ def fetch(split: Split, plans: Iterable[Plan], num_workers: int) -> Iterator[Bat
         worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # otherwise it draws from the global one
     )
-    for item in loader:
-        if isinstance(item, DataError):
-            raise item
-        yield split.finish(*item)
+    batches = iter(loader)
+    stop_workers = batches._shutdown_workers  # type: ignore[attr-defined]
+    # At exit multiprocessing sends workers SIGTERM, which they ignore, and waits for them: be there first.
+    atexit.register(stop_workers)
+    try:
+        for item in batches:
+            if isinstance(item, DataError):
+                raise item
+            yield split.finish(*item)
+    finally:
+        atexit.unregister(stop_workers)
+        stop_workers()
 
 
 class _Reader(Dataset[Any]):
