@@ -44,7 +44,7 @@ WRONG = [
     # out of range
     ("optimizer.lr=-0.1", "optimizer.lr=-0.1 is wrong"),
     ("optimizer.beta=1", "optimizer.beta=1 is wrong"),
-    ("optimizer=adamw optimizer.beta2=1.0", "optimizer.beta2=1.0 is wrong"),
+    ("optimizer=adamw optimizer.betas=[0.9,1.0]", "optimizer.betas=[0.9, 1.0] is wrong"),
     ("data.batch_size=0", "data.batch_size=0 is wrong: it must be an integer >= 1"),
     ("data.batch_size=100000", "exceeds the training set"),
     ("loop.accumulate=5", "does not divide"),
@@ -55,12 +55,11 @@ WRONG = [
     # unknown names inside a component
     ("optimizer.rule=fisher", "must be one of"),
     ("model=torchvision model.arch=resnet19", "resnet18"),
-    ("model=torchvision", "model.arch"),
     ("monitor.sinks=[wandb]", "unknown sink 'wandb'"),
     ("optimizer=pytorch_optimizer optimizer.algorithm=soup", "did you mean soap"),
     # missing data
     ("data=cifar10 data.root=/nonexistent", "data.download=true"),
-    ("data=image_folder data.path=/nonexistent", "/nonexistent"),
+    ("data=image_folder data.root=/nonexistent", "/nonexistent"),
     ("data=text data.path=/nonexistent model=gpt", "/nonexistent"),
     ("data=fashion_mnist data.root=/nonexistent", "apt-get install dataset-fashion-mnist"),
     # parts that do not fit each other

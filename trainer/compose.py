@@ -59,6 +59,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.config_path:
         args.config_path = str(Path(args.config_path).resolve())
+        if not Path(args.config_path, f"{args.config_name or 'config'}.yaml").is_file():
+            raise ConfigError(
+                f"{args.config_path} has no {args.config_name or 'config'}.yaml: give a run directory"
+            )
     return args
 
 
@@ -120,6 +124,8 @@ def compose(hydra: Hydra, args: argparse.Namespace, overrides: list[str]) -> Dic
         key = re.match(
             r"Could not (?:override|append to config|delete from config)[. ]*'([^']+)'", str(error)
         )
+        if str(error).startswith("Ambiguous value"):
+            raise ConfigError(f"{_first_line(error)}: quote it, or add --multirun to run each") from None
         if key:
             raise ConfigError(_explain_key(hydra, args, overrides, key[1])) from None
         raise ConfigError(_first_line(error)) from None

@@ -30,6 +30,7 @@ class CheckpointError(UserError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint to append to an error: the nearest of the known names, then all of them."""
     known = sorted(known)
-    close = get_close_matches(str(name), known, n=3, cutoff=0.6)
+    folded = {k.lower(): k for k in known}
+    close = [folded[match] for match in get_close_matches(name.lower(), folded, n=3, cutoff=0.6)]
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     return f"{hint} (known: {', '.join(known) or 'none'})"
