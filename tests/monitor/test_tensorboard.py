@@ -11,8 +11,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata
+from tensorboard.summary.writer import event_file_writer
 
 from tests.monitor.fake import CONFIG, loss, monitors, play, progress
+
+
+@pytest.fixture(autouse=True)
+def few_writers(monkeypatch):
+    """Files of one second are ordered by their writer's number, as text: 10 before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def read(directory):

@@ -129,6 +129,7 @@ class LiveConsole(_Console):
 
     def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
         self._live.stop()
+        self._say(Text())
         self._say(Text(self.summary(status, metrics), style=f"bold {STATUS_STYLE[status]}"))
         for place in self.places():
             self._say(Text(f"  {place}"))

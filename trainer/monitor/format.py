@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 
 def value(name: str, number: float) -> str:
-    """A metric: an accuracy in percent, anything else with four or so digits that matter."""
+    """A metric: an accuracy in percent, a learning rate with three digits, anything else with four decimals."""
     if "accuracy" in name:
         return f"{100 * number:.2f}%"
-    return f"{number:.4f}" if number == 0 or 0.1 <= abs(number) < 1000 else f"{number:.4g}"
+    if name != "lr" and (number == 0 or 1e-3 <= abs(number) < 1e3):
+        return f"{number:.4f}"
+    return f"{number:.3g}"
 
 
 def duration(seconds: float) -> str:
