@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +119,12 @@ def replace(path: Path, text: str) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions, commit and uncommitted changes, host and devices."""
-    import torchvision
-
     cuda = torch.cuda.is_available()
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "cuda": torch.version.cuda if cuda else None,
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
         "host": socket.gethostname(),

@@ -1,11 +1,9 @@
 """CIFAR-10 and CIFAR-100 as torchvision stores them: 50,000 training and 10,000 test images of 32 x 32."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CIFAR100
 
 from trainer.data.base import DATA, Data
 from trainer.data.download import download
@@ -29,7 +27,7 @@ def cifar10(
 ) -> Data:
     """Images [3, 32, 32] in 10 classes."""
     return memory_images(
-        *_load(CIFAR10, Path(root), download),
+        *_load("CIFAR10", Path(root), download),
         num_classes=10,
         mean=[0.4914, 0.4822, 0.4465],
         std=[0.2470, 0.2435, 0.2616],
@@ -55,7 +53,7 @@ def cifar100(
 ) -> Data:
     """Images [3, 32, 32] in 100 classes."""
     return memory_images(
-        *_load(CIFAR100, Path(root), download),
+        *_load("CIFAR100", Path(root), download),
         num_classes=100,
         mean=[0.5071, 0.4865, 0.4409],
         std=[0.2673, 0.2564, 0.2762],
@@ -66,8 +64,11 @@ def cifar100(
     )
 
 
-def _load(dataset: type[Any], root: Path, fetch: bool) -> list[tuple[Tensor, Tensor]]:
+def _load(name: str, root: Path, fetch: bool) -> list[tuple[Tensor, Tensor]]:
     """The training and the test set: images uint8 [N, 3, 32, 32], labels int64 [N]."""
+    from torchvision import datasets  # slow to import, and most runs do without it
+
+    dataset = getattr(datasets, name)
     folder = dataset.base_folder
     if fetch and not (root / folder).is_dir():
         download(dataset, root, folder)
@@ -75,7 +76,7 @@ def _load(dataset: type[Any], root: Path, fetch: bool) -> list[tuple[Tensor, Ten
         parts = [dataset(root, train=train) for train in (True, False)]
     except RuntimeError:  # torchvision checks the files' MD5 sums
         raise DataError(
-            f"no whole {dataset.__name__} in {root / folder}: remove it if it is there, and fetch it with "
+            f"no whole {name} in {root / folder}: remove it if it is there, and fetch it with "
             f"data.download=true, or unpack {dataset.url} in data.root={root}"
         ) from None
     return [(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in parts]

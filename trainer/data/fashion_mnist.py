@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets import FashionMNIST
 
 from trainer.data.base import DATA, Data
 from trainer.data.download import download
@@ -62,6 +61,8 @@ def _find(root: str | None, fetch: bool) -> Path:
             f"no Fashion-MNIST in {' or '.join(map(str, places))}: apt-get install dataset-fashion-mnist "
             f"and leave data.root out, or data.download=true fetches it into {home}"
         )
+    from torchvision.datasets import FashionMNIST  # slow to import, and most runs do without it
+
     download(FashionMNIST, home, TORCHVISION.parts[0])
     return home / TORCHVISION
 

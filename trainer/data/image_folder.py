@@ -1,7 +1,7 @@
 """Folders of image files, decoded when they are needed: the layouts of ImageNet and of Tiny-ImageNet."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import v2
 
 from trainer.data.base import DATA, Batch, Data, LazySplit, Split
 from trainer.data.images import split_holdout
@@ -20,6 +18,7 @@ from trainer.errors import ConfigError, DataError
 from trainer.schema import Count, Fraction, Range
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's training set
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's: file name, class, box; separated by tabs
 Sample = tuple[Path, int]
 
@@ -46,6 +45,8 @@ def image_folder(
     """
     if resize < image_size:
         raise ConfigError(f"data.resize={resize} must be at least data.image_size={image_size}")
+    from torchvision.transforms import v2  # slow to import, and most runs do without it
+
     train, test, classes = find_samples(Path(root))
     augment = v2.Compose(
         [
@@ -83,8 +84,8 @@ class ImageFiles(LazySplit):
         self,
         samples: list[Sample],
         *,
-        augment: v2.Transform,
-        centre: v2.Transform,
+        augment: Callable[[Image.Image], Tensor],
+        centre: Callable[[Image.Image], Tensor],
         normalize: bool,
         device: torch.device,
     ) -> None:
@@ -105,7 +106,8 @@ class ImageFiles(LazySplit):
     def finish(self, inputs: Tensor, targets: Tensor) -> Batch:
         inputs = inputs.to(self.device, non_blocking=True).float().div_(255)
         if self.normalize:
-            inputs = v2.functional.normalize(inputs, MEAN, STD, inplace=True)
+            mean, std = (inputs.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+            inputs.sub_(mean).div_(std)
         return inputs, targets.to(self.device, non_blocking=True)
 
     def _decode(self, index: int, key: int | None) -> Tensor:
@@ -173,7 +175,7 @@ def _class_folders(folder: Path) -> tuple[list[tuple[Path, str]], list[str]]:
             Path(where, file)
             for where, _, files in os.walk(folder / name, followlinks=True)
             for file in files
-            if file.lower().endswith(IMG_EXTENSIONS)
+            if file.lower().endswith(EXTENSIONS)
         )
         if not files:
             raise DataError(f"{folder / name} has no images: every class needs some")
