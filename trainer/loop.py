@@ -100,10 +100,13 @@ class Trainer:
         self.saved_at, self.saved_step = time.monotonic(), self.counters.step if there else -1
         self.show_images()
         while not self.finished():
+            refreshes = getattr(self.optimizer, "needs_refresh", False)
             self.train_step()
             monitors.tick(self.progress())
             if self.counters.step % self.loop.log_every == 0:
                 self.report()
+            if refreshes and monitors.options.curvature:
+                self.report_curvature()
             if self.counters.step % self.eval_every == 0:
                 self.evaluate()
             if stop.received is not None:
@@ -218,6 +221,13 @@ class Trainer:
         metrics["lr"] = float(self.optimizer.param_groups[0]["lr"])
         metrics["skipped_steps"] = self.counters.skipped_steps
         self.monitors.train(self.progress(), metrics, self.clock())
+
+    def report_curvature(self) -> None:
+        """Tells the monitors of a refresh of the optimizer's factors, at most every ``loop.log_every`` steps."""
+        last, step = self.counters.curvature_step, self.counters.step
+        if last is None or step - last >= self.loop.log_every:
+            self.monitors.curvature(self.progress(), self.optimizer.diagnostics())  # type: ignore[attr-defined]
+            self.counters.curvature_step = step
 
     def clock(self) -> dict[str, float]:
         return {"samples_per_second": self.rate.take(), "memory_mib": memory_mib(self.device)}

@@ -32,6 +32,8 @@ class Counters:
     """Best value of the primary metric."""
     best_step: int = 0
     evaluations_since_best: int = 0
+    curvature_step: int | None = None
+    """When the optimizer's curvature was last reported."""
     evaluated: dict[str, float] = field(default_factory=dict)
     """Metrics of the last evaluation."""
     evaluated_step: int = -1

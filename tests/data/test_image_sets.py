@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from trainer.data import DATA, Data, cifar, fashion_mnist
+from trainer.data import DATA, Data, fashion_mnist
 from trainer.data.digits import FILE, stratified_split
 from trainer.errors import DataError
 
@@ -163,7 +163,7 @@ class FakeDownload(datasets.CIFAR10):
 
 
 def test_a_download_is_whole_or_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar, "CIFAR10", FakeDownload)
+    monkeypatch.setattr(datasets, "CIFAR10", FakeDownload)
     root = tmp_path / "deep" / "data"
     monkeypatch.setattr(FakeDownload, "offline", True)
     with pytest.raises(

@@ -1,0 +1,116 @@
+"""The config files say what the code says, and every experiment is one that runs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+from torchvision import datasets
+
+from tests.data.test_image_sets import write_cifar, write_fashion_mnist
+from trainer.__main__ import main
+from trainer.compose import CONF
+from trainer.config import (
+    REGISTRIES,
+    CheckpointOptions,
+    Config,
+    LoopOptions,
+    ParallelOptions,
+    PrecisionOptions,
+)
+from trainer.monitor import MonitorOptions
+from trainer.schema import REQUIRED, check_options, options_of
+
+COMPONENTS = [
+    (group, path.stem) for group in REGISTRIES for path in sorted((CONF / group).glob("*.yaml"))
+]
+FIXED = {
+    "precision": PrecisionOptions,
+    "parallel": ParallelOptions,
+    "checkpoint": CheckpointOptions,
+    "monitor": MonitorOptions,
+}
+LOADER = {"batch_size", "eval_batch_size", "num_workers"}  # each data set has its own defaults of these
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def load(path: Path) -> dict:
+    return OmegaConf.to_container(OmegaConf.load(path))
+
+
+@pytest.mark.parametrize(("group", "name"), COMPONENTS)
+def test_every_option_of_a_component_with_its_default(group: str, name: str) -> None:
+    registry = REGISTRIES[group]
+    values = load(CONF / group / f"{name}.yaml")
+    assert values.pop("name") == name
+    options = {**registry.common, **registry.get(name).options}
+    assert set(values) == set(options)
+    for key, value in values.items():
+        default = options[key].default
+        if default is REQUIRED:
+            assert value is None or value == "???"
+        elif key not in LOADER:
+            assert value == (list(default) if isinstance(default, tuple) else default), key
+
+
+def test_every_component_has_a_file() -> None:
+    for group, registry in REGISTRIES.items():
+        assert {path.stem for path in (CONF / group).glob("*.yaml")} == set(registry.names())
+
+
+@pytest.mark.parametrize("group", FIXED)
+def test_fixed_groups(group: str) -> None:
+    for path in (CONF / group).glob("*.yaml"):
+        values = load(path)
+        checked = check_options(options_of(FIXED[group]), values, group)
+        assert set(values) == set(checked)
+    if (CONF / group / "default.yaml").exists():
+        assert load(CONF / group / "default.yaml") == {
+            key: option.default for key, option in options_of(FIXED[group]).items()
+        }
+
+
+def test_the_loop_and_the_top() -> None:
+    values = load(CONF / "config.yaml")
+    assert values["loop"] == {key: option.default for key, option in options_of(LoopOptions).items()}
+    groups = {key for entry in values["defaults"] if isinstance(entry, dict) for key in entry}
+    assert set(options_of(Config)) <= set(values) | groups
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few samples of each data set, in its own layout."""
+    root = tmp_path_factory.mktemp("data")
+    write_cifar(root, datasets.CIFAR10, "labels")
+    write_fashion_mnist(root)
+    (root / "text.txt").write_text("To be, or not to be, that is the question: " * 200)
+    for split in ("train", "val"):
+        for number, name in enumerate("ab"):
+            (root / split / name).mkdir(parents=True)
+            Image.fromarray(np.full((40, 40, 3), 90 * number, np.uint8)).save(root / split / name / "1.png")
+    return root
+
+
+SMALLER = {
+    "cifar10_resnet18": ["data.batch_size=4"],
+    "imagenet_resnet50": ["data.batch_size=2", "data.image_size=32", "data.resize=32", "data.num_workers=0"],
+    "wikitext2_gpt": ["data.batch_size=2", "data.tokenizer=bytes", "model.width=96"],
+    "shakespeare_gpt": ["data.batch_size=2"],
+    "fashion_mnist_cnn": ["data.batch_size=4"],
+    "fashion_mnist_autoencoder": ["data.batch_size=4"],
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_run_dry(
+    name: str, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.cifar, "check_integrity", lambda path, md5=None: Path(path).is_file())
+    place = f"data.path={sets / 'text.txt'}" if "gpt" in name else f"data.root={sets}"
+    assert main([f"experiment={name}", "dry_run=true", place, *SMALLER[name]]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    for shown in ("parameters", "curvature", "optimizer state", "step 2", "evaluation"):
+        assert shown in out
+    assert list(tmp_path.iterdir()) == []
