@@ -192,6 +192,7 @@ def test_duration(seconds, text):
         ("test/loss", 0.000123456, "0.000123"),
         ("test/perplexity", 12345.6, "1.23e+04"),
         ("test/loss", 0.0, "0.0000"),
+        ("skipped_steps", 3, "3"),
         ("lr", 0.00123456, "0.00123"),
         ("test/loss", float("nan"), "nan"),
         ("test/accuracy", float("nan"), "nan%"),

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 
 def value(name: str, number: float) -> str:
-    """A metric: an accuracy in percent, a learning rate with three digits, anything else with four decimals."""
+    """A metric: an accuracy in percent, a rate with three digits, anything else with four decimals."""
     if "accuracy" in name:
         return f"{100 * number:.2f}%"
+    if isinstance(number, int):
+        return str(number)
     if name != "lr" and (number == 0 or 1e-3 <= abs(number) < 1e3):
         return f"{number:.4f}"
     return f"{number:.3g}"
