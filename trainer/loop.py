@@ -105,7 +105,7 @@ class Trainer:
             monitors.tick(self.progress())
             if self.counters.step % self.loop.log_every == 0:
                 self.report()
-            if refreshes and monitors.options.curvature:
+            if refreshes and monitors.options.curvature and hasattr(self.optimizer, "diagnostics"):
                 self.report_curvature()
             if self.counters.step % self.eval_every == 0:
                 self.evaluate()
