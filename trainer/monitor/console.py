@@ -107,13 +107,8 @@ class LiveConsole(_Console):
     ) -> None:
         primary = self.run.primary
         if not self._heads:
-            self._heads = [
-                "epoch",
-                "step",
-                "train/loss",
-                primary,
-                *(name for name in metrics if name != primary),
-            ]
+            others = [name for name in metrics if name != primary]
+            self._heads = ["epoch", "step", "train/loss", primary, *others]
             self._print(Text(f"\n  {row(self._heads, self._heads)}   ★ best so far", style="dim"))
         shown = {name: value(name, number) for name, number in {**self._metrics, **metrics}.items()}
         shown |= {"epoch": f"{progress.epoch:.2f}", "step": f"{progress.step:,}"}
