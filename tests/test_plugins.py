@@ -20,7 +20,7 @@ from trainer.schema import Count, NonNegative
 
 @MODELS.register("outside_model")
 def outside_model(*, num_classes: Count | None = None, width: Count = 16) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(4, width), nn.ReLU(), nn.Linear(width, num_classes))
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.ReLU(), nn.Linear(width, num_classes))
 
 
 class Corners(Split):

@@ -219,7 +219,8 @@ class Trainer:
             metrics["grad_norm"] = self.grad_norm.item()
             self.state.window.clear()
         metrics["lr"] = float(self.optimizer.param_groups[0]["lr"])
-        metrics["skipped_steps"] = self.counters.skipped_steps
+        if self.counters.skipped_steps:
+            metrics["skipped_steps"] = self.counters.skipped_steps
         self.monitors.train(self.progress(), metrics, self.clock())
 
     def report_curvature(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from trainer import checkpoint
 from trainer.config import DEFAULT_EPOCHS, Config
@@ -55,6 +56,7 @@ def build(config: Config) -> Trainer:
 
     data: Data = DATA.build(config.data, device, config.seed)
     model = build_model(config, data).to(device)
+    initialize_lazy_layers(model, data)
     if config.loop.channels_last:
         model = model.to(memory_format=torch.channels_last)
     ema = EMA(model, config.loop.ema) if config.loop.ema is not None else None
@@ -140,6 +142,13 @@ def build_model(config: Config, data: Data) -> nn.Module:
                 f"leave it null"
             )
     return MODELS.build(options)
+
+
+@torch.no_grad()
+def initialize_lazy_layers(model: nn.Module, data: Data) -> None:
+    """Shows a sample to a model with layers such as ``nn.LazyLinear``, which learn their shapes from it."""
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        model.eval()(data.train.batch(torch.arange(1), None)[0])
 
 
 def fits(fact: str, option: int, value: int) -> bool:
