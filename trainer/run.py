@@ -1,6 +1,7 @@
 """One run, from its config to its result: the only place that knows all the parts."""
 
 import dataclasses
+import os
 import random
 import sys
 import traceback
@@ -19,11 +20,11 @@ from trainer.ema import EMA
 from trainer.errors import ConfigError, UserError
 from trainer.loop import Budget, Trainer
 from trainer.models import MODELS
-from trainer.monitor import Monitors, RunInfo
+from trainer.monitor import Monitors, RunInfo, Status
 from trainer.objective import OBJECTIVES
 from trainer.optim import OPTIMIZERS, SCHEDULES, Schedule, param_groups
 from trainer.precision import Precision
-from trainer.rundir import RunDirectory, again
+from trainer.rundir import RunDirectory, StatusSink, again
 from trainer.state import TrainState
 from trainer.stop import StopFlag, Stopped
 
@@ -105,7 +106,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_parallel(config: Config) -> None:
-    name = config.parallel.name
+    name, ranks = config.parallel.name, int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1:
+        raise ConfigError(
+            f"this version trains on one rank: WORLD_SIZE is {ranks}, start it without torchrun"
+        )
     if name != "none":
         raise ConfigError(
             f"parallel={name} needs more than one rank: start it with "
@@ -240,34 +245,34 @@ def _run(
 def fit(trainer: Trainer, directory: RunDirectory, monitors: Monitors, stop: StopFlag) -> int:
     """Trains to the end, however it comes, and writes down how it came; returns the exit code."""
     counters = trainer.counters
-    directory.write_status("running", step=counters.step)
+    monitors.sinks["status"] = StatusSink(directory, counters.step, counters.evaluated)
+
+    def end(status: Status, error: str | None = None) -> None:
+        directory.write_status(
+            status, step=counters.step, metrics=counters.evaluated, primary=trainer.primary, error=error
+        )
+        monitors.finish(status, counters.evaluated)
+
     try:
         trainer.fit(directory.path / "checkpoints", monitors, stop)
     except Stopped as stopped:
-        directory.write_status(
-            "preempted", step=counters.step, metrics=counters.evaluated, error=str(stopped)
-        )
         monitors.message(f"{stopped}; go on with: {again(directory.path)}", "warning")
-        monitors.finish("preempted", counters.evaluated)
+        end("preempted", str(stopped))
         return PREEMPTED
     except BaseException as error:
         line = error_line(error)
-        directory.write_status("failed", step=counters.step, metrics=counters.evaluated, error=line)
         monitors.message(line, "error")
-        monitors.finish("failed", counters.evaluated)
-        if isinstance(error, UserError):
-            print(f"error: {line}", file=sys.stderr)
-            return CRASHED
+        end("failed", line)
         if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit
             raise
-        with (directory.path / "run.log").open("a") as log:
-            log.write(traceback.format_exc())
-        print(f"crashed: {line} (traceback in {directory.path / 'run.log'})", file=sys.stderr)
+        if isinstance(error, UserError):
+            print(f"error: {line}", file=sys.stderr)
+        else:
+            with (directory.path / "run.log").open("a") as log:
+                log.write(traceback.format_exc())
+            print(f"crashed: {line} (traceback in {directory.path / 'run.log'})", file=sys.stderr)
         return CRASHED
-    directory.write_status(
-        "finished", step=counters.step, metrics=counters.evaluated, primary=trainer.primary
-    )
-    monitors.finish("finished", counters.evaluated)
+    end("finished")
     return FINISHED
 
 

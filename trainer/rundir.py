@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 import yaml
 
 from trainer.errors import UserError
+from trainer.monitor import Progress, Sink
 
 STATUS = "status.json"
 CONFIG = "config.yaml"
@@ -98,6 +100,32 @@ class RunDirectory:
         replace(self.path / CONFIG, head + yaml.safe_dump(frozen, sort_keys=False))
         replace(self.path / "overrides.yaml", yaml.safe_dump(overrides))
         replace(self.path / "environment.json", json.dumps(environment(), indent=2))
+
+
+class StatusSink(Sink):
+    """Keeps the step and the last metrics in status.json up to date while a run goes on."""
+
+    SECONDS = 1.0
+    """Between two writes, at least."""
+
+    def __init__(self, directory: RunDirectory, step: int, metrics: Mapping[str, float]) -> None:
+        self.directory = directory
+        self.metrics = dict(metrics)
+        self._write(step)
+
+    def train(self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
+        if time.monotonic() - self._written >= self.SECONDS:
+            self._write(progress.step)
+
+    def evaluation(
+        self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]
+    ) -> None:
+        self.metrics = dict(metrics)
+        self._write(progress.step)
+
+    def _write(self, step: int) -> None:
+        self.directory.write_status("running", step=step, metrics=self.metrics)
+        self._written = time.monotonic()
 
 
 def again(path: Path) -> str:

@@ -14,10 +14,21 @@ from trainer.monitor.base import (
     Progress,
     RunInfo,
     Sink,
+    Status,
     higher_is_better,
 )
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["SINKS", "Best", "MonitorOptions", "Monitors", "Progress", "RunInfo", "Sink", "higher_is_better"]
+__all__ = [
+    "SINKS",
+    "Best",
+    "MonitorOptions",
+    "Monitors",
+    "Progress",
+    "RunInfo",
+    "Sink",
+    "Status",
+    "higher_is_better",
+]

@@ -1,6 +1,13 @@
-"""The parameter update: momentum over S' ⊗ H' + λ, in blocks that stay in cache. Pure functions over lists."""
+"""The parameter update: momentum over S' ⊗ H' + λ. Pure functions over lists of tensors.
+
+Each rule's update is written twice. The first goes block by block, so that what lies between a parameter and its new
+value stays in cache and is never as large as the parameter. The second is whole tensors for ``torch.compile`` to
+fuse; its learning rate is a tensor, so that a schedule does not recompile it.
+"""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,23 +15,17 @@ from torch import Tensor
 from trainer.optim.factors import factor_dtype
 
 Pair = tuple[Tensor, Tensor]
-"""H' and S' of one use of a parameter, in shapes that broadcast against the parameter."""
+"""H' and S' of one use of a parameter, in shapes that broadcast against it."""
 
 UPDATE_RMS = 0.2
 """Root mean square of a calibrated update before the learning rate: the usual size of an AdamW step."""
 
-_BLOCK = {"cpu": 2**16}  # elements: three or four float32 blocks fit a core's second-level cache
+_TINY = 1e-30  # rms of an update that is zero
+_BLOCK = 2**16  # elements a CPU thread: more costs cache misses, less costs calls
 _LARGE_BLOCK = 2**22  # a GPU wants large launches
 
 
-def preconditioner(pairs: Sequence[Pair], damping: float | Tensor, out: Tensor | None = None) -> Tensor:
-    """F̃ = Σ over uses S' H' + λ."""
-    H, S = pairs[0]
-    damping = torch.as_tensor(damping, dtype=H.dtype, device=H.device)
-    F = torch.addcmul(damping, S, H, out=out)
-    for H, S in pairs[1:]:
-        F.addcmul_(S, H)
-    return F
+# Block by block -----------------------------------------------------------------------------------------------
 
 
 def momentum_update(
@@ -33,26 +34,26 @@ def momentum_update(
     exp_avgs: list[Tensor],
     factors: list[list[Pair]],
     dampings: list[float],
-    steps: list[float],
     *,
     lr: float,
+    step_sizes: list[float],
     beta: float,
     weight_decay: float,
     decoupled: bool,
 ) -> None:
-    """The published update: θ ← θ − η m̂ / F̃, with weight decay in the gradient or decoupled."""
-    for param, grad, exp_avg, pairs, damping, step in zip(
-        params, grads, exp_avgs, factors, dampings, steps, strict=True
+    """The published update: θ ← θ − η m̂ / F̃, weight decay in the gradient or decoupled; step size: η / (1 − βᵗ)."""
+    for param, grad, exp_avg, pairs, damping, step_size in zip(
+        params, grads, exp_avgs, factors, dampings, step_sizes, strict=True
     ):
-        step_size = lr / (1 - beta**step)
+        scratch = _scratch(param, 1)
         for θ, g, m, *factor in _blocks(param, grad, exp_avg, pairs):
-            if not decoupled and weight_decay:
-                g = g.add(θ, alpha=weight_decay)
-            m32 = _momentum(m, g, beta)
-            θ32 = θ.to(m32.dtype)
-            if decoupled and weight_decay:
+            θ32, m32 = _precise(θ), _precise(m)
+            g32 = g.add(θ, alpha=weight_decay) if weight_decay and not decoupled else g
+            m32.lerp_(g32.to(m32.dtype), 1 - beta)
+            if weight_decay and decoupled:
                 θ32.mul_(1 - lr * weight_decay)
-            θ32.addcdiv_(m32, preconditioner(_pairs(factor), damping), value=-step_size)
+            θ32.addcdiv_(m32, _preconditioner(factor, damping, _like(scratch[0], θ)), value=-step_size)
+            _store(m, m32)
             _store(θ, θ32)
 
 
@@ -69,27 +70,45 @@ def calibrated_update(
 ) -> None:
     """θ ← (1 − η κ) θ − η ρ u / rms(u),  u = n / F̃,  n = β m + (1 − β) g."""
     for param, grad, exp_avg, pairs, damping in zip(params, grads, exp_avgs, factors, dampings, strict=True):
-        total = torch.zeros((), dtype=factor_dtype(param.dtype), device=param.device)
-        for _, g, m, *factor in _blocks(param, grad, exp_avg, pairs):
-            m32 = _momentum(m, g, beta)
-            u = torch.lerp(m32, g.to(m32.dtype), 1 - beta).div_(preconditioner(_pairs(factor), damping))
-            total += u.square_().sum()
-        scale = (total / param.numel()).sqrt_().clamp_(min=1e-30) / UPDATE_RMS
-        scaled = [(H, S * scale) for H, S in pairs]
+        scratch = _scratch(param, 2)
+        blocks = list(_blocks(param, grad, exp_avg, pairs))
+        norms = []
+        for θ, g, m, *factor in blocks:
+            m32 = _precise(m)
+            m32.lerp_(g.to(m32.dtype), 1 - beta)
+            _store(m, m32)
+            u = _look_ahead(m32, g, beta, _like(scratch[0], θ))
+            u.div_(_preconditioner(factor, damping, _like(scratch[1], θ)))
+            norms.append(torch.linalg.vector_norm(u))
+        rms = torch.linalg.vector_norm(torch.stack(norms)) / param.numel() ** 0.5
+        unit = rms.clamp_(min=_TINY) / UPDATE_RMS  # taken into F̃, where it costs no pass over the parameter
+        scaled = [(H, S * unit) for H, S in pairs]
         for θ, g, m, *factor in _blocks(param, grad, exp_avg, scaled):
-            m32, θ32 = m.to(total.dtype), θ.to(total.dtype)
-            n = torch.lerp(m32, g.to(total.dtype), 1 - beta)
-            θ32.mul_(1 - lr * weight_decay)
-            θ32.addcdiv_(n, preconditioner(_pairs(factor), damping * scale), value=-lr)
+            θ32, u, F = _precise(θ), _like(scratch[0], θ), unit
+            if len(blocks) > 1:  # else u is still there
+                _look_ahead(_precise(m), g, beta, u)
+                F = _preconditioner(factor, damping * unit, _like(scratch[1], θ))
+            if weight_decay:
+                θ32.mul_(1 - lr * weight_decay)
+            θ32.addcdiv_(u, F, value=-lr)
             _store(θ, θ32)
 
 
-def _momentum(m: Tensor, g: Tensor, beta: float) -> Tensor:
-    """m ← β m + (1 − β) g, computed in float32 at least."""
-    m32 = m.to(factor_dtype(m.dtype))
-    m32.lerp_(g.to(m32.dtype), 1 - beta)
-    _store(m, m32)
-    return m32
+def _look_ahead(m: Tensor, g: Tensor, beta: float, out: Tensor) -> Tensor:
+    return torch.lerp(m, g.to(m.dtype), 1 - beta, out=out)
+
+
+def _preconditioner(factor: Sequence[Tensor], damping: float | Tensor, out: Tensor) -> Tensor:
+    """F̃ = Σ over uses S' H' + λ of a block; ``factor`` is H', S' of the first use, of the second, and so on."""
+    torch.mul(factor[1], factor[0], out=out)
+    for H, S in zip(factor[2::2], factor[3::2], strict=True):
+        out.addcmul_(S, H)
+    return out.add_(damping)
+
+
+def _precise(x: Tensor) -> Tensor:
+    """The tensor itself, or a float32 copy of one in half precision."""
+    return x.to(factor_dtype(x.dtype))
 
 
 def _store(target: Tensor, value: Tensor) -> None:
@@ -97,26 +116,96 @@ def _store(target: Tensor, value: Tensor) -> None:
         target.copy_(value)
 
 
-def _pairs(factor: Sequence[Tensor]) -> list[Pair]:
-    return list(zip(factor[::2], factor[1::2], strict=True))
+def _block_size(param: Tensor) -> int:
+    return _BLOCK * torch.get_num_threads() if param.device.type == "cpu" else _LARGE_BLOCK
+
+
+def _scratch(param: Tensor, count: int) -> Tensor:
+    size = min(param.numel(), _block_size(param))
+    return torch.empty(count, size, dtype=factor_dtype(param.dtype), device=param.device)
+
+
+def _like(scratch: Tensor, block: Tensor) -> Tensor:
+    return scratch[: block.numel()].view(block.shape)
 
 
 def _blocks(param: Tensor, grad: Tensor, exp_avg: Tensor, pairs: list[Pair]) -> Iterator[tuple[Tensor, ...]]:
-    limit = _BLOCK.get(param.device.type, _LARGE_BLOCK)
-    return _split((param, grad, exp_avg, *(factor for pair in pairs for factor in pair)), limit)
+    """Blocks of the parameter, of what has its shape, and of H' and S' of every use."""
+    tensors = (param, grad, exp_avg, *(factor for pair in pairs for factor in pair))
+    if not param.is_contiguous():  # channels last: walk in the order of memory
+        order = sorted(range(param.dim()), key=param.stride, reverse=True)
+        tensors = tuple(t.permute(order) for t in tensors)
+    return _split(tensors, _block_size(param))
 
 
 def _split(tensors: tuple[Tensor, ...], limit: int) -> Iterator[tuple[Tensor, ...]]:
-    """Cuts the first tensor into blocks of about ``limit`` elements, and with it the others, that broadcast to it."""
+    """Cuts the first tensor into blocks of at most ``limit`` elements, and with it what broadcasts to it."""
     whole = tensors[0]
     if whole.numel() <= limit:
         yield tensors
         return
     length = whole.shape[0]
-    rows = max(1, limit * length // whole.numel())
-    pieces = [t.split(rows) if t.shape[0] == length else (t,) * -(-length // rows) for t in tensors]
-    for block in zip(*pieces, strict=True):
-        if rows > 1:
-            yield block
-        else:  # a single row may be larger than a block
-            yield from _split(tuple(t[0] for t in block), limit)
+    rows = limit * length // whole.numel()
+    if rows:
+        pieces = [t.split(rows) if t.shape[0] == length else (t,) * -(-length // rows) for t in tensors]
+        yield from zip(*pieces, strict=True)
+    else:  # one row is more than a block
+        for i in range(length):
+            yield from _split(tuple(t[i if t.shape[0] == length else 0] for t in tensors), limit)
+
+
+# Whole tensors, to be compiled --------------------------------------------------------------------------------
+
+
+@cache
+def compiled(update: Any) -> Any:
+    """The update as one graph over the whole list of parameters."""
+    return torch.compile(update, fullgraph=True, dynamic=False)
+
+
+def momentum_graph(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    factors: list[list[Pair]],
+    dampings: list[float],
+    *,
+    lr: Tensor,
+    step_sizes: list[Tensor],
+    beta: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None:
+    """``momentum_update`` for the compiler."""
+    for θ, g, m, pairs, damping, step_size in zip(
+        params, grads, exp_avgs, factors, dampings, step_sizes, strict=True
+    ):
+        θ32, g32 = _precise(θ), _precise(g)
+        if weight_decay and not decoupled:
+            g32 = g32 + weight_decay * θ32
+        m32 = torch.lerp(_precise(m), g32, 1 - beta)
+        if weight_decay and decoupled:
+            θ32 = θ32 * (1 - lr * weight_decay)
+        m.copy_(m32)
+        θ.copy_(θ32 - step_size * m32 / (sum(S * H for H, S in pairs) + damping))
+
+
+def calibrated_graph(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    factors: list[list[Pair]],
+    dampings: list[float],
+    *,
+    lr: Tensor,
+    beta: float,
+    weight_decay: float,
+) -> None:
+    """``calibrated_update`` for the compiler."""
+    for θ, g, m, pairs, damping in zip(params, grads, exp_avgs, factors, dampings, strict=True):
+        g32 = _precise(g)
+        m32 = torch.lerp(_precise(m), g32, 1 - beta)
+        u = torch.lerp(m32, g32, 1 - beta) / (sum(S * H for H, S in pairs) + damping)
+        rms = u.square().mean().sqrt().clamp(min=_TINY)
+        m.copy_(m32)
+        θ.copy_(_precise(θ) * (1 - lr * weight_decay) - (lr * UPDATE_RMS / rms) * u)

@@ -1,0 +1,335 @@
+"""AdaFisher's three rules against AdamW, SGD and Muon on three small tasks, at equal steps and at equal seconds.
+
+    python tests/benchmarks/rules.py --text tinyshakespeare.txt
+
+Every contender tunes its learning rate over the same number of trials (seed 0), and its best rate then runs with
+fresh seeds, first for the same number of steps, then for the seconds that AdamW took. Each finished run is a line of
+``--out``: started again, the script goes on where it stopped. ``--variants`` runs the calibrated rule with other
+options at its best rate. Seconds are CPU seconds of one thread, in training alone.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from trainer.data.fashion_mnist import fashion_mnist
+from trainer.models.autoencoder import Autoencoder
+from trainer.models.cnn import CNN
+from trainer.models.gpt import GPT
+from trainer.optim import OPTIMIZERS, AdaFisher, muon, param_groups
+
+Run = dict[str, Any]
+"""One training run: task, contender, lr, seed, steps, options; and once it is done, metric and seconds."""
+
+RATES = {
+    "calibrated": [3e-3, 1e-2, 3e-2],
+    "paper": [1e-3, 3e-3, 1e-2],
+    "released": [1e-3, 3e-3, 1e-2],
+    "adamw": [1e-3, 3e-3, 1e-2],
+    "sgd": [3e-2, 1e-1, 3e-1],
+    "muon": [3e-3, 1e-2, 3e-2],
+}
+VARIANTS: list[Run] = [
+    {"damping": 0.01},
+    {"damping": 0.1},
+    {"damping": 0.3},
+    {"gamma": 0.8},
+    {"gamma": 0.98},
+    {"update_interval": 1},
+    {"update_interval": 5},
+    {"update_interval": 50},
+    {"beta": 0.85},
+    {"beta": 0.95},
+    {"capture": "gradient"},
+]
+
+
+@dataclass(frozen=True)
+class Task:
+    model: Callable[[], nn.Module]
+    batch: Callable[[torch.Generator], tuple[Tensor, Tensor]]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    evaluate: Callable[[nn.Module], float]
+    metric: str
+    lower_is_better: bool
+    steps: int
+    weight_decay: float
+    clip: float = math.inf
+
+
+@cache
+def text_task(path: str) -> Task:
+    """A character model, validated on the last tenth of the text."""
+    text = Path(path).read_text()
+    characters = sorted(set(text))
+    tokens = torch.tensor([characters.index(c) for c in text])
+    train, validation = tokens[: len(tokens) * 9 // 10], tokens[len(tokens) * 9 // 10 :]
+    context = 64
+
+    def cut(source: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        window = source[starts[:, None] + torch.arange(context + 1)]  # [B, T + 1]
+        return window[:, :-1], window[:, 1:]
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def evaluate(model: nn.Module) -> float:
+        starts = torch.arange(0, len(validation) - context - 1, context).split(256)
+        return mean(loss(model(x), y).item() for x, y in (cut(validation, part) for part in starts))
+
+    return Task(
+        model=lambda: GPT(layers=4, width=128, heads=4, vocab_size=len(characters), context_length=context),
+        batch=lambda generator: cut(train, torch.randint(len(train) - context - 1, (16,), generator=generator)),
+        loss=loss,
+        evaluate=evaluate,
+        metric="validation loss",
+        lower_is_better=True,
+        steps=300,
+        weight_decay=0.1,
+        clip=1.0,
+    )
+
+
+@cache
+def images_task() -> Task:
+    """A BatchNorm CNN that classifies Fashion-MNIST."""
+    data = fashion_mnist(torch.device("cpu"), 0)
+    test = data.evals["test"]
+
+    def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return data.train.batch(torch.randint(len(data.train), (128,), generator=generator), None)
+
+    def evaluate(model: nn.Module) -> float:
+        batches = (test.batch(part, None) for part in torch.arange(len(test)).split(1000))
+        return mean((model(x).argmax(1) == y).float().mean().item() for x, y in batches) * 100
+
+    return Task(
+        model=lambda: CNN(num_classes=10, in_channels=1, image_size=28),
+        batch=batch,
+        loss=F.cross_entropy,
+        evaluate=evaluate,
+        metric="test accuracy %",
+        lower_is_better=False,
+        steps=300,
+        weight_decay=0.01,
+    )
+
+
+@cache
+def autoencoder_task() -> Task:
+    """A deep autoencoder of Fashion-MNIST's pixels in [0, 1]."""
+    data = fashion_mnist(torch.device("cpu"), 0, normalize=False)
+    test = data.evals["test"]
+
+    def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x, _ = data.train.batch(torch.randint(len(data.train), (256,), generator=generator), None)
+        return x, x
+
+    def evaluate(model: nn.Module) -> float:
+        batches = (test.batch(part, None)[0] for part in torch.arange(len(test)).split(1000))
+        return mean(F.mse_loss(model(x), x).item() for x in batches) * 1000
+
+    return Task(
+        model=lambda: Autoencoder(in_channels=1, image_size=28),
+        batch=batch,
+        loss=F.mse_loss,
+        evaluate=evaluate,
+        metric="test MSE x 1000",
+        lower_is_better=True,
+        steps=250,
+        weight_decay=0.01,
+    )
+
+
+def task_of(name: str, text: str | None) -> Task:
+    return {"text": lambda: text_task(text or ""), "images": images_task, "autoencoder": autoencoder_task}[name]()
+
+
+def optimizer_of(model: nn.Module, run: Run, weight_decay: float) -> torch.optim.Optimizer:
+    name, options = run["contender"], run["options"]
+    if name in ("calibrated", "paper", "released"):
+        kind = {"decoupled": True, "rule": name, "weight_decay": weight_decay}
+        return AdaFisher(model, lr=run["lr"], **{**kind, **options})
+    if name == "sgd":
+        options = {"momentum": 0.9, "weight_decay": 5e-4, **options}
+    else:
+        options = {"weight_decay": weight_decay, **options}
+    return OPTIMIZERS.get(name).target(model, param_groups(model, True), lr=run["lr"], **options)
+
+
+def orthogonalise(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Muon's iteration in float32: torch's is in bfloat16, which a CPU may multiply a hundred times slower."""
+    a, b, c = coefficients
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def train(run: Run, text: str | None) -> Run:
+    """Trains with a warm-up over a tenth of the steps and a cosine over the rest."""
+    torch.set_num_threads(1)
+    muon._zeropower_via_newtonschulz = orthogonalise
+    task = task_of(run["task"], text)
+    torch.manual_seed(run["seed"])
+    generator = torch.Generator().manual_seed(run["seed"])
+    model = task.model()
+    optimizer = optimizer_of(model, run, task.weight_decay)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    steps, warmup = run["steps"], max(1, run["steps"] // 10)
+    started = time.process_time()
+    for step in range(steps):
+        progress = (step - warmup) / (steps - warmup)
+        factor = (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * progress))
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        x, y = task.batch(generator)
+        optimizer.zero_grad()
+        task.loss(model(x), y).backward()
+        if task.clip < math.inf:
+            nn.utils.clip_grad_norm_(model.parameters(), task.clip)
+        optimizer.step()
+    seconds = time.process_time() - started
+    model.eval()
+    with torch.no_grad():
+        metric = task.evaluate(model)
+    return {**run, "metric": metric, "seconds": seconds}
+
+
+class Study:
+    """The runs of one file."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.done: dict[str, Run] = {}
+        if args.out.exists():
+            for line in args.out.read_text().splitlines():
+                run = json.loads(line)
+                self.done[self._key(run)] = run
+
+    @staticmethod
+    def _key(run: Run) -> str:
+        return json.dumps({k: v for k, v in run.items() if k not in ("metric", "seconds")}, sort_keys=True)
+
+    def complete(self, runs: list[Run]) -> None:
+        missing = [run for run in runs if self._key(run) not in self.done]
+        with ProcessPoolExecutor(self.args.processes) as pool:
+            for future in as_completed(pool.submit(train, run, self.args.text) for run in missing):
+                run = future.result()
+                self.done[self._key(run)] = run
+                with self.args.out.open("a") as file:
+                    file.write(json.dumps(run) + "\n")
+
+    def of(self, runs: list[Run]) -> list[Run]:
+        return [self.done[self._key(run)] for run in runs if self._key(run) in self.done]
+
+    def tuning(self, task: str, contender: str) -> list[Run]:
+        return [self._run(task, contender, lr, 0) for lr in RATES[contender]]
+
+    def best_rate(self, task: str, contender: str) -> float | None:
+        runs = [r for r in self.of(self.tuning(task, contender)) if not math.isnan(r["metric"])]
+        sign = 1 if task_of(task, self.args.text).lower_is_better else -1
+        return min(runs, key=lambda run: sign * run["metric"])["lr"] if runs else None
+
+    def seeds(self, task: str, contender: str, options: Run | None = None, seeds: int | None = None) -> list[Run]:
+        rate = self.best_rate(task, contender)
+        count = range(1, 1 + (seeds or self.args.seeds))
+        return [self._run(task, contender, rate, s, options) for s in count] if rate else []
+
+    def timed(self, task: str, contender: str) -> list[Run]:
+        """The same for as many steps as fit into the seconds that AdamW took."""
+        own, reference = (self.of(self.seeds(task, name)) for name in (contender, "adamw"))
+        if not own or not reference:
+            return []
+        ratio = mean(r["seconds"] for r in reference) / mean(r["seconds"] for r in own)
+        steps = round(self._steps(task) * ratio / 10) * 10
+        return [{**run, "steps": steps} for run in self.seeds(task, contender)]
+
+    def _steps(self, task: str) -> int:
+        return self.args.steps or task_of(task, self.args.text).steps
+
+    def _run(self, task: str, contender: str, lr: float, seed: int, options: Run | None = None) -> Run:
+        run = {"task": task, "contender": contender, "lr": lr, "seed": seed, "steps": self._steps(task)}
+        return {**run, "options": options or {}}
+
+
+def summary(runs: list[Run]) -> str:
+    values = [run["metric"] for run in runs]
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{spread}" if values else "–"
+
+
+def tables(study: Study) -> Iterator[Table]:
+    for task in study.args.tasks:
+        metric = task_of(task, study.args.text).metric
+        table = Table(title=f"{task}: {metric}, mean ± standard deviation over seeds")
+        for column in ("contender", "rates tried: metric", "best", "equal steps", "seconds", "equal seconds", "steps"):
+            table.add_column(column)
+        for contender in RATES:
+            tried = study.of(study.tuning(task, contender))
+            runs = study.of(study.seeds(task, contender))
+            timed = study.of(study.timed(task, contender))
+            table.add_row(
+                contender,
+                ", ".join(f"{run['lr']:g}: {run['metric']:.3f}" for run in tried),
+                f"{study.best_rate(task, contender)}",
+                summary(runs),
+                f"{mean(run['seconds'] for run in runs):.1f}" if runs else "–",
+                summary(timed),
+                str(timed[0]["steps"]) if timed else "–",
+            )
+        for variant in VARIANTS:
+            runs = study.of(study.seeds(task, "calibrated", variant))
+            if runs:
+                name = ", ".join(f"{k}={v}" for k, v in variant.items())
+                seconds = f"{mean(run['seconds'] for run in runs):.1f}"
+                table.add_row(f"calibrated {name}", "", "", f"{summary(runs)} ({len(runs)})", seconds, "", "")
+        yield table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", help="a text file, for the task 'text'")
+    parser.add_argument("--out", type=Path, default=Path("outputs/rules.jsonl"))
+    parser.add_argument("--tasks", nargs="+", default=["text", "images", "autoencoder"])
+    parser.add_argument("--steps", type=int, help="steps of a run instead of the task's own number")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--variants", action="store_true", help="also run the calibrated rule with other options")
+    parser.add_argument("--only-table", action="store_true", help="print what is in the file")
+    args = parser.parse_args()
+    if "text" in args.tasks and not args.text:
+        parser.error("--text PATH is needed for the task 'text'")
+    study = Study(args)
+    if not args.only_table:
+        pairs = [(task, contender) for task in args.tasks for contender in RATES]
+        study.complete([run for pair in pairs for run in study.tuning(*pair)])
+        study.complete([run for pair in pairs for run in study.seeds(*pair)])
+        if args.variants:
+            options = [(task, variant) for variant in VARIANTS for task in args.tasks]
+            study.complete([r for task, v in options for r in study.seeds(task, "calibrated", v)])
+        study.complete([run for pair in pairs for run in study.timed(*pair)])
+    for table in tables(study):
+        Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()
