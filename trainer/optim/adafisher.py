@@ -1,73 +1,38 @@
-"""The AdaFisher optimizer. It depends on torch alone: ``from trainer.optim import AdaFisher`` works in any program."""
+"""The AdaFisher optimizer. It needs torch alone: ``from trainer.optim import AdaFisher`` works in any program."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainer.optim import update
 from trainer.optim.capture import Capture
-from trainer.optim.factors import (
-    Layer,
-    View,
-    factor_dtype,
-    gradient_factors,
-    gradient_view,
-    layer_of,
-)
-from trainer.optim.update import Pair, calibrated_update, momentum_update
+from trainer.optim.diagnostics import curvature, momentum_norm
+from trainer.optim.factors import Layer, View, factor_dtype, gradient_factors, gradient_view, layer_of
+from trainer.optim.rules import RULES, Factors
 
 __all__ = ["AdaFisher", "AdaFisherW"]
 
-Rule = Literal["calibrated", "paper", "released"]
-
-RULES: dict[str, dict[str, float]] = {
-    "calibrated": {"lr": 1e-2, "damping": 0.03, "gamma": 0.95, "update_interval": 10},
-    "paper": {"lr": 1e-3, "damping": 1e-3, "gamma": 0.8, "update_interval": 1},
-    "released": {"lr": 1e-3, "damping": 1e-3, "gamma": 0.8, "update_interval": 100},
-}
-"""What an option is by default under each rule."""
-
 
 class Use(NamedTuple):
-    """One layer that a parameter belongs to; a tied weight has several. No module: the gradient is the source."""
+    """One layer that a parameter belongs to; a tied weight has several. No module: its gradient is the source."""
 
     module: nn.Module | None
     kind: str
     view: View
-    suffix: str  # of the keys in the parameter's state
+    suffix: str
+    """Of the keys of H, S and refreshes in the parameter's state."""
 
 
 class Coverage(NamedTuple):
-    """A row of ``AdaFisher.coverage()``."""
+    """Where a parameter's curvature comes from, and the shapes of H and S of each use."""
 
     parameter: str
     source: str
-    H: tuple[tuple[int, ...], ...]
-    S: tuple[tuple[int, ...], ...]
-
-
-# How the average of a factor becomes one side of the preconditioner ------------------------------------------------
-
-
-def _min_max(v: Tensor) -> Tensor:
-    """(v − min) / (max − min); a vector whose range is under 1 % of its maximum is constant and gives ones."""
-    low, high = torch.aminmax(v)
-    spread = high - low
-    return torch.where(spread < 0.01 * high, torch.ones_like(v), (v - low) / spread)
-
-
-def _released_min_max(v: Tensor) -> Tensor:
-    low, high = torch.aminmax(v)
-    return ((v - low) / (high - low + 1e-6)).nan_to_num_(nan=0.0, posinf=1.0, neginf=0.0)
-
-
-def _over_mean(averages: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Every H over its mean, and S so that the products of all uses together have the mean one."""
-    means = [(H.mean(), S.mean()) for H, S in averages]
-    total = sum(h * s for h, s in means)
-    return [(H / h, S * (h / total)) for (H, S), (h, _) in zip(averages, means, strict=True)]
+    H: list[tuple[int, ...]]
+    S: list[tuple[int, ...]]
 
 
 class AdaFisher(Optimizer):
@@ -82,72 +47,69 @@ class AdaFisher(Optimizer):
         gamma: float | None = None,
         weight_decay: float | None = None,
         decoupled: bool | None = None,
-        rule: Rule = "calibrated",
+        rule: Literal["calibrated", "paper", "released"] = "calibrated",
         update_interval: int | None = None,
         capture: Literal["hooks", "gradient"] = "hooks",
         fused: Literal["compile"] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(
-                "AdaFisher needs the model, whose layers it watches: AdaFisher(model) or "
-                f"AdaFisher(model, params), but the first argument is a {type(model).__name__}"
+                "AdaFisher's first argument is the model, whose layers it watches: AdaFisher(model, params, ...), "
+                f"but it is a {type(model).__name__}"
             )
         if rule not in RULES:
             raise ValueError(f"Invalid rule: {rule!r}, must be one of {', '.join(RULES)}")
         if capture not in ("hooks", "gradient"):
-            raise ValueError(f"Invalid capture: {capture!r}, must be hooks or gradient")
+            raise ValueError(f"Invalid capture: {capture!r}, must be 'hooks' or 'gradient'")
         if fused not in (None, "compile"):
             raise ValueError(f"Invalid fused: {fused!r}, must be None or 'compile'")
         if rule == "calibrated" and decoupled is False:
-            raise ValueError("Invalid decoupled: rule='calibrated' always decouples weight decay")
+            raise ValueError("Invalid decoupled: False, rule='calibrated' always decouples weight decay")
         default = RULES[rule]
-        interval = int(default["update_interval"]) if update_interval is None else update_interval
-        if interval < 1:
-            raise ValueError(f"Invalid update_interval: {interval}, must be >= 1")
+        if update_interval is None:
+            update_interval = default.update_interval
+        if update_interval < 1:
+            raise ValueError(f"Invalid update_interval: {update_interval}, must be >= 1")
 
         self.model = model
         self.rule = rule
         self.decoupled = rule == "calibrated" if decoupled is None else decoupled
-        self.update_interval = interval
+        self.update_interval = update_interval
         self.capture = capture
         self.fused = fused
         self.grad_scaler: torch.amp.GradScaler | None = None
         self._bind()
-        super().__init__(
-            model.named_parameters() if params is None else params,
-            {
-                "lr": default["lr"] if lr is None else lr,
-                "beta": beta,
-                "damping": default["damping"] if damping is None else damping,
-                "gamma": default["gamma"] if gamma is None else gamma,
-                "weight_decay": (1e-2 if self.decoupled else 5e-4) if weight_decay is None else weight_decay,
-            },
-        )
-        self._arrange_capture()
+        defaults = {
+            "lr": default.lr if lr is None else lr,
+            "beta": beta,
+            "damping": default.damping if damping is None else damping,
+            "gamma": default.gamma if gamma is None else gamma,
+            "weight_decay": (1e-2 if self.decoupled else 5e-4) if weight_decay is None else weight_decay,
+        }
+        super().__init__(model.named_parameters() if params is None else params, defaults)
+        self._step_supports_amp_scaling = True
+        self._arrange_hooks()
 
-    # Parameters and their layers ------------------------------------------------------------------------------
+    # Parameters, their layers and their state
 
     def _bind(self) -> None:
-        """Finds every layer of the model that is known, and by identity the parameters it owns."""
-        self._names = {p: name for name, p in self.model.named_parameters()}
+        """Finds the layers of known type, and the uses of each parameter by identity."""
+        self._names = {param: name for name, param in self.model.named_parameters()}
         self._uses: dict[Tensor, list[Use]] = {}
-        self._pairs: dict[Tensor, list[Pair]] = {}
+        self._pairs: dict[Tensor, list[update.Pair]] = {}  # H' and S' since the last refresh
+        self._steps = 0
         layers: dict[nn.Module, Layer] = {}
         for module in self.model.modules() if self.capture == "hooks" else ():
             layer = layer_of(module, self.rule)
-            if layer is None:
-                continue
-            for name, view in layer.views.items():
+            for name, view in layer.views.items() if layer else ():
                 param = module._parameters.get(name)
-                if param is None:
+                if layer is None or param is None:
                     continue
                 uses = self._uses.setdefault(param, [])
                 if not uses or uses[0].view.shape == view.shape:
-                    suffix = f"_{len(uses)}" if uses else ""
-                    uses.append(Use(module, layer.kind, view, suffix))
+                    uses.append(Use(module, layer.kind, view, f"_{len(uses)}" if uses else ""))
                     layers[module] = layer
         self._capture = Capture(layers)
-        self._steps = 0
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -157,117 +119,169 @@ class AdaFisher(Optimizer):
         for name in ("lr", "weight_decay"):
             if not group[name] >= 0.0:
                 raise ValueError(f"Invalid {name}: {group[name]}, must be >= 0")
-        if not group["damping"] > 0.0:
-            raise ValueError(f"Invalid damping: {group['damping']}, must be > 0")
         for name in ("beta", "gamma"):
             if not 0.0 <= group[name] < 1.0:
                 raise ValueError(f"Invalid {name}: {group[name]}, must be in [0, 1)")
+        if not group["damping"] > 0.0:
+            raise ValueError(f"Invalid damping: {group['damping']}, must be > 0")
         for param in group["params"]:
+            if isinstance(param, nn.UninitializedParameter):
+                raise ValueError(
+                    "A lazy parameter has no shape yet: run the model once before making AdaFisher"
+                )
+            if param not in self._names:
+                self._names = {p: name for name, p in self.model.named_parameters()}
             if param not in self._names:
                 raise ValueError(
-                    f"A parameter of shape {tuple(param.shape)} is not the model's: pass the model that owns it"
+                    f"A parameter of shape {tuple(param.shape)} is not one of the model's: "
+                    "AdaFisher needs the model that owns the parameters"
                 )
+            if torch.is_complex(param):
+                raise ValueError(f"AdaFisher does not support complex parameters: {self._names[param]}")
             if param.requires_grad:
                 self._init_state(param)
 
     def _init_state(self, param: Tensor) -> None:
+        uses = self._uses.setdefault(param, [Use(None, "gradient", gradient_view(param), "")])
         state = self.state[param]
-        state["step"] = torch.tensor(0.0, dtype=torch.float32)
+        state["step"] = torch.tensor(0.0)
         state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        if not self._uses.get(param):
-            self._uses[param] = [Use(None, "gradient", gradient_view(param), "")]
-        for _, _, view, suffix in self._uses[param]:
-            ones = {"dtype": factor_dtype(param.dtype), "device": param.device}
-            state[f"H{suffix}"] = torch.ones(view.H_size, **ones)
-            state[f"S{suffix}"] = torch.ones(view.S_size, **ones)
-            state[f"refreshes{suffix}"] = 0
-        state["captured"] = 0
+        dtype = factor_dtype(param.dtype)
+        for use in uses:
+            state[f"H{use.suffix}"] = torch.ones(use.view.H_size, dtype=dtype, device=param.device)
+            state[f"S{use.suffix}"] = torch.ones(use.view.S_size, dtype=dtype, device=param.device)
+            state[f"refreshes{use.suffix}"] = 0
+        state["captured"] = 0  # whether H and S come from the rows of a layer; else from the gradient
+        state["refreshed"] = 0  # the step of the last refresh
 
-    # Capture ----------------------------------------------------------------------------------------------------
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)  # type: ignore[arg-type]
+        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        for i, param in zip(saved_ids, params, strict=True):
+            saved, state = state_dict["state"].get(i, {}), self.state.get(param, {})
+            for use in self._uses.get(param, ()) if saved else ():
+                for key, size in (f"H{use.suffix}", use.view.H_size), (f"S{use.suffix}", use.view.S_size):
+                    if key not in saved or saved[key].shape != torch.Size(size):
+                        raise ValueError(
+                            f"The loaded state has no {key} of shape {tuple(size)} for {self._names[param]}: "
+                            "it is of another model, rule, capture or optimizer"
+                        )
+                    # torch casts state to the dtype of the parameter, which may be half precision
+                    dtype = factor_dtype(param.dtype)
+                    state[key] = saved[key].detach().to(device=param.device, dtype=dtype, copy=True)
+        self._resume()
+
+    def _resume(self) -> None:
+        """Takes up the place that the state is at."""
+        self._pairs.clear()
+        self._capture.clear()
+        self._steps = max((int(state["step"]) for state in self.state.values() if state), default=0)
+        self._arrange_hooks()
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("model", "rule", "decoupled", "update_interval", "capture", "fused", "grad_scaler")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "model" in state:  # unpickled or copied, not loaded
+            self._step_supports_amp_scaling = True
+            self._bind()
+            for param in self.state:
+                self._uses.setdefault(param, [Use(None, "gradient", gradient_view(param), "")])
+            self._resume()
+
+    # Capture
 
     @property
     def needs_refresh(self) -> bool:
-        """Whether the coming step refreshes the factors, so that the forward before it must run eagerly."""
+        """Whether the coming step refreshes the factors; its forward then runs hooks, compiled models eagerly."""
         return self._steps % self.update_interval == 0
 
-    def _arrange_capture(self) -> None:
+    def _arrange_hooks(self) -> None:
         if self.capture == "hooks" and self.needs_refresh:
             self._capture.attach()
         else:
             self._capture.detach()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Resets the gradients and drops what was captured with them."""
         super().zero_grad(set_to_none)
         self._capture.clear()
 
-    # Refresh ----------------------------------------------------------------------------------------------------
+    # Refresh
 
     def _refresh(self, scale: float | Tensor) -> None:
+        """Takes what was captured, or the gradient where nothing can be, into the averages of H and S."""
         fresh = self._capture.collect(scale, per_sample=self.rule != "released")
-        if self._capture.layers and not fresh and not self._steps:
+        if self._capture.layers and not fresh and self._steps == 0:
             raise RuntimeError(
-                "AdaFisher has captured no layer: run model(input) in training mode and loss.backward() after "
-                "the optimizer is made and before step(), or choose capture='gradient'"
+                "AdaFisher has captured no layer: between making it and step(), call the model in training mode "
+                "and loss.backward(); for a model whose layers are not called, choose capture='gradient'"
             )
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    self._refresh_param(param, fresh, group["gamma"])
+                    self._refresh_parameter(param, fresh, group["gamma"])
 
-    def _refresh_param(
-        self, param: Tensor, fresh: dict[nn.Module, tuple[Tensor, Tensor]], gamma: float
-    ) -> None:
-        state = self.state[param]
-        captured = [use for use in self._uses[param] if use.module in fresh]
-        if captured:
-            if not state["captured"]:
-                for use in self._uses[param]:  # the gradient's factors have another scale
-                    state[f"refreshes{use.suffix}"] = 0
+    def _refresh_parameter(self, param: Tensor, fresh: dict[nn.Module, Factors], gamma: float) -> None:
+        state = self._state_of(param)
+        seen = [(use, fresh[use.module]) for use in self._uses[param] if use.module in fresh]
+        if seen and not state["captured"]:
             state["captured"] = 1
-            for use in captured:
-                self._average(state, use, fresh[use.module], gamma)
-        elif not state["captured"]:
-            self._refresh_from_gradient(param, gamma)
-        self._pairs.pop(param, None)
+            for use in self._uses[param]:  # the factors of the gradient have another scale
+                state[f"refreshes{use.suffix}"] = 0
+        if not seen and not state["captured"]:
+            seen = self._gradient_factors(param)
+        for use, factors in seen:
+            self._average(param, use, factors, gamma)
 
-    def _refresh_from_gradient(self, param: Tensor, gamma: float) -> None:
-        if self.rule == "released" and self.capture == "hooks":
-            return
+    def _gradient_factors(self, param: Tensor) -> list[tuple[Use, Factors]]:
+        if self._is_plain(param) or param.grad is None:
+            return []
         use = self._uses[param][0]
         factors = gradient_factors(param.grad, use.view)
-        if factors is not None:
-            self._average(self.state[param], use, factors, gamma)
-            self._pairs.pop(param, None)
+        return [(use, factors)] if factors else []
 
-    def _average(self, state: dict[str, Any], use: Use, factors: tuple[Tensor, Tensor], gamma: float) -> None:
+    def _average(self, param: Tensor, use: Use, factors: Factors, gamma: float) -> None:
+        state = self.state[param]
         state[f"refreshes{use.suffix}"] += 1
+        state["refreshed"] = self._steps
         H, S = factors
         for key, new in ("H", use.view.own(H)), ("S", S):
             old = state[key + use.suffix]
-            new = new.to(old.dtype)
-            if self.rule == "released":
-                old.mul_(gamma / 10).add_(_released_min_max(new), alpha=gamma / 100)
-            else:
-                old.lerp_(new, (1 - gamma) / (1 - gamma ** state[f"refreshes{use.suffix}"]))
+            RULES[self.rule].average(old, new.to(old.dtype), gamma, state[f"refreshes{use.suffix}"])
+        self._pairs.pop(param, None)
 
-    def _factors(self, param: Tensor) -> list[Pair]:
-        """H' and S' of every use that has been refreshed."""
+    def _is_plain(self, param: Tensor) -> bool:
+        """The released code gives parameters of layers that it does not know F̃ = 1."""
+        return self.rule == "released" and self.capture == "hooks" and self._uses[param][0].module is None
+
+    def _factors(self, param: Tensor) -> list[update.Pair]:
+        """H' and S' of every use that was refreshed."""
         if param not in self._pairs:
             state = self.state[param]
-            uses = [u for u in self._uses[param] if state[f"refreshes{u.suffix}"]] or self._uses[param][:1]
-            averages = [(state[f"H{u.suffix}"], state[f"S{u.suffix}"]) for u in uses]
-            if self.rule == "calibrated":
-                averages = _over_mean(averages)
-            elif self.rule == "paper":
-                averages = [(_min_max(H), _min_max(S)) for H, S in averages]
-            self._pairs[param] = [use.view.pair(*pair) for use, pair in zip(uses, averages, strict=True)]
+            uses = [use for use in self._uses[param] if state[f"refreshes{use.suffix}"]] or self._uses[param][
+                :1
+            ]
+            averages = [(state[f"H{use.suffix}"], state[f"S{use.suffix}"]) for use in uses]
+            normalised = RULES[self.rule].normalise(averages)
+            self._pairs[param] = [use.view.pair(*pair) for use, pair in zip(uses, normalised, strict=True)]
         return self._pairs[param]
 
-    # Step -------------------------------------------------------------------------------------------------------
+    def _damping(self, param: Tensor, group: dict[str, Any]) -> float:
+        return 0.0 if self._is_plain(param) else group["damping"]
+
+    # Step
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Performs a single optimization step."""
+        """Performs one optimization step, after a refresh of the factors if one is due.
+
+        Raises:
+            RuntimeError: the first step captured nothing; a gradient is sparse; the loss scale is not known.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -276,19 +290,46 @@ class AdaFisher(Optimizer):
         if found_inf is not None and found_inf.item():
             self._capture.clear()
             return loss
+        scale = self._unscale()
         if self.needs_refresh:
-            self._refresh(1.0)
+            self._refresh(scale)
+        self._capture.detach()  # and lets a compiled update run compiled
         for group in self.param_groups:
-            self._update_group(group)
+            self._update(group)
         self._steps += 1
-        self._arrange_capture()
+        self._arrange_hooks()
         return loss
 
-    def _update_group(self, group: dict[str, Any]) -> None:
+    def _unscale(self) -> float | Tensor:
+        """Divides the gradients by the loss scale, unless the GradScaler has, and returns the scale."""
+        scale = getattr(self, "grad_scale", None)
+        if scale is not None:
+            for group in self.param_groups:
+                for param in group["params"]:
+                    if param.grad is not None:
+                        param.grad.div_(scale.to(param.grad.device))
+            return scale
+        if not hasattr(self, "found_inf"):
+            return 1.0
+        if self.grad_scaler is not None:
+            return self.grad_scaler.get_scale()
+        if self.capture == "hooks" and self.needs_refresh:
+            raise RuntimeError(
+                "AdaFisher cannot tell the loss scale once scaler.unscale_(optimizer) was called: "
+                "set optimizer.grad_scaler = scaler after making both"
+            )
+        return 1.0
+
+    def _state_of(self, param: Tensor) -> dict[str, Any]:
+        if param not in self.state:  # it did not require gradients when the optimizer was made
+            self._init_state(param)
+        return self.state[param]
+
+    def _update(self, group: dict[str, Any]) -> None:
         params: list[Tensor] = []
         grads: list[Tensor] = []
         exp_avgs: list[Tensor] = []
-        factors: list[list[Pair]] = []
+        factors: list[list[update.Pair]] = []
         dampings: list[float] = []
         steps: list[Tensor] = []
         for param in group["params"]:
@@ -296,33 +337,78 @@ class AdaFisher(Optimizer):
                 continue
             if param.grad.is_sparse:
                 raise RuntimeError("AdaFisher does not support sparse gradients")
-            if param not in self.state:
-                self._init_state(param)
-            state, view = self.state[param], self._uses[param][0].view
-            unknown = self.rule == "released" and self._uses[param][0].kind == "gradient"
-            if not any(state[f"refreshes{u.suffix}"] for u in self._uses[param]):
-                self._refresh_from_gradient(param, group["gamma"])
-            params.append(param.view(view.shape))
-            grads.append(param.grad.view(view.shape))
-            exp_avgs.append(state["exp_avg"].view(view.shape))
+            state = self._state_of(param)
+            if not any(state[f"refreshes{use.suffix}"] for use in self._uses[param]):
+                for use, fresh in self._gradient_factors(param):  # until it is captured
+                    self._average(param, use, fresh, group["gamma"])
+            shape = self._uses[param][0].view.shape
+            params.append(param.view(shape))
+            grads.append(param.grad.view(shape))
+            exp_avgs.append(state["exp_avg"].view(shape))
             factors.append(self._factors(param))
-            dampings.append(0.0 if unknown and self.capture == "hooks" else group["damping"])
+            dampings.append(self._damping(param, group))
             steps.append(state["step"])
         if not params:
             return
         torch._foreach_add_(steps, 1)
-        options = {"lr": float(group["lr"]), "beta": group["beta"], "weight_decay": group["weight_decay"]}
-        if self.rule == "calibrated":
-            calibrated_update(params, grads, exp_avgs, factors, dampings, **options)
-        else:
-            counts = [step.item() for step in steps]
-            momentum_update(
-                params, grads, exp_avgs, factors, dampings, counts, decoupled=self.decoupled, **options
-            )
+        lr, beta = float(group["lr"]), group["beta"]
+        options: dict[str, Any] = {"lr": lr, "beta": beta, "weight_decay": group["weight_decay"]}
+        if self.rule != "calibrated":
+            options["decoupled"] = self.decoupled
+            options["step_sizes"] = [lr / (1 - beta ** step.item()) for step in steps]
+        apply = update.calibrated if self.rule == "calibrated" else update.momentum
+        if self.fused == "compile":
+            apply = update.compiled(apply)
+        apply(params, grads, exp_avgs, factors, dampings, **options)
+
+    # What the user may ask
+
+    def coverage(self) -> list[Coverage]:
+        """Of every trainable parameter: its name, the source of its curvature, the shapes of its H and S."""
+        rows = []
+        for group in self.param_groups:
+            for param in group["params"]:
+                uses, state = self._uses.get(param, []), self.state.get(param)
+                if not state:
+                    continue
+                known = state["captured"] or not any(state[f"refreshes{use.suffix}"] for use in uses)
+                source = " + ".join(use.kind for use in uses) if known else "gradient"
+                H, S = ([tuple(state[f"{key}{use.suffix}"].shape) for use in uses] for key in "HS")
+                rows.append(Coverage(self._names[param], source, H, S))
+        return rows
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, dict[str, float]]:
+        """What the curvature does to each parameter that has been updated.
+
+        By name: ``curvature_share``, mean(S'H') / (mean(S'H') + λ); ``preconditioner_min``, ``_median``, ``_max`` of
+        F̃; ``update_ratio``, the norm of an update without weight decay over that of the parameter; ``age``, steps
+        since the factors were refreshed.
+        """
+        result = {}
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state.get(param)
+                if not state or not state["step"]:
+                    continue
+                pairs, damping = self._factors(param), self._damping(param, group)
+                shape = torch.Size(self._uses[param][0].view.shape)
+                if self.rule == "calibrated":
+                    norm = update.UPDATE_RMS * param.numel() ** 0.5
+                else:
+                    norm = momentum_norm(state["exp_avg"].view(shape), pairs, damping)
+                    norm /= 1 - group["beta"] ** state["step"].item()
+                weight = torch.linalg.vector_norm(param).item()
+                result[self._names[param]] = {
+                    **curvature(pairs, damping, shape),
+                    "update_ratio": float(group["lr"]) * norm / weight if weight else float("inf"),
+                    "age": float(self._steps - 1 - state["refreshed"]),
+                }
+        return result
 
 
 class AdaFisherW(AdaFisher):
-    """AdaFisher with decoupled weight decay, whatever the rule."""
+    """AdaFisher with decoupled weight decay under every rule."""
 
     def __init__(self, model: nn.Module, params: Iterable[Any] | None = None, **options: Any) -> None:
         super().__init__(model, params, **{"decoupled": True, **options})

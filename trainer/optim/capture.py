@@ -64,8 +64,8 @@ class _Rows:
     """What one layer saw since the last refresh: sums of H and S, weighted by the number of rows."""
 
     def __init__(self) -> None:
-        self.H: Tensor | float = 0.0
-        self.S: Tensor | float = 0.0
+        self.H: Any = 0.0  # a tensor from the first row on
+        self.S: Any = 0.0
         self.weight = 0
         self.samples = 0
         self.backward = _NO_BACKWARD

@@ -26,9 +26,12 @@ Convolution = nn.modules.conv._ConvNd
 
 
 class View(NamedTuple):
-    """How a parameter sees its factors: ``param.view(shape)`` broadcasts against ``S.view(S) * H[..., columns].view(H)``.
+    """How a parameter sees its factors.
 
-    ``columns`` is the parameter's part of the last axis of H; None stands for H = 1, kept as one entry.
+    ``param.view(shape)`` broadcasts against ``S.view(S) * H[..., columns].view(H)``.
+
+    ``columns`` is the parameter's part of the last axis of H; None stands for H = 1, kept as one entry. ``S_size`` and
+    ``H_size`` are the shapes in which the factors are kept.
     """
 
     shape: tuple[int, ...]
@@ -126,10 +129,12 @@ def _convolution(module: Convolution, rule: str) -> Layer:
 
 def _transposed_convolution(module: nn.modules.conv._ConvTransposeNd, rule: str) -> Layer:
     kernel, groups, own = module.kernel_size, module.groups, _own_groups(module, rule)
+    assert not isinstance(module.padding, str)  # only convolutions that are not transposed have 'same'
+    padding = module.padding
 
     def taps(axis: int, inputs: int, outputs: int) -> list[slice]:
         """The inputs p that meet an output, p · stride + tap · dilation - padding, for each tap."""
-        stride, offset = module.stride[axis], module.padding[axis]
+        stride, offset = module.stride[axis], padding[axis]
         offsets = [offset - tap * module.dilation[axis] for tap in range(kernel[axis])]
         return [
             slice(max(0, -(-o // stride)), max(0, min(inputs, (outputs - 1 + o) // stride + 1)))
@@ -194,10 +199,11 @@ def _batch_norm(module: nn.modules.batchnorm._BatchNorm, rule: str) -> Layer:
 
 
 def _channel_norm(module: nn.GroupNorm | nn.modules.instancenorm._InstanceNorm, rule: str) -> Layer:
-    spatial = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}.get(type(module))
-
     def batched(x: Tensor) -> Tensor:
-        return x if spatial is None else _batched(x, spatial)
+        for spatial, kind in enumerate((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), 1):
+            if isinstance(module, kind):
+                return _batched(x, spatial)
+        return x
 
     def H(x: Tensor, output: torch.Size) -> Tensor:
         x = batched(x)
@@ -277,7 +283,7 @@ def _matrix_views(
     return views
 
 
-def _norm(module: nn.Module, H: FromInput, S: Callable[[Tensor], Tensor]) -> Layer:
+def _norm(module: Any, H: FromInput, S: Callable[[Tensor], Tensor]) -> Layer:
     """One entry a channel in both factors of the scale; the shift multiplies ones."""
     views = {}
     if module.weight is not None:

@@ -5,7 +5,7 @@ value stays in cache and is never as large as the parameter. The second is whole
 fuse; its learning rate is a tensor, so that a schedule does not recompile it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -28,7 +28,7 @@ _LARGE_BLOCK = 2**22  # a GPU wants large launches
 # Block by block -----------------------------------------------------------------------------------------------
 
 
-def momentum_update(
+def momentum(
     params: list[Tensor],
     grads: list[Tensor],
     exp_avgs: list[Tensor],
@@ -46,18 +46,18 @@ def momentum_update(
         params, grads, exp_avgs, factors, dampings, step_sizes, strict=True
     ):
         scratch = _scratch(param, 1)
-        for θ, g, m, *factor in _blocks(param, grad, exp_avg, pairs):
+        for θ, g, m, *factor in blocks((param, grad, exp_avg), pairs):
             θ32, m32 = _precise(θ), _precise(m)
             g32 = g.add(θ, alpha=weight_decay) if weight_decay and not decoupled else g
             m32.lerp_(g32.to(m32.dtype), 1 - beta)
             if weight_decay and decoupled:
                 θ32.mul_(1 - lr * weight_decay)
-            θ32.addcdiv_(m32, _preconditioner(factor, damping, _like(scratch[0], θ)), value=-step_size)
+            θ32.addcdiv_(m32, preconditioner(factor, damping, _like(scratch[0], θ)), value=-step_size)
             _store(m, m32)
             _store(θ, θ32)
 
 
-def calibrated_update(
+def calibrated(
     params: list[Tensor],
     grads: list[Tensor],
     exp_avgs: list[Tensor],
@@ -71,23 +71,23 @@ def calibrated_update(
     """θ ← (1 − η κ) θ − η ρ u / rms(u),  u = n / F̃,  n = β m + (1 − β) g."""
     for param, grad, exp_avg, pairs, damping in zip(params, grads, exp_avgs, factors, dampings, strict=True):
         scratch = _scratch(param, 2)
-        blocks = list(_blocks(param, grad, exp_avg, pairs))
+        parts = list(blocks((param, grad, exp_avg), pairs))
         norms = []
-        for θ, g, m, *factor in blocks:
+        for θ, g, m, *factor in parts:
             m32 = _precise(m)
             m32.lerp_(g.to(m32.dtype), 1 - beta)
             _store(m, m32)
             u = _look_ahead(m32, g, beta, _like(scratch[0], θ))
-            u.div_(_preconditioner(factor, damping, _like(scratch[1], θ)))
+            u.div_(preconditioner(factor, damping, _like(scratch[1], θ)))
             norms.append(torch.linalg.vector_norm(u))
         rms = torch.linalg.vector_norm(torch.stack(norms)) / param.numel() ** 0.5
         unit = rms.clamp_(min=_TINY) / UPDATE_RMS  # taken into F̃, where it costs no pass over the parameter
         scaled = [(H, S * unit) for H, S in pairs]
-        for θ, g, m, *factor in _blocks(param, grad, exp_avg, scaled):
+        for θ, g, m, *factor in blocks((param, grad, exp_avg), scaled):
             θ32, u, F = _precise(θ), _like(scratch[0], θ), unit
-            if len(blocks) > 1:  # else u is still there
+            if len(parts) > 1:  # else u is still there
                 _look_ahead(_precise(m), g, beta, u)
-                F = _preconditioner(factor, damping * unit, _like(scratch[1], θ))
+                F = preconditioner(factor, damping * unit, _like(scratch[1], θ))
             if weight_decay:
                 θ32.mul_(1 - lr * weight_decay)
             θ32.addcdiv_(u, F, value=-lr)
@@ -98,12 +98,12 @@ def _look_ahead(m: Tensor, g: Tensor, beta: float, out: Tensor) -> Tensor:
     return torch.lerp(m, g.to(m.dtype), 1 - beta, out=out)
 
 
-def _preconditioner(factor: Sequence[Tensor], damping: float | Tensor, out: Tensor) -> Tensor:
+def preconditioner(factor: Sequence[Tensor], damping: float | Tensor, out: Tensor | None = None) -> Tensor:
     """F̃ = Σ over uses S' H' + λ of a block; ``factor`` is H', S' of the first use, of the second, and so on."""
-    torch.mul(factor[1], factor[0], out=out)
+    F = torch.mul(factor[1], factor[0], out=out)  # addcmul would do all at once, but does not vectorise here
     for H, S in zip(factor[2::2], factor[3::2], strict=True):
-        out.addcmul_(S, H)
-    return out.add_(damping)
+        F.addcmul_(S, H)
+    return F.add_(damping)
 
 
 def _precise(x: Tensor) -> Tensor:
@@ -129,9 +129,10 @@ def _like(scratch: Tensor, block: Tensor) -> Tensor:
     return scratch[: block.numel()].view(block.shape)
 
 
-def _blocks(param: Tensor, grad: Tensor, exp_avg: Tensor, pairs: list[Pair]) -> Iterator[tuple[Tensor, ...]]:
-    """Blocks of the parameter, of what has its shape, and of H' and S' of every use."""
-    tensors = (param, grad, exp_avg, *(factor for pair in pairs for factor in pair))
+def blocks(tensors: tuple[Tensor, ...], pairs: list[Pair]) -> Iterator[tuple[Tensor, ...]]:
+    """Blocks of a parameter and of what has its shape, each followed by those of H' and S' of every use."""
+    param = tensors[0]
+    tensors += tuple(factor for pair in pairs for factor in pair)
     if not param.is_contiguous():  # channels last: walk in the order of memory
         order = sorted(range(param.dim()), key=param.stride, reverse=True)
         tensors = tuple(t.permute(order) for t in tensors)
@@ -157,12 +158,6 @@ def _split(tensors: tuple[Tensor, ...], limit: int) -> Iterator[tuple[Tensor, ..
 # Whole tensors, to be compiled --------------------------------------------------------------------------------
 
 
-@cache
-def compiled(update: Any) -> Any:
-    """The update as one graph over the whole list of parameters."""
-    return torch.compile(update, fullgraph=True, dynamic=False)
-
-
 def momentum_graph(
     params: list[Tensor],
     grads: list[Tensor],
@@ -176,7 +171,7 @@ def momentum_graph(
     weight_decay: float,
     decoupled: bool,
 ) -> None:
-    """``momentum_update`` for the compiler."""
+    """``momentum`` for the compiler."""
     for θ, g, m, pairs, damping, step_size in zip(
         params, grads, exp_avgs, factors, dampings, step_sizes, strict=True
     ):
@@ -201,7 +196,7 @@ def calibrated_graph(
     beta: float,
     weight_decay: float,
 ) -> None:
-    """``calibrated_update`` for the compiler."""
+    """``calibrated`` for the compiler."""
     for θ, g, m, pairs, damping in zip(params, grads, exp_avgs, factors, dampings, strict=True):
         g32 = _precise(g)
         m32 = torch.lerp(_precise(m), g32, 1 - beta)
@@ -209,3 +204,20 @@ def calibrated_graph(
         rms = u.square().mean().sqrt().clamp(min=_TINY)
         m.copy_(m32)
         θ.copy_(_precise(θ) * (1 - lr * weight_decay) - (lr * UPDATE_RMS / rms) * u)
+
+
+@cache
+def compiled(update: Callable[..., None]) -> Callable[..., None]:
+    """The update as one graph over the whole list of parameters, given what the eager one is given."""
+    whole: Callable[..., None] = momentum_graph if update is momentum else calibrated_graph
+    graph = torch.compile(whole, fullgraph=True, dynamic=False)
+
+    def apply(params: list[Tensor], *lists: Any, lr: float, **options: Any) -> None:
+        if "step_sizes" in options:
+            tensors = {
+                size: torch.tensor(size, device=params[0].device) for size in set(options["step_sizes"])
+            }
+            options["step_sizes"] = [tensors[size] for size in options["step_sizes"]]
+        graph(params, *lists, lr=torch.tensor(lr, device=params[0].device), **options)
+
+    return apply
