@@ -5,11 +5,13 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from trainer.errors import ConfigError, MissingExtra
-from trainer.optim import OPTIMIZERS, param_groups
+from trainer.optim import OPTIMIZERS, AdaFisher, param_groups
 from trainer.optim.muon import split_matrices
 from trainer.optim.pytorch_optimizer import UNSUPPORTED
+from trainer.schema import options_of
 
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 
@@ -98,6 +100,14 @@ def test_adafishers_options_reach_it():
     assert (optimizer.rule, optimizer.update_interval, optimizer.decoupled) == ("paper", 3, False)
     assert (group["lr"], group["gamma"], group["damping"]) == (0.02, 0.7, 1e-3)
     assert build(small_model(), name="adafisherw", rule="paper").decoupled
+
+
+@pytest.mark.parametrize(("name", "missing"), [("adafisher", set()), ("adafisherw", {"decoupled"})])
+def test_adafishers_options_mirror_its_constructor(name, missing):
+    constructor = options_of(AdaFisher)
+    registered = OPTIMIZERS.get(name).options
+    assert set(registered) == set(constructor) - missing
+    assert all(option.default == constructor[key].default for key, option in registered.items())
 
 
 def test_calibrated_adafisher_is_always_decoupled():
@@ -238,3 +248,27 @@ def test_second_order_algorithms_ask_for_the_graph():
         for name in ("adahessian", "sophiah", "lion")
     }
     assert asked == {"adahessian": True, "sophiah": True, "lion": False}
+
+
+@pytest.fixture
+def mesh():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if name != "adafactor"])
+def test_updates_sharded_parameters_as_plain_ones(name, mesh):
+    plain, sharded = small_model(), small_model()
+    fully_shard(sharded, mesh=mesh)
+    for model in (plain, sharded):
+        train(model, build(model, name=name), 3)
+    for a, b in zip(plain.parameters(), sharded.parameters(), strict=True):
+        torch.testing.assert_close(a, b.full_tensor())
+
+
+def test_adafactor_says_that_it_takes_no_sharded_parameters(mesh):
+    model = small_model()
+    fully_shard(model, mesh=mesh)
+    with pytest.raises(ConfigError, match="use parallel=ddp"):
+        build(model, name="adafactor")

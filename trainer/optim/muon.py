@@ -82,7 +82,7 @@ class MuonAdamW(Optimizer):
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
-        fused: bool,
+        fused: bool | None,
     ) -> None:
         of_muon: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
         of_muon |= {"ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}

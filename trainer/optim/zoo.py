@@ -1,9 +1,11 @@
 """The registry of optimizers, with AdaFisher and torch's own in it."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from trainer.errors import ConfigError
@@ -24,11 +26,19 @@ Capture = Literal["hooks", "gradient"]
 _FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
 
 
-def _fused(groups: Groups, fused: bool | None) -> bool:
-    """Whether to update all parameters in one kernel; None means wherever torch has one."""
-    if fused is None:
-        return all(p.device.type in _FUSED_DEVICES for group in groups for _, p in group["params"])
+def _fused(groups: Groups, fused: bool | None) -> bool | None:
+    """Whether to update all parameters in one kernel. None becomes True where torch has one."""
+    if fused is None and all(p.device.type in _FUSED_DEVICES for _, p in _parameters(groups)):
+        return True
     return fused
+
+
+def _sharded(groups: Groups) -> bool:
+    return any(isinstance(p, DTensor) for _, p in _parameters(groups))
+
+
+def _parameters(groups: Groups) -> Iterator[tuple[str, Tensor]]:
+    return (named for group in groups for named in group["params"])
 
 
 @OPTIMIZERS.register("adafisher")
@@ -115,7 +125,7 @@ def sgd(
         momentum=momentum,
         nesterov=nesterov and momentum > 0,  # without momentum there is nothing to look along
         weight_decay=weight_decay,
-        fused=_fused(params, fused),
+        fused=fused if _sharded(params) else _fused(params, fused),  # torch's kernel takes no DTensors
     )
 
 
@@ -201,7 +211,13 @@ def adafactor(
     clip_threshold: Positive = 1.0,
     weight_decay: NonNegative = 0.0,
 ) -> Optimizer:
-    """Adam's step from row and column means of the squared gradient: ``torch.optim.Adafactor``."""
+    """Adam's step from row and column means of the squared gradient: ``torch.optim.Adafactor``.
+
+    Raises:
+        ConfigError: the parameters are sharded.
+    """
+    if _sharded(params):
+        raise ConfigError("optimizer=adafactor cannot update sharded parameters: use parallel=ddp")
     return torch.optim.Adafactor(
         params, lr=lr, beta2_decay=beta2_decay, d=clip_threshold, weight_decay=weight_decay
     )
