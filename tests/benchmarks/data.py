@@ -9,6 +9,7 @@ if asked for, cutout. The files are made up, in CIFAR-10's format.
 import argparse
 import pickle
 import time
+from itertools import repeat
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 from torchvision.transforms import functional as F
 
-from trainer.data import DATA, TrainLoader, cifar
+from trainer.data import DATA, TrainLoader
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -86,13 +87,13 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=10, help="of torchvision's, in a round")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    cifar.CIFAR10 = FakeCIFAR10
+    datasets.CIFAR10 = FakeCIFAR10
 
     with TemporaryDirectory() as folder:
         write_cifar10(Path(folder))
         ours = our_batches(Path(folder), args.batch_size, args.cutout)
         theirs = torchvision_batches(Path(folder), args.batch_size, args.cutout)
-        stream = iter(theirs)
+        stream = (batch for epoch in repeat(theirs) for batch in epoch)
         rates: dict[str, list[float]] = {"torchvision + DataLoader": [], "trainer.data": []}
         ours.next_batch()
         for _ in range(args.rounds):

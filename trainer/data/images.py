@@ -67,11 +67,11 @@ class MemoryImages(Split):
     def batch(self, indices: Tensor, key: int | None) -> Batch:
         augmentation, home = self.augmentation, self.labels.device
         if key is None:
-            top = left = torch.tensor(augmentation.crop_padding)
+            top = left = torch.tensor(augmentation.crop_padding, device=home)
         else:
             top, left, mirrored, *centre = draw(augmentation, self.size, indices, key).to(home)
         indices = indices.to(home)
-        images = windows(self.padded, self.size, indices, top.to(home), left.to(home))  # uint8 [B, C, H, W]
+        images = windows(self.padded, self.size, indices, top, left)  # uint8 [B, C, H, W]
         if key is not None and augmentation.flip:
             images = flip(images, mirrored)
         inputs = images.float().mul_(self.scale).add_(self.shift)
