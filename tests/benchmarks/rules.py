@@ -94,7 +94,9 @@ def text_task(path: str) -> Task:
 
     return Task(
         model=lambda: GPT(layers=4, width=128, heads=4, vocab_size=len(characters), context_length=context),
-        batch=lambda generator: cut(train, torch.randint(len(train) - context - 1, (16,), generator=generator)),
+        batch=lambda generator: cut(
+            train, torch.randint(len(train) - context - 1, (16,), generator=generator)
+        ),
         loss=loss,
         evaluate=evaluate,
         metric="validation loss",
@@ -157,7 +159,9 @@ def autoencoder_task() -> Task:
 
 
 def task_of(name: str, text: str | None) -> Task:
-    return {"text": lambda: text_task(text or ""), "images": images_task, "autoencoder": autoencoder_task}[name]()
+    return {"text": lambda: text_task(text or ""), "images": images_task, "autoencoder": autoencoder_task}[
+        name
+    ]()
 
 
 def optimizer_of(model: nn.Module, run: Run, weight_decay: float) -> torch.optim.Optimizer:
@@ -249,7 +253,9 @@ class Study:
         sign = 1 if task_of(task, self.args.text).lower_is_better else -1
         return min(runs, key=lambda run: sign * run["metric"])["lr"] if runs else None
 
-    def seeds(self, task: str, contender: str, options: Run | None = None, seeds: int | None = None) -> list[Run]:
+    def seeds(
+        self, task: str, contender: str, options: Run | None = None, seeds: int | None = None
+    ) -> list[Run]:
         rate = self.best_rate(task, contender)
         count = range(1, 1 + (seeds or self.args.seeds))
         return [self._run(task, contender, rate, s, options) for s in count] if rate else []
@@ -281,7 +287,15 @@ def tables(study: Study) -> Iterator[Table]:
     for task in study.args.tasks:
         metric = task_of(task, study.args.text).metric
         table = Table(title=f"{task}: {metric}, mean ± standard deviation over seeds")
-        for column in ("contender", "rates tried: metric", "best", "equal steps", "seconds", "equal seconds", "steps"):
+        for column in (
+            "contender",
+            "rates tried: metric",
+            "best",
+            "equal steps",
+            "seconds",
+            "equal seconds",
+            "steps",
+        ):
             table.add_column(column)
         for contender in RATES:
             tried = study.of(study.tuning(task, contender))
@@ -306,14 +320,18 @@ def tables(study: Study) -> Iterator[Table]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--text", help="a text file, for the task 'text'")
     parser.add_argument("--out", type=Path, default=Path("outputs/rules.jsonl"))
     parser.add_argument("--tasks", nargs="+", default=["text", "images", "autoencoder"])
     parser.add_argument("--steps", type=int, help="steps of a run instead of the task's own number")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--variants", action="store_true", help="also run the calibrated rule with other options")
+    parser.add_argument(
+        "--variants", action="store_true", help="also run the calibrated rule with other options"
+    )
     parser.add_argument("--only-table", action="store_true", help="print what is in the file")
     args = parser.parse_args()
     if "text" in args.tasks and not args.text:

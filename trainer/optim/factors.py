@@ -93,7 +93,7 @@ def _mean_channels(x: Tensor) -> Tensor:
     if x.dim() == 2 or not x.is_contiguous():
         return _mean_last(x.movedim(1, -1))
     norms = torch.linalg.vector_norm(x.flatten(2), dim=2, dtype=factor_dtype(x.dtype))  # [N, C]
-    return norms.square_().sum(0) / (x.numel() / x.shape[1])
+    return norms.square().sum(0) / (x.numel() / x.shape[1])
 
 
 # Layer types ----------------------------------------------------------------------------------------------------
