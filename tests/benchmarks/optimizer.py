@@ -1,0 +1,301 @@
+"""What AdaFisher costs, against torch's optimizers.
+
+    python tests/benchmarks/optimizer.py [--rows refresh memory eager ...] [--batch 64] [--threads 2] [--rounds 15]
+
+Contenders take turns, and the figures are medians and the median of the ratios within a round. Every row runs on the
+CPU or, with ``--device cuda``, on a GPU; the row ``cuda`` is for a GPU alone.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+import torchvision
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from trainer.models.gpt import GPT
+from trainer.models.resnet import resnet18_cifar
+from trainer.optim import AdaFisher
+
+NEVER = 10**9  # an update interval: only the first step refreshes
+Make = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+def adafisher(**options: Any) -> Make:
+    return lambda model: AdaFisher(model, **options)
+
+
+def adamw(**options: Any) -> Make:
+    return lambda model: torch.optim.AdamW(model.parameters(), **options)
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
+
+
+class Benchmark:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.table = Table(title=f"{args.device}, {args.threads} threads, medians of {args.rounds} rounds")
+        for column in ("what", "AdaFisher", "reference", "ratio", "to reach"):
+            self.table.add_column(column)
+
+    def report(self, what: str, own: str, reference: str, ratio: str, goal: str) -> None:
+        self.table.add_row(what, own, reference, ratio, goal)
+        print(f"{what}: {own} against {reference}: {ratio} (to reach: {goal})", flush=True)
+
+    def compare(self, what: str, own: Callable[[], Any], reference: Callable[[], Any], goal: str) -> None:
+        """Times two functions that take turns."""
+        times: list[tuple[float, float]] = []
+        for _ in range(self.args.rounds + 2):
+            times.append((self._seconds(own), self._seconds(reference)))
+        a, b = (median(column) * 1e3 for column in zip(*times[2:], strict=True))
+        ratio = median(x / y for x, y in times[2:])
+        self.report(what, f"{a:.2f} ms", f"{b:.2f} ms", f"{ratio:.3f}", goal)
+
+    def _seconds(self, function: Callable[[], Any]) -> float:
+        self._wait()
+        started = time.perf_counter()
+        function()
+        self._wait()
+        return time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self.args.device == "cuda":
+            torch.cuda.synchronize()
+
+    # Models
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        x = torch.randn(self.args.batch, 3, 32, 32, device=self.args.device)
+        return x, torch.randint(10, (self.args.batch,), device=self.args.device)
+
+    def resnet(self) -> nn.Module:
+        torch.manual_seed(0)
+        return resnet18_cifar(num_classes=10, in_channels=3).to(self.args.device)
+
+    def stepper(self, make: Make, model: nn.Module | None = None, loss: Any = None) -> torch.optim.Optimizer:
+        """An optimizer with gradients in place, warmed up."""
+        model = model or self.resnet()
+        optimizer = make(model)
+        x, y = (t[:8] for t in self.batch())
+        (loss or (lambda m: cross_entropy(m(x), y)))(model).backward()
+        for _ in range(3):
+            optimizer.step()
+        return optimizer
+
+    def trainer(self, make: Make, compiled: bool = False) -> Callable[[], None]:
+        model = self.resnet()
+        optimizer, (x, y) = make(model), self.batch()
+        forward = torch.compile(model, fullgraph=True) if compiled else model
+
+        def step() -> None:
+            optimizer.zero_grad()
+            cross_entropy(forward(x), y).backward()
+            optimizer.step()
+
+        step()
+        step()
+        return step
+
+    # Rows
+
+    def refresh(self) -> None:
+        """All factors and averages of one step: its forward and backward with hooks against those without."""
+        model, (x, y) = self.resnet(), self.batch()
+        optimizer = AdaFisher(model, update_interval=1)
+
+        def plain() -> None:
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+
+        def refreshing() -> None:
+            optimizer._capture.attach()
+            plain()
+            with torch.no_grad():
+                optimizer._refresh(1.0)
+            optimizer._capture.detach()
+
+        optimizer._capture.detach()
+        self.compare("refresh + forward + backward, against both", refreshing, plain, "<= 1.08")
+
+    def memory(self) -> None:
+        """Largest sum of the temporaries that a refresh holds at once, of the largest layer, in bytes."""
+        model, (x, y) = self.resnet(), self.batch()
+        optimizer = AdaFisher(model, update_interval=1)
+        largest = 0
+        with Activations(model) as activations:
+            for module, layer in optimizer._capture.layers.items():
+                calls: list[tuple[Tensor, Tensor]] = []
+                handle = module.register_forward_hook(lambda m, a, o, c=calls: c.append((a[0].detach(), o.detach())))
+                with torch.no_grad():
+                    model(x)
+                handle.remove()
+                for tensor_in, out in calls:
+                    for function in (lambda: layer.H(tensor_in, out.shape), lambda: layer.S(out)):  # noqa: B023
+                        largest = max(largest, temporary_bytes(function))
+        goal = f"<= {activations.largest / 2**20:.1f} MiB"
+        self.report(
+            "temporary memory of a refresh, against the largest activation",
+            f"{largest / 2**20:.2f} MiB",
+            f"{activations.largest / 2**20:.2f} MiB",
+            f"{largest / activations.largest:.3f}",
+            goal,
+        )
+
+    def eager(self) -> None:
+        own = {rule: self.stepper(adafisher(rule=rule, update_interval=NEVER)) for rule in ("calibrated", "paper")}
+        reference = self.stepper(adamw(foreach=True))
+        for rule, optimizer in own.items():
+            self.compare(f"step(), {rule}, against AdamW(foreach)", optimizer.step, reference.step, "<= 0.6")
+
+    def compiled(self) -> None:
+        reference = self.stepper(adamw(fused=True))
+        for rule in ("calibrated", "paper"):
+            optimizer = self.stepper(adafisher(rule=rule, update_interval=NEVER, fused="compile"))
+            self.compare(f"step() compiled, {rule}, against AdamW(fused)", optimizer.step, reference.step, "<= 1.0")
+
+    def temporary(self) -> None:
+        """Temporaries of step() against the largest parameter."""
+        optimizer = self.stepper(adafisher(update_interval=NEVER))
+        parameter = max(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
+        used = temporary_bytes(optimizer.step)
+        self.report(
+            "temporary memory of step(), against the largest parameter",
+            f"{used / 2**20:.2f} MiB",
+            f"{parameter / 2**20:.2f} MiB",
+            f"{used / parameter:.3f}",
+            "< 1",
+        )
+
+    def state(self) -> None:
+        own, reference = (state_bytes(self.stepper(make)) for make in (adafisher(), adamw()))
+        self.report(
+            "optimizer state, against AdamW",
+            f"{own / 2**20:.2f} MiB",
+            f"{reference / 2**20:.2f} MiB",
+            f"{own / reference:.4f}",
+            "<= 0.51",
+        )
+
+    def training(self) -> None:
+        """Whole steps. With an interval of 10 a round is ten steps, one of which refreshes."""
+        reference = self.trainer(sgd)
+        for interval, goal in ((10, "<= 1.03"), (1, "<= 1.10")):
+            own = self.trainer(adafisher(update_interval=interval, lr=1e-3))
+            turns = range(interval)
+            self.compare(
+                f"{interval} training steps, interval {interval}, against SGD(fused)",
+                lambda: [own() for _ in turns],  # noqa: B023
+                lambda: [reference() for _ in turns],  # noqa: B023
+                goal,
+            )
+
+    def compiled_model(self) -> None:
+        """Steps between refreshes of a compiled model."""
+        counters = torch._dynamo.utils.counters
+        reference = self.trainer(adamw(fused=True), compiled=True)
+        own = self.trainer(adafisher(update_interval=NEVER, lr=1e-3), compiled=True)
+        graphs = counters["stats"]["unique_graphs"]
+        self.compare("training step of a compiled model, against AdamW(fused)", own, reference, "<= 1.02")
+        again, breaks = counters["stats"]["unique_graphs"] - graphs, sum(counters["graph_break"].values())
+        self.report("recompilations, graph breaks of these steps", f"{again}, {breaks}", "-", "-", "0, 0")
+
+    def cuda(self) -> None:
+        """step() on large models, and the bytes it moves over what the device's memory can."""
+        if self.args.device != "cuda":
+            self.report("step() on ResNet-50 and a 124 M GPT, CUDA", "no GPU", "-", "-", "<= 0.8, >= 80 %")
+            return
+        tokens = torch.randint(50257, (1, 64), device="cuda")
+        gpt = {"layers": 12, "width": 768, "heads": 12, "vocab_size": 50257, "context_length": 1024}
+        models: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+            "ResNet-50": lambda: (torchvision.models.resnet50().cuda(), None),
+            "GPT 124 M": lambda: (GPT(**gpt).cuda(), lambda m: m(tokens).square().mean()),  # type: ignore[arg-type]
+        }
+        x = torch.empty(2**28, device="cuda")
+        peak = 2 * x.numel() * 4 / min(self._seconds(lambda: x.mul_(1.0)) for _ in range(10))
+        for name, make in models.items():
+            own = self.stepper(adafisher(update_interval=NEVER, fused="compile"), *make())
+            reference = self.stepper(adamw(fused=True), *make())
+            self.compare(f"step() compiled, {name}, against AdamW(fused)", own.step, reference.step, "<= 0.8")
+            numbers = sum(p.numel() for group in own.param_groups for p in group["params"])
+            share = 5 * 4 * numbers / min(self._seconds(own.step) for _ in range(10)) / peak
+            self.report(f"bytes of step(), {name}, over a copy's", f"{share:.0%}", "-", "-", ">= 80 %")
+
+
+class Activations:
+    """The size of the largest input or output of any leaf module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.largest = model, 0
+
+    def __enter__(self) -> "Activations":
+        self.handles = [m.register_forward_hook(self._see) for m in self.model.modules() if not [*m.children()]]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _see(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        self.largest = max(self.largest, *(t.numel() * t.element_size() for t in (args[0], out)))
+
+
+class Allocations(TorchDispatchMode):
+    """Follows the storages that operations make, and their peak in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, Any] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in known:
+                storage = tensor.untyped_storage()
+                self.live[storage.data_ptr()] = (torch.multiprocessing.reductions.StorageWeakRef(storage), len(storage))
+        self.live = {pointer: entry for pointer, entry in self.live.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        return result
+
+
+def temporary_bytes(function: Callable[[], Any]) -> int:
+    with Allocations() as allocations:
+        function()
+    return allocations.peak
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    return sum(t.numel() * t.element_size() for t in tree_leaves([*optimizer.state.values()]) if isinstance(t, Tensor))
+
+
+ROWS = ("refresh", "memory", "eager", "compiled", "temporary", "state", "training", "compiled_model", "cuda")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    benchmark = Benchmark(args)
+    for row in args.rows:
+        getattr(benchmark, row)()
+    Console(width=140).print(benchmark.table)
+
+
+if __name__ == "__main__":
+    main()
