@@ -11,7 +11,8 @@ from rich.table import Table
 from torch import Tensor
 
 from trainer.config import Config
-from trainer.loop import Trainer, memory_mib
+from trainer.loop import Trainer
+from trainer.meters import memory_mib
 from trainer.monitor import MonitorOptions, Monitors
 from trainer.run import build, describe
 

@@ -1,20 +1,22 @@
 """The training loop, from the first step to the last checkpoint."""
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from trainer import checkpoint
 from trainer.config import Config
 from trainer.data import Batch, Data, eval_batches
 from trainer.errors import UserError
+from trainer.faults import first_non_finite
+from trainer.meters import SampleRate, memory_mib
 from trainer.monitor import Monitors, Progress
 from trainer.objective import Objective
 from trainer.precision import Precision
@@ -34,8 +36,10 @@ class Budget:
     seconds: float | None
 
     def fraction(self, step: int, seconds: float) -> float:
-        spent = step / self.steps if self.steps else seconds / self.seconds  # type: ignore[operator]
-        return min(1.0, spent)
+        if self.seconds is not None:
+            return min(1.0, seconds / self.seconds)
+        assert self.steps is not None
+        return min(1.0, step / self.steps)
 
 
 class Trainer:
@@ -149,7 +153,7 @@ class Trainer:
         self.precision.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = get_total_norm(gradients)
-        if self.update_is_sound(losses, norm):
+        if math.isfinite(losses.sum().item()) and math.isfinite(norm.item()):
             if self.loop.clip_norm is not None:
                 clip_grads_with_norm_(self.model.parameters(), self.loop.clip_norm, norm)
             self.precision.scaler.step(self.optimizer)
@@ -157,7 +161,7 @@ class Trainer:
             if self.state.ema is not None:
                 self.state.ema.update()
             self.state.window += totals
-            self.grad_norm = norm
+            self.counters.grad_norm = norm.item()
         else:
             self.skip_step(batches, losses, saved_buffers)
         self.precision.scaler.update()
@@ -187,9 +191,6 @@ class Trainer:
             return torch.compiler.set_stance("force_eager")
         return nullcontext()
 
-    def update_is_sound(self, losses: Tensor, norm: Tensor) -> bool:
-        return math.isfinite(losses.sum().item()) and math.isfinite(norm.item())
-
     def skip_step(self, batches: list[Batch], losses: Tensor, saved_buffers: list[Tensor]) -> None:
         """Undoes what the forward pass changed, and counts the fault."""
         for buffer, saved in zip(self.buffers, saved_buffers, strict=True):
@@ -216,7 +217,7 @@ class Trainer:
         if self.state.window:
             totals = torch.stack(self.state.window).cpu().double().sum(0)
             metrics = {f"train/{k}": v for k, v in self.objective.metrics(totals).items()}
-            metrics["grad_norm"] = self.grad_norm.item()
+            metrics["grad_norm"] = self.counters.grad_norm
             self.state.window.clear()
         metrics["lr"] = float(self.optimizer.param_groups[0]["lr"])
         if self.counters.skipped_steps:
@@ -250,7 +251,7 @@ class Trainer:
     def keep_if_best(self, value: float) -> None:
         counters = self.counters
         sign = 1 if self.objective.higher_is_better else -1
-        if counters.best is not None and not sign * value > sign * counters.best:
+        if math.isnan(value) or (counters.best is not None and sign * value <= sign * counters.best):
             counters.evaluations_since_best += 1
             return
         counters.best, counters.best_step, counters.evaluations_since_best = value, counters.step, 0
@@ -261,6 +262,7 @@ class Trainer:
     def evaluate_splits(self, suffix: str) -> dict[str, float]:
         self.model.eval()
         options = self.config.data
+        judge = dataclasses.replace(self.objective, label_smoothing=0.0)
         metrics: dict[str, float] = {}
         for name, split in self.data.evals.items():
             totals = []
@@ -268,7 +270,7 @@ class Trainer:
                 split, options["eval_batch_size"], num_workers=options["num_workers"]
             ):
                 with self.precision.autocast():
-                    totals.append(self.objective(self.model(inputs), inputs, targets)[1])
+                    totals.append(judge(self.model(inputs), inputs, targets)[1])
             summed = torch.stack(totals).cpu().double().sum(0)
             metrics |= {f"{name}{suffix}/{k}": v for k, v in self.objective.metrics(summed).items()}
         return metrics
@@ -285,65 +287,3 @@ class Trainer:
             checkpoint.save(self.folder, self.state, keep_last=self.config.checkpoint.keep_last)
             self.saved_at, self.saved_step = time.monotonic(), self.counters.step
         return checkpoint.path_of(self.folder, self.counters.step)
-
-
-class SampleRate:
-    """Training samples per second since it was last asked."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.samples, self.seconds = 0, 0.0
-
-    def add(self, seconds: float) -> None:
-        self.samples += self.batch_size
-        self.seconds += seconds
-
-    def take(self) -> float:
-        rate = self.samples / max(self.seconds, 1e-9)
-        self.samples, self.seconds = 0, 0.0
-        return rate
-
-
-def memory_mib(device: torch.device) -> float:
-    """Peak memory so far: the device's allocations, on a CPU the process's resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if device.type == "mps":
-        return torch.mps.driver_allocated_memory() / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-@contextmanager
-def watching_outputs(model: nn.Module, found: list[str]) -> Iterator[None]:
-    """Collects the names of modules whose output is not finite, in the order of the forward pass."""
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and not output.isfinite().all():
-                found.append(name)
-
-        return hook
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def first_non_finite(model: nn.Module, batches: list[Batch], precision: Precision) -> str:
-    """Names the first layer whose output or gradient is not finite, by running the batch again."""
-    found: list[str] = []
-    with watching_outputs(model, found), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        for inputs, _ in batches:
-            if inputs.is_floating_point() and not inputs.isfinite().all():
-                return "the inputs"
-            with precision.autocast():
-                model(inputs)
-    if found:
-        return f"the output of {found[0]}"
-    bad = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    return f"the gradient of {bad[-1]}" if bad else "the loss"

@@ -28,6 +28,8 @@ class Counters:
     skipped_steps: int = 0
     """Steps that were skipped because the loss or a gradient was not finite."""
     skipped_in_a_row: int = 0
+    grad_norm: float = 0.0
+    """Norm of the gradient at the last step, before clipping."""
     best: float | None = None
     """Best value of the primary metric."""
     best_step: int = 0
