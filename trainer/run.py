@@ -75,6 +75,8 @@ def build(config: Config) -> Trainer:
         num_workers=config.data["num_workers"],
     )
     precision = Precision(config.precision.name, device)
+    if hasattr(optimizer, "grad_scaler"):  # an optimizer that reads the loss scale
+        optimizer.grad_scaler = precision.scaler
     state = TrainState(
         model=model,
         optimizer=optimizer,

@@ -490,7 +490,7 @@ def test_diagnostics() -> None:
     rows = optimizer.diagnostics()
     assert rows.keys() == {name for name, _ in model.named_parameters()}
     weight = rows["6.weight"]
-    assert 0 < weight["curvature_share"] < 0.11
+    assert 0 < weight["share"] < 0.11
     assert (
         1e-3
         <= weight["preconditioner_min"]
@@ -506,7 +506,7 @@ def test_diagnostics() -> None:
     share = AdaFisher(network())
     train(share.model, share, 1)
     for row in share.diagnostics().values():
-        assert row["curvature_share"] == pytest.approx(1 / 1.03, abs=0.05) or row["curvature_share"] > 0
+        assert row["share"] == pytest.approx(1 / 1.03, abs=0.05) or row["curvature_share"] > 0
 
 
 # Errors

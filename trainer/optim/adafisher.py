@@ -381,7 +381,7 @@ class AdaFisher(Optimizer):
     def diagnostics(self) -> dict[str, dict[str, float]]:
         """What the curvature does to each parameter that has been updated.
 
-        By name: ``curvature_share``, mean(S'H') / (mean(S'H') + λ); ``preconditioner_min``, ``_median``, ``_max`` of
+        By name: ``share``, mean(S'H') / (mean(S'H') + λ); ``preconditioner_min``, ``_median``, ``_max`` of
         F̃; ``update_ratio``, the norm of an update without weight decay over that of the parameter; ``age``, steps
         since the factors were refreshed.
         """

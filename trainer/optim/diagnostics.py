@@ -18,7 +18,7 @@ def curvature(pairs: Sequence[Pair], damping: float, shape: torch.Size) -> dict[
     mean = float(sum(_mean_product(H, S) for H, S in pairs))
     sample = torch.stack([_spread(H, shape) * _spread(S, shape) for H, S in pairs]).sum(0) + damping
     return {
-        "curvature_share": mean / (mean + damping),
+        "share": mean / (mean + damping),
         "preconditioner_min": sample.min().item(),
         "preconditioner_median": sample.median().item(),
         "preconditioner_max": sample.max().item(),
