@@ -104,7 +104,9 @@ class TrainState:
         names = self._parameter_names()
         state = self.optimizer.state_dict()
         groups = [{**group, "params": [names[i] for i in group["params"]]} for group in state["param_groups"]]
-        return {"state": {names[i]: values for i, values in state["state"].items()}, "param_groups": groups}
+        # a few optimizers keep entries of their own in their state, under a string
+        named = {names[i] if isinstance(i, int) else i: values for i, values in state["state"].items()}
+        return {"state": named, "param_groups": groups}
 
     def _load_optimizer(self, saved: Mapping[str, Any]) -> None:
         numbers = {name: i for i, name in enumerate(self._parameter_names())}
@@ -115,7 +117,7 @@ class TrainState:
                 f"the checkpoint's optimizer has other parameters: {odd} is in one of them only"
             )
         groups = [{**g, "params": [numbers[name] for name in g["params"]]} for g in saved["param_groups"]]
-        state = {numbers[name]: values for name, values in saved.get("state", {}).items()}
+        state = {numbers.get(name, name): values for name, values in saved.get("state", {}).items()}
         try:
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         except (ValueError, KeyError, RuntimeError) as error:
