@@ -36,6 +36,66 @@ class Coverage(NamedTuple):
 
 
 class AdaFisher(Optimizer):
+    r"""Momentum preconditioned by two diagonals of the Fisher information for each layer.
+
+    For a layer, h are the rows that its weight multiplies (samples, tokens, patches of a convolution; with a bias,
+    h has a 1 at its end) and s the rows of the gradient of the per-sample loss with respect to its output:
+
+        H = mean over rows of h²      one entry per column of the weight, one for the bias
+        S = mean over rows of s²      one entry per row of the weight
+
+    At every ``update_interval``-th step both are refreshed and averaged with weight γ of the old value. Every step
+    divides the momentum by F̃[i, j] = S'[i] H'[j] + λ, without a square root. The rules differ in the rest:
+
+    ``"calibrated"``, the default, makes each scale relative to the layer: H' and S' are the bias-corrected averages
+    over their means, λ is relative to a curvature of mean one, and an update has a length of its own:
+
+        m ← β m + (1 − β) g        n = β m + (1 − β) g        u = n / F̃
+        θ ← (1 − η κ) θ − η 0.2 u / rms(u)
+
+    ``"paper"`` (Algorithm 1): H' and S' are the bias-corrected averages, min-max normalised; a vector whose range is
+    under 1 % of its maximum gives ones. ``"released"`` (the authors' code): fresh factors are min-max normalised, then
+    averaged by H ← γ/10 H + γ/100 H_new, so that the curvature fades: in the end it is momentum SGD of learning rate
+    η/λ · (1 − β). Both then take
+
+        m ← β m + (1 − β) g        θ ← θ − η m / (1 − βᵗ) / F̃
+
+    with κ θ added to g, or ``decoupled``, added to the update.
+
+    A weight that several layers share adds the products of its uses. A parameter of a layer whose type is not known,
+    or whose ``forward`` is never called, has S and H from the row and column means of its squared gradient.
+    Factors are float32, float64 for float64 parameters. Hooks are attached for steps that refresh only. A compiled
+    model runs eagerly in these steps, and compiled in the others.
+
+    Args:
+        model: the model that owns the parameters. It runs in training mode under gradients; what runs in ``eval()``,
+            without gradients, or again for activation checkpointing (``use_reentrant=False``) counts for nothing.
+        params: parameters, named parameters or groups with options of their own; left out, all of the model's.
+        lr: learning rate η ≥ 0. Calibrated: 1e-2, on the scale of AdamW's; else 1e-3.
+        beta: decay β of the momentum, 0 ≤ β < 1.
+        damping: λ > 0. Calibrated: 0.03, relative; λ → ∞ is plain momentum. Else 1e-3, absolute.
+        gamma: weight γ of the old factors, 0 ≤ γ < 1. Calibrated: 0.95; else 0.8. (In one reading of the paper γ
+            weights the new ones; here it never does.)
+        weight_decay: κ ≥ 0. Decoupled: 1e-2; else 5e-4.
+        decoupled: whether weight decay bypasses the preconditioner. Always under ``"calibrated"``.
+        rule: ``"calibrated"``, ``"paper"`` or ``"released"``.
+        update_interval: steps between refreshes, ≥ 1. Calibrated: 10, paper: 1, released: 100.
+        capture: ``"hooks"`` on the layers, or ``"gradient"``: row and column means of the squared gradient for every
+            parameter, without any hook, for models whose layers are hidden or compiled as a whole.
+        fused: ``"compile"`` updates all parameters by one compiled function.
+
+    With a GradScaler whose ``unscale_`` is called before ``step``, set ``optimizer.grad_scaler = scaler``: the factors
+    are taken from scaled gradients. ``zero_grad`` also drops what was captured, so that a step may be skipped.
+
+    Raises:
+        TypeError: the model is missing.
+        ValueError: an option is out of range, or a parameter is not the model's.
+        RuntimeError: in ``step``, if no layer was captured before the first one.
+
+    Sources: "AdaFisher: Adaptive Second Order Optimization via Fisher Information", ICLR 2025, arXiv 2405.16397v3;
+    the calibrated rule is this project's own.
+    """
+
     def __init__(
         self,
         model: nn.Module,
