@@ -135,7 +135,9 @@ class Benchmark:
         with Activations(model) as activations:
             for module, layer in optimizer._capture.layers.items():
                 calls: list[tuple[Tensor, Tensor]] = []
-                handle = module.register_forward_hook(lambda m, a, o, c=calls: c.append((a[0].detach(), o.detach())))
+                handle = module.register_forward_hook(
+                    lambda m, a, o, c=calls: c.append((a[0].detach(), o.detach()))
+                )
                 with torch.no_grad():
                     model(x)
                 handle.remove()
@@ -152,7 +154,10 @@ class Benchmark:
         )
 
     def eager(self) -> None:
-        own = {rule: self.stepper(adafisher(rule=rule, update_interval=NEVER)) for rule in ("calibrated", "paper")}
+        own = {
+            rule: self.stepper(adafisher(rule=rule, update_interval=NEVER))
+            for rule in ("calibrated", "paper")
+        }
         reference = self.stepper(adamw(foreach=True))
         for rule, optimizer in own.items():
             self.compare(f"step(), {rule}, against AdamW(foreach)", optimizer.step, reference.step, "<= 0.6")
@@ -161,12 +166,16 @@ class Benchmark:
         reference = self.stepper(adamw(fused=True))
         for rule in ("calibrated", "paper"):
             optimizer = self.stepper(adafisher(rule=rule, update_interval=NEVER, fused="compile"))
-            self.compare(f"step() compiled, {rule}, against AdamW(fused)", optimizer.step, reference.step, "<= 1.0")
+            self.compare(
+                f"step() compiled, {rule}, against AdamW(fused)", optimizer.step, reference.step, "<= 1.0"
+            )
 
     def temporary(self) -> None:
         """Temporaries of step() against the largest parameter."""
         optimizer = self.stepper(adafisher(update_interval=NEVER))
-        parameter = max(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
+        parameter = max(
+            p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"]
+        )
         used = temporary_bytes(optimizer.step)
         self.report(
             "temporary memory of step(), against the largest parameter",
@@ -238,7 +247,9 @@ class Activations:
         self.model, self.largest = model, 0
 
     def __enter__(self) -> "Activations":
-        self.handles = [m.register_forward_hook(self._see) for m in self.model.modules() if not [*m.children()]]
+        self.handles = [
+            m.register_forward_hook(self._see) for m in self.model.modules() if not [*m.children()]
+        ]
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -263,7 +274,10 @@ class Allocations(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in known:
                 storage = tensor.untyped_storage()
-                self.live[storage.data_ptr()] = (torch.multiprocessing.reductions.StorageWeakRef(storage), len(storage))
+                self.live[storage.data_ptr()] = (
+                    torch.multiprocessing.reductions.StorageWeakRef(storage),
+                    len(storage),
+                )
         self.live = {pointer: entry for pointer, entry in self.live.items() if not entry[0].expired()}
         self.peak = max(self.peak, sum(size for _, size in self.live.values()))
         return result
@@ -276,19 +290,27 @@ def temporary_bytes(function: Callable[[], Any]) -> int:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    return sum(t.numel() * t.element_size() for t in tree_leaves([*optimizer.state.values()]) if isinstance(t, Tensor))
+    return sum(
+        t.numel() * t.element_size()
+        for t in tree_leaves([*optimizer.state.values()])
+        if isinstance(t, Tensor)
+    )
 
 
 ROWS = ("refresh", "memory", "eager", "compiled", "temporary", "state", "training", "compiled_model", "cuda")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     benchmark = Benchmark(args)
