@@ -22,9 +22,7 @@ from trainer.config import (
 from trainer.monitor import MonitorOptions
 from trainer.schema import REQUIRED, check_options, options_of
 
-COMPONENTS = [
-    (group, path.stem) for group in REGISTRIES for path in sorted((CONF / group).glob("*.yaml"))
-]
+COMPONENTS = [(group, path.stem) for group in REGISTRIES for path in sorted((CONF / group).glob("*.yaml"))]
 FIXED = {
     "precision": PrecisionOptions,
     "parallel": ParallelOptions,

@@ -62,7 +62,9 @@ def run(site: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "trainer", *overrides]
     root = str(Path(__file__).parent.parent)
     environment = {"PYTHONPATH": f"{site}:{root}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=site.parent, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=site.parent, env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_by_name_of_the_module(package: Path) -> None:

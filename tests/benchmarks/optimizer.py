@@ -129,7 +129,7 @@ class Benchmark:
 
     def memory(self) -> None:
         """Largest sum of the temporaries that a refresh holds at once, of the largest layer, in bytes."""
-        model, (x, y) = self.resnet(), self.batch()
+        model, (x, _y) = self.resnet(), self.batch()
         optimizer = AdaFisher(model, update_interval=1)
         largest = 0
         with Activations(model) as activations:
