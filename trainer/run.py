@@ -115,8 +115,8 @@ def check_parallel(config: Config) -> None:
         )
     if name != "none":
         raise ConfigError(
-            f"parallel={name} needs more than one rank: start it with "
-            f"torchrun --nproc-per-node N -m trainer parallel={name}, or use parallel=none"
+            f"parallel={name} needs more than one rank, on which this version does not train yet: "
+            f"use parallel=none"
         )
 
 
