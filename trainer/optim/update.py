@@ -21,7 +21,8 @@ UPDATE_RMS = 0.2
 """Root mean square of a calibrated update before the learning rate: the usual size of an AdamW step."""
 
 _TINY = 1e-30  # rms of an update that is zero
-_BLOCK = 2**16  # elements a CPU thread: more costs cache misses, less costs calls
+_BLOCK = 2**17  # elements a CPU thread: more costs cache misses, less costs calls
+_SMALL = 2**14  # parameters up to this many elements are updated together, so that their calls do not add up
 _LARGE_BLOCK = 2**22  # a GPU wants large launches
 
 
@@ -42,9 +43,16 @@ def momentum(
     decoupled: bool,
 ) -> None:
     """The published update: θ ← θ − η m̂ / F̃, weight decay in the gradient or decoupled; step size: η / (1 − βᵗ)."""
-    for param, grad, exp_avg, pairs, damping, step_size in zip(
-        params, grads, exp_avgs, factors, dampings, step_sizes, strict=True
-    ):
+    small, large = _by_size(params, grads, exp_avgs, factors, dampings, step_sizes)
+    if small:
+        θs, gs, ms, pairs_, dampings, step_sizes = small
+        if weight_decay and not decoupled:
+            gs = torch._foreach_add(gs, θs, alpha=weight_decay)
+        torch._foreach_lerp_(ms, gs, 1 - beta)
+        if weight_decay and decoupled:
+            torch._foreach_mul_(θs, 1 - lr * weight_decay)
+        torch._foreach_addcdiv_(θs, ms, _preconditioners(pairs_, dampings), [-size for size in step_sizes])
+    for param, grad, exp_avg, pairs, damping, step_size in large:
         scratch = _scratch(param, 1)
         for θ, g, m, *factor in blocks((param, grad, exp_avg), pairs):
             θ32, m32 = _precise(θ), _precise(m)
@@ -69,7 +77,19 @@ def calibrated(
     weight_decay: float,
 ) -> None:
     """θ ← (1 − η κ) θ − η ρ u / rms(u),  u = n / F̃,  n = β m + (1 − β) g."""
-    for param, grad, exp_avg, pairs, damping in zip(params, grads, exp_avgs, factors, dampings, strict=True):
+    small, large = _by_size(params, grads, exp_avgs, factors, dampings)
+    if small:
+        θs, gs, ms, pairs_, dampings = small
+        torch._foreach_lerp_(ms, gs, 1 - beta)
+        us = torch._foreach_lerp(ms, gs, 1 - beta)
+        torch._foreach_div_(us, _preconditioners(pairs_, dampings))
+        units = torch._foreach_norm(us)
+        torch._foreach_clamp_min_(units, _TINY)
+        torch._foreach_mul_(units, [1 / (UPDATE_RMS * u.numel() ** 0.5) for u in us])
+        if weight_decay:
+            torch._foreach_mul_(θs, 1 - lr * weight_decay)
+        torch._foreach_addcdiv_(θs, us, units, value=-lr)
+    for param, grad, exp_avg, pairs, damping in large:
         scratch = _scratch(param, 2)
         parts = list(blocks((param, grad, exp_avg), pairs))
         norms = []
@@ -92,6 +112,27 @@ def calibrated(
                 θ32.mul_(1 - lr * weight_decay)
             θ32.addcdiv_(u, F, value=-lr)
             _store(θ, θ32)
+
+
+def _by_size(*lists: list[Any]) -> tuple[list[list[Any]], list[tuple[Any, ...]]]:
+    """The parameters that are updated together, as lists, and those that are updated one by one, as rows.
+
+    Together go those that are small, of one use, and precise enough to compute with.
+    """
+    rows = list(zip(*lists, strict=True))
+    alike = [
+        param.numel() <= _SMALL and len(pairs) == 1 and param.dtype == factor_dtype(param.dtype)
+        for param, _, _, pairs, *_ in rows
+    ]
+    small = [row for row, together in zip(rows, alike, strict=True) if together]
+    large = [row for row, together in zip(rows, alike, strict=True) if not together]
+    return [list(column) for column in zip(*small, strict=True)], large
+
+
+def _preconditioners(pairs: list[list[Pair]], dampings: list[float]) -> list[Tensor]:
+    F = torch._foreach_mul([S for ((_, S),) in pairs], [H for ((H, _),) in pairs])
+    torch._foreach_add_(F, dampings)
+    return F
 
 
 def _look_ahead(m: Tensor, g: Tensor, beta: float, out: Tensor) -> Tensor:
