@@ -47,7 +47,7 @@ def momentum(
     if small:
         θs, gs, ms, pairs_, dampings, step_sizes = small
         if weight_decay and not decoupled:
-            gs = torch._foreach_add(gs, θs, alpha=weight_decay)
+            gs = list(torch._foreach_add(gs, θs, alpha=weight_decay))
         torch._foreach_lerp_(ms, gs, 1 - beta)
         if weight_decay and decoupled:
             torch._foreach_mul_(θs, 1 - lr * weight_decay)
@@ -130,7 +130,7 @@ def _by_size(*lists: list[Any]) -> tuple[list[list[Any]], list[tuple[Any, ...]]]
 
 
 def _preconditioners(pairs: list[list[Pair]], dampings: list[float]) -> list[Tensor]:
-    F = torch._foreach_mul([S for ((_, S),) in pairs], [H for ((H, _),) in pairs])
+    F = list(torch._foreach_mul([S for ((_, S),) in pairs], [H for ((H, _),) in pairs]))
     torch._foreach_add_(F, dampings)
     return F
 
