@@ -8,6 +8,7 @@ and metrics.jsonl must be those of the undisturbed run, bit for bit.
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import pickle
 import random
@@ -16,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ from trainer.__main__ import main
 
 LICENSE = Path(__file__).parent.parent / "LICENSE"
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["trainer.__main__"])
+
 RUNS = {
     "digits": "loop.max_epochs=4 data=digits model=cnn model.dropout=0.1 optimizer=adafisher loop.ema=0.99 "
     "loop.accumulate=2 loop.clip_norm=1 checkpoint.every_steps=4 loop.log_every=3",
@@ -36,47 +41,48 @@ RUNS = {
 }
 
 
-def start(overrides: str, directory: Path) -> int:
-    """Runs the trainer in a child process, forked so that nothing has to be imported again; returns its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
+def start(overrides: str, directory: Path) -> BaseProcess:
+    """Runs the trainer in a child process, forked from one that has imported it and done nothing else."""
+    process = FORKS.Process(target=run, args=(overrides, directory), daemon=True)
+    process.start()
+    return process
+
+
+def run(overrides: str, directory: Path) -> None:
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
-        code = main([*overrides.split(), f"hydra.run.dir={directory}"])
-    os._exit(code)
+        sys.exit(main([*overrides.split(), f"hydra.run.dir={directory}"]))
 
 
 def finish(overrides: str, directory: Path) -> None:
-    code = os.waitstatus_to_exitcode(os.waitpid(start(overrides, directory), 0)[1])
-    assert code == 0, f"the run in {directory} ended with {code}"
+    process = start(overrides, directory)
+    process.join()
+    assert process.exitcode == 0, f"the run in {directory} ended with {process.exitcode}"
 
 
 def kill_once(overrides: str, directory: Path, moments: random.Random, longest: float) -> str:
     """Starts or resumes the run and kills it; says when."""
-    pid = start(overrides, directory)
+    process = start(overrides, directory)
     begun = time.monotonic()
     if moments.random() < 0.5:
-        wait_for_save(directory, moments.randint(1, 4), pid)
+        wait_for_save(directory, moments.randint(1, 4), process)
         time.sleep(moments.uniform(0, 0.03))
     else:
         time.sleep(moments.uniform(0, longest))
     when = time.monotonic() - begun
-    os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFEXITED(status):
-        return f"the run had ended before, with {os.WEXITSTATUS(status)}"
+    process.kill()
+    process.join()
+    if process.exitcode != -signal.SIGKILL:
+        return f"the run had ended before, with {process.exitcode}"
     where = "while saving" if saves_under_way(directory) else "between two saves"
     newest = checkpoint.whole(directory / "checkpoints")
     return f"killed after {when:.2f} s, {where}, newest checkpoint {newest[0].name if newest else 'none'}"
 
 
-def wait_for_save(directory: Path, count: int, pid: int) -> None:
+def wait_for_save(directory: Path, count: int, process: BaseProcess) -> None:
     """Until that many saves have begun, or the process has ended."""
     seen = set(parts := saves_under_way(directory))
-    while len(seen) < count + len(parts) and not os.waitid(
-        os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
-    ):
+    while len(seen) < count + len(parts) and process.is_alive():
         time.sleep(0.001)
         seen |= saves_under_way(directory)
 

@@ -24,10 +24,12 @@ def test_killed_at_random_moments(name: str, tmp_path: Path) -> None:
 def test_a_signal_ends_with_a_checkpoint_and_75(number: signal.Signals, tmp_path: Path) -> None:
     finish(TINY, tmp_path / "undisturbed")
     disturbed = tmp_path / "disturbed"
-    pid = start(TINY, disturbed)
+    process = start(TINY, disturbed)
     _wait_for_step(disturbed)
-    os.kill(pid, number)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 75
     status = json.loads((disturbed / "status.json").read_text())
     assert status["state"] == "preempted"
     assert number.name in status["error"]
@@ -39,12 +41,13 @@ def test_a_signal_ends_with_a_checkpoint_and_75(number: signal.Signals, tmp_path
 
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     # evaluation after every step keeps the loop away from step boundaries most of the time
-    pid = start(f"{TINY} loop.max_epochs=1000 loop.eval_every=1 data.eval_batch_size=1", tmp_path / "run")
+    process = start(f"{TINY} loop.max_epochs=1000 loop.eval_every=1 data.eval_batch_size=1", tmp_path / "run")
     _wait_for_step(tmp_path / "run")
-    os.kill(pid, signal.SIGINT)
-    os.kill(pid, signal.SIGINT)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert code in (130, 75)  # 75 where the first one was already being served
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode in (130, 75)  # 75 where the first one was already being served
 
 
 def _wait_for_step(directory: Path) -> None:
