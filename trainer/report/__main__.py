@@ -1,0 +1,88 @@
+"""``python -m trainer.report DIR…``: compares the runs in directories."""
+
+import json
+import sys
+from argparse import ArgumentParser
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from trainer.errors import ConfigError, MissingExtra, UserError
+from trainer.report.records import as_json, csv_text
+from trainer.report.render import markdown, show
+from trainer.report.runs import read_runs
+from trainer.report.summary import Report, make_report
+
+
+class Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see python -m trainer.report --help)")
+
+
+def parser() -> Parser:
+    parser = Parser(prog="python -m trainer.report", description="Compares runs, finished or not.")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="run directories, or folders of them"
+    )
+    parser.add_argument(
+        "--by",
+        metavar="KEY[,KEY]",
+        help="options to group by, such as optimizer,data.batch_size (default: all that differ, but the seed)",
+    )
+    parser.add_argument(
+        "--metric", help="to compare by, such as test/loss (default: the one that picks the best checkpoint)"
+    )
+    parser.add_argument(
+        "--target", type=number, help="value of the metric, such as 0.95 or 95%%: when do the runs reach it?"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write report.md, report.csv and plots there"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser
+
+
+def number(text: str) -> float:
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line; returns the exit code."""
+    try:
+        args = parser().parse_args(argv)
+        if args.out and find_spec("matplotlib") is None:
+            raise MissingExtra("--out", "matplotlib", "report")
+        report = make_report(read_runs(args.folders), by=args.by, metric=args.metric, target=args.target)
+        if args.out:
+            write(report, args.out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(as_json(report), indent=2, allow_nan=False))
+    else:
+        show(report, Console())
+    return 0
+
+
+def write(report: Report, folder: Path) -> None:
+    """Writes report.md, report.csv and the plots.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+    from trainer.report.plots import plot_all  # takes a second, and is not always installed
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = plot_all(report, folder)
+        (folder / "report.md").write_text(markdown(report, figures))
+        (folder / "report.csv").write_text(csv_text(report))
+    except OSError as error:
+        raise ConfigError(f"--out {folder} cannot be written: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What a reader of the report must know besides its numbers."""
+
+import json
+import time
+from collections import Counter
+
+from trainer.report.runs import Run
+from trainer.report.summary import Report
+from trainer.report.sweep import Group, swept_keys
+from trainer.report.words import standing
+
+MACHINE = ("host", "devices", "cpus", "threads", "torch")
+"""Facts of environment.json on which times depend."""
+
+
+def notes(report: Report) -> list[str]:
+    """One line each, the most serious first."""
+    groups = [summary.group for summary in report.summaries]
+    found = [*failures(groups), *mixtures(report, groups), *repetitions(groups)]
+    found += [*machines(report.runs), *shared_processes(groups)]
+    found += [
+        f"{unreadable} unreadable line(s) left out: {run.path}"
+        for run in report.runs
+        if (unreadable := run.unreadable)
+    ]
+    return found
+
+
+def unfinished(report: Report) -> list[tuple[Run, str]]:
+    """Every run that has not finished, and how it stands."""
+    return [
+        (run, standing(run, report.metric) + last_heard(run))
+        for run in report.runs
+        if run.state != "finished"
+    ]
+
+
+def last_heard(run: Run) -> str:
+    if run.state != "running" or run.heard is None or run.process is None:
+        return ""
+    return f" (last heard of {max(0, time.time() - run.heard):.0f} s ago on {run.process[0]})"
+
+
+def failures(groups: list[Group]) -> list[str]:
+    found = []
+    for group in groups:
+        failed = sum(run.state == "failed" for run in group.runs)
+        if failed:
+            found.append(
+                f"{failed} of {len(group.runs)} runs of {group.label} failed: its means are those of the others."
+            )
+    return found
+
+
+def mixtures(report: Report, groups: list[Group]) -> list[str]:
+    """Options that differ within a group, other than the seed."""
+    mixed = dict.fromkeys(key for group in groups for key in swept_keys(group.runs) if key != "seed")
+    return [f"Groups mix runs that differ in {', '.join(mixed)}."] if mixed else []
+
+
+def repetitions(groups: list[Group]) -> list[str]:
+    return [
+        f"{group.repeated} finished run(s) of {group.label} repeat another's config: only the newest counts."
+        for group in groups
+        if group.repeated
+    ]
+
+
+def machines(runs: list[Run]) -> list[str]:
+    found = []
+    for fact in MACHINE:
+        counts = Counter(json.dumps(run.environment[fact]) for run in runs if fact in run.environment)
+        if len(counts) > 1:
+            values = ", ".join(f"{value} ({n} runs)" for value, n in counts.items())
+            found.append(f"Times may not compare, the runs' {fact} differ: {values}.")
+    return found
+
+
+def shared_processes(groups: list[Group]) -> list[str]:
+    """A process's peak memory is that of the hungriest run it has trained so far."""
+    owners: dict[tuple[str, int], set[str]] = {}
+    for group in groups:
+        for run in group.runs:
+            if run.process and not run.environment.get("devices"):
+                owners.setdefault(run.process, set()).add(group.label)
+    if any(len(labels) > 1 for labels in owners.values()):
+        return ["Memory does not compare: runs of several groups shared a process, whose peak it is."]
+    return []

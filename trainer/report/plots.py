@@ -1,0 +1,96 @@
+"""Learning curves: the median over a group's finished runs in a band from the lowest to the highest."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, PercentFormatter
+
+from trainer.report.runs import Point, Run
+from trainer.report.summary import Report
+from trainer.report.sweep import Group
+
+COLORS = [f"C{i}" for i in range(10)]
+STYLES = ["-", "--", "-.", ":"]
+
+Axis = Literal["step", "seconds"]
+AXES: dict[Axis, str] = {"step": "optimizer steps", "seconds": "training seconds"}
+
+
+def plot_all(report: Report, folder: Path) -> list[str]:
+    """Writes a PNG of the metric that the report is about and one of the training loss; returns their names."""
+    names = []
+    for metric in dict.fromkeys([report.metric, "train/loss"]):
+        if any(curve(run, metric) for run in report.runs):
+            names.append(f"{metric.replace('/', '_')}.png")
+            plot(report, metric).savefig(folder / names[-1], dpi=150)
+    return names
+
+
+def curve(run: Run, metric: str) -> list[Point]:
+    return run.evaluations.get(metric) or run.training.get(metric, [])
+
+
+def plot(report: Report, metric: str) -> Figure:
+    """A metric against steps and against training seconds."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, axis in zip(panels, AXES, strict=True):
+        for number, summary in enumerate(report.summaries):
+            look: dict[str, Any] = {"color": COLORS[number % 10], "linestyle": STYLES[number // 10 % 4]}
+            draw(panel, summary.group, metric, axis, look)
+        if report.target is not None and metric == report.metric:
+            panel.axhline(report.target, color="0.5", linewidth=0.8, label="target")
+        panel.set_xlabel(AXES[axis])
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel(metric)
+    scale(panels[0], metric, [point.value for run in report.runs for point in curve(run, metric)])
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    return figure
+
+
+def draw(panel: Axes, group: Group, metric: str, axis: Axis, look: dict[str, Any]) -> None:
+    """A group's median and band, and each run that has not finished as a thin line that ends in a cross."""
+    finished = [xy for run in group.counted.values() if len(xy := coordinates(curve(run, metric), axis))]
+    if finished:
+        x, values = on_one_grid(finished)
+        panel.plot(x, np.median(values, axis=0), label=f"{group.label} (n = {len(finished)})", **look)
+        panel.fill_between(
+            x, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.15, linewidth=0
+        )
+    for run in group.runs:
+        if run.state != "finished" and len(xy := coordinates(curve(run, metric), axis)):
+            label = None if finished else f"{group.label} (unfinished)"
+            panel.plot(*xy.T, linewidth=0.7, marker="x", markevery=[-1], label=label, **look)
+
+
+def coordinates(points: Iterable[Point], axis: Axis) -> np.ndarray:
+    """Steps or seconds, and values, of shape [points, 2]."""
+    pairs = [(getattr(point, axis), point.value) for point in points if getattr(point, axis) is not None]
+    return np.array(pairs, dtype=float).reshape(-1, 2)
+
+
+def on_one_grid(curves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Curves of shape [points, 2] on the x that any of them has, from where all have begun: x [P], values [runs, P].
+
+    Between its points a curve is linear; after the last it keeps its value, as the trained model does.
+    """
+    start = max(xy[0, 0] for xy in curves)
+    x = np.unique(np.concatenate([xy[:, 0] for xy in curves]))
+    x = x[x >= start]
+    return x, np.stack([np.interp(x, xy[:, 0], xy[:, 1]) for xy in curves])
+
+
+def scale(panel: Axes, metric: str, values: Sequence[float]) -> None:
+    """Accuracies in percent; what spans more than a decade, such as a loss, on a logarithmic scale."""
+    finite = [value for value in values if np.isfinite(value)]
+    if "accuracy" in metric:
+        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    elif finite and min(finite) > 0 and max(finite) > 10 * min(finite):
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter(LogFormatter())
+        panel.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))

@@ -1,0 +1,42 @@
+"""The report for a reader: in the terminal and as a Markdown page."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from trainer.report.notes import notes
+from trainer.report.summary import Report
+from trainer.report.tables import tables
+from trainer.report.words import method, verdict
+
+
+def show(report: Report, console: Console) -> None:
+    """Prints the report in a terminal."""
+    for table in tables(report):
+        grid = RichTable(*map(escape, table.heads), title=escape(table.title), title_justify="left")
+        for row in table.rows:
+            grid.add_row(*map(escape, row))
+        console.print(grid)
+    for line in verdicts(report):
+        console.print(line, markup=False, highlight=False)
+    console.print(method(report), style="dim", markup=False, highlight=False)
+    for note in notes(report):
+        console.print(f"Note: {note}", style="yellow", markup=False, highlight=False)
+
+
+def markdown(report: Report, figures: list[str]) -> str:
+    """The report as a Markdown page that shows these image files."""
+    parts = ["# Report"]
+    for table in tables(report):
+        rows = [table.heads, ["---"] * len(table.heads), *table.rows]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        parts += [f"## {table.title}", "\n".join(lines)]
+    parts += ["## In words", "\n".join(f"* {line}" for line in [*verdicts(report), method(report)])]
+    if found := notes(report):
+        parts += ["## Notes", "\n".join(f"* {note}" for note in found)]
+    parts += [f"![{name}]({name})" for name in figures]
+    return "\n\n".join(parts) + "\n"
+
+
+def verdicts(report: Report) -> list[str]:
+    return [verdict(comparison, report.metric) for comparison in report.comparisons]

@@ -1,0 +1,153 @@
+"""What the runs of each group come to, and how the groups differ."""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean, median
+
+from trainer.report.metrics import best, choose_metric, first_at, higher_is_better
+from trainer.report.runs import Run
+from trainer.report.statistics import Difference, Interval, compare, holm, mean_interval
+from trainer.report.sweep import Group, group, group_keys
+
+LEVEL = 0.0025
+"""Corrected p value below which a difference is claimed: of 20 reports on contenders that do not differ, not
+one claims a difference, with a probability of 95 %."""
+
+MIN_SEEDS = 3
+"""Runs of each contender below which nothing is claimed."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When the runs of a group reach the target."""
+
+    reached: int
+    settled: int
+    """Runs that reached it or have ended without: those that may still reach it do not count."""
+    steps: float | None
+    """Median over the settled runs, one that never reaches it being the latest; None: not even half of them do."""
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A group in numbers: of its finished runs, but for ``reached``, and cost, which are those of all runs."""
+
+    group: Group
+    finals: dict[Hashable, float]
+    """The metric's last value of each counted run."""
+    final: Interval | None
+    best: Interval | None
+    reached: Reached | None
+    """None: no target was given."""
+    seconds_per_step: float | None
+    """Median over the runs."""
+    memory_mib: float | None
+    """Maximum over the runs."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best group against another."""
+
+    best: str
+    other: str
+    difference: Difference | None
+    """None: one of them has no finished run or a last value that is not finite."""
+    p: float | None
+    """Corrected for the number of all pairs of groups, since the data decided which group is the best."""
+
+    @property
+    def enough(self) -> bool:
+        return self.difference is not None and min(self.difference.n) >= MIN_SEEDS
+
+    @property
+    def claimed(self) -> bool:
+        return self.enough and self.p is not None and self.p < LEVEL
+
+
+@dataclass(frozen=True)
+class Report:
+    runs: list[Run]
+    keys: list[str]
+    """The options by which the runs are grouped."""
+    metric: str
+    target: float | None
+    summaries: list[Summary]
+    comparisons: list[Comparison]
+    tests: int
+    """Pairs of groups that were tested, for which the p values are corrected."""
+
+
+def make_report(runs: list[Run], *, by: str | None, metric: str | None, target: float | None) -> Report:
+    """Groups, summarises and compares runs.
+
+    Args:
+        by: options to group by, separated by commas; None: all that were swept but the seed.
+        metric: to compare by; None: the one by which the runs pick their best checkpoint.
+        target: value of the metric to be reached.
+
+    Raises:
+        UserError: an unknown option or metric, or runs without a metric in common.
+    """
+    keys = group_keys(by, runs)
+    metric = choose_metric(metric, runs)
+    summaries = [summarise(each, metric, target) for each in group(runs, keys)]
+    comparisons, tests = compare_all(summaries, metric)
+    return Report(runs, keys, metric, target, summaries, comparisons, tests)
+
+
+def summarise(group: Group, metric: str, target: float | None) -> Summary:
+    curves = {unit: run.evaluations[metric] for unit, run in group.counted.items() if run.evaluations}
+    finals = {unit: points[-1].value for unit, points in curves.items()}
+    bests = [best(metric, points) for points in curves.values()]
+    speeds = [run.seconds_per_step for run in group.runs if run.seconds_per_step is not None]
+    return Summary(
+        group=group,
+        finals=finals,
+        final=mean_interval(list(finals.values())) if finals else None,
+        best=mean_interval(bests) if bests else None,
+        reached=None if target is None else reach(group, metric, target),
+        seconds_per_step=median(speeds) if speeds else None,
+        memory_mib=max((run.memory_mib for run in group.runs if run.memory_mib is not None), default=None),
+    )
+
+
+def reach(group: Group, metric: str, target: float) -> Reached:
+    done = [first_at(metric, target, run.evaluations.get(metric, [])) for run in group.runs]
+    ended = sum(
+        run.state in ("finished", "failed") for run, at in zip(group.runs, done, strict=True) if not at
+    )
+    points = [point for point in done if point]
+    never = [math.inf] * ended
+
+    def middle(values: list[float]) -> float | None:
+        value = median([*values, *never]) if values else math.inf
+        return value if value < math.inf else None
+
+    seconds = [point.seconds for point in points if point.seconds is not None]
+    return Reached(len(points), len(points) + ended, middle([float(p.step) for p in points]), middle(seconds))
+
+
+def compare_all(summaries: Sequence[Summary], metric: str) -> tuple[list[Comparison], int]:
+    """Compares the group of the best mean with every other, and tells how many pairs were tested."""
+    sound = [s for s in summaries if s.finals and all(map(math.isfinite, s.finals.values()))]
+    if not sound or len(summaries) < 2:
+        return [], 0
+    sign = 1 if higher_is_better(metric) else -1
+    ranked = sorted(sound, key=lambda s: sign * fmean(s.finals.values()), reverse=True)
+    labels = [s.group.label for s in ranked]
+    differences = {
+        (a.group.label, b.group.label): compare(a.finals, b.finals) for a, b in combinations(ranked, 2)
+    }
+    tested = {
+        pair: difference.p
+        for pair, difference in differences.items()
+        if difference.p is not None and min(difference.n) >= MIN_SEEDS
+    }
+    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
+    pairs = [(labels[0], s.group.label) for s in summaries if s is not ranked[0]]
+    found = [Comparison(*pair, differences.get(pair), corrected.get(pair)) for pair in pairs]
+    return found, len(tested)

@@ -1,0 +1,85 @@
+"""The report's tables as cells of text."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from trainer.report.notes import unfinished
+from trainer.report.summary import Report, Summary
+from trainer.report.words import NONE, basis, difference, duration, interval, memory, number, p_value
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    heads: list[str]
+    rows: list[list[str]]
+
+
+def tables(report: Report) -> list[Table]:
+    """Those of the results, of the costs, of the differences and of the unfinished runs, as far as there are any."""
+    found = [result_table(report), cost_table(report)]
+    if report.comparisons:
+        found.append(comparison_table(report))
+    rows = [[str(run.path), run.state, standing] for run, standing in unfinished(report)]
+    if rows:
+        found.append(Table("Runs that have not finished", ["run", "state", "how it stands"], rows))
+    return found
+
+
+def result_table(report: Report) -> Table:
+    by = ", ".join(key.removesuffix(".name") for key in report.keys)
+    rows = [
+        [s.group.label, states(s), interval(report.metric, s.final), interval(report.metric, s.best)]
+        for s in report.summaries
+    ]
+    return Table(
+        f"{report.metric} of {len(report.runs)} runs by {by}", ["group", "runs", "final", "best"], rows
+    )
+
+
+def states(summary: Summary) -> str:
+    """``3 finished, 1 failed``."""
+    counts = Counter(run.state for run in summary.group.runs)
+    return ", ".join(f"{n} {state}" for state, n in counts.items())
+
+
+def cost_table(report: Report) -> Table:
+    heads = ["group", "time/step", "overhead", "memory"]
+    if report.target is not None:
+        heads += [f"reached {number(report.metric, report.target)}", "after steps", "after time"]
+    fastest = min((s.seconds_per_step for s in report.summaries if s.seconds_per_step), default=None)
+    return Table("Cost", heads, [cost_row(summary, fastest) for summary in report.summaries])
+
+
+def cost_row(summary: Summary, fastest: float | None) -> list[str]:
+    speed, peak, reached = summary.seconds_per_step, summary.memory_mib, summary.reached
+    row = [
+        summary.group.label,
+        duration(speed) if speed is not None else NONE,
+        f"× {speed / fastest:.2f}" if speed and fastest else NONE,
+        memory(peak) if peak is not None else NONE,
+    ]
+    if reached is None:
+        return row
+    return [
+        *row,
+        f"{reached.reached} of {reached.settled}",
+        "not reached" if reached.steps is None else f"{reached.steps:.0f}",
+        "not reached" if reached.seconds is None else duration(reached.seconds),
+    ]
+
+
+def comparison_table(report: Report) -> Table:
+    rows = []
+    for comparison in report.comparisons:
+        cells = [NONE] * 3
+        if found := comparison.difference:
+            p = NONE if comparison.p is None else p_value(comparison.p).removeprefix("p").removeprefix(" = ")
+            cells = [difference(report.metric, found.interval), f"{found.kind} t, {basis(found)}", p]
+        rows.append([comparison.other, *cells, "yes" if comparison.claimed else "no"])
+    best = report.comparisons[0].best
+    return Table(
+        f"{best} less each other group: {report.metric}",
+        ["group", "difference", "test", "p", "claimed"],
+        rows,
+    )

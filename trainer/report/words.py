@@ -1,0 +1,92 @@
+"""Numbers and verdicts as a person reads them."""
+
+from trainer.report.runs import Run
+from trainer.report.statistics import Difference, Interval
+from trainer.report.summary import LEVEL, MIN_SEEDS, Comparison, Report
+
+NONE = "–"
+
+
+def number(metric: str, value: float) -> str:
+    """A metric's value: an accuracy in percent, others with 4 decimals."""
+    if "accuracy" in metric:
+        return f"{100 * value:.2f}%"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
+
+
+def interval(metric: str, value: Interval | None) -> str:
+    if value is None:
+        return NONE
+    middle = number(metric, value.mean)
+    return middle if value.half is None else f"{middle} ± {number(metric, value.half)}"
+
+
+def difference(metric: str, value: Interval) -> str:
+    """With its sign; that of accuracies in percentage points."""
+    return f"{'+' * (value.mean >= 0)}{interval(metric, value)}".replace("%", " pp")
+
+
+def p_value(p: float) -> str:
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """``0.8 ms``, ``2.35 s``, ``12:34``, ``1:02:03``."""
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def memory(mib: float) -> str:
+    return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
+
+
+def basis(difference: Difference) -> str:
+    """What a comparison rests on."""
+    first, second = difference.n
+    return f"{first} pairs of runs" if difference.kind == "paired" else f"{first} and {second} unpaired runs"
+
+
+def verdict(comparison: Comparison, metric: str) -> str:
+    """A comparison in a sentence that claims no more than it shows."""
+    best, other, found = comparison.best, comparison.other, comparison.difference
+    if found is None:
+        return f"{other} cannot be compared: it has no finished run, or one that ended without a finite {metric}."
+    if not comparison.enough:
+        return f"Too few runs for a claim about {best} and {other}: {min(found.n)}, and it takes {MIN_SEEDS} of each."
+    gap = f"{difference(metric, found.interval)} {metric}"
+    if comparison.p is None:
+        return (
+            f"No claim about {best} and {other}: {gap}, without any spread to judge it by ({basis(found)})."
+        )
+    if comparison.claimed:
+        return f"{best} is better than {other}: {gap} ({p_value(comparison.p)}, {basis(found)})."
+    return (
+        f"No difference between {best} and {other} is shown: {gap} ({p_value(comparison.p)}, {basis(found)})."
+    )
+
+
+def method(report: Report) -> str:
+    """How the comparisons were made."""
+    means = "Mean ± half of the 95 % interval (Student's t) over finished runs."
+    if not report.tests:
+        return means
+    pairs = f"{report.tests} pair{'s' * (report.tests != 1)} of groups"
+    return f"{means} A difference is claimed at p < {LEVEL} after Holm's correction for {pairs}."
+
+
+def standing(run: Run, metric: str) -> str:
+    """How an unfinished run stands: its last value, and what became of it."""
+    points = run.evaluations.get(metric)
+    at = f"at step {run.step}" + (f", {metric} {number(metric, points[-1].value)}" if points else "")
+    fate = {
+        "running": "still runs",
+        "lost": "says that it runs, but its process is gone",
+        "preempted": "was stopped and can go on",
+        "failed": "failed",
+    }.get(run.state, "has no readable status.json")
+    return f"{fate} {at}" + (f": {run.error}" if run.error and run.state == "failed" else "")
