@@ -21,7 +21,7 @@ UPDATE_RMS = 0.2
 """Root mean square of a calibrated update before the learning rate: the usual size of an AdamW step."""
 
 _TINY = 1e-30  # rms of an update that is zero
-_BLOCK = 2**17  # elements a CPU thread: more costs cache misses, less costs calls
+_BLOCK = 2**18  # elements: more costs cache misses, less costs calls
 _SMALL = 2**14  # parameters up to this many elements are updated together, so that their calls do not add up
 _LARGE_BLOCK = 2**22  # a GPU wants large launches
 
@@ -102,12 +102,12 @@ def calibrated(
             norms.append(torch.linalg.vector_norm(u))
         rms = torch.linalg.vector_norm(torch.stack(norms)) / param.numel() ** 0.5
         unit = rms.clamp_(min=_TINY) / UPDATE_RMS  # taken into F̃, where it costs no pass over the parameter
-        scaled = [(H, S * unit) for H, S in pairs]
+        scaled, scaled_damping = [(H, S * unit) for H, S in pairs], damping * unit
         for θ, g, m, *factor in blocks((param, grad, exp_avg), scaled):
             θ32, u, F = _precise(θ), _like(scratch[0], θ), unit
             if len(parts) > 1:  # else u is still there
                 _look_ahead(_precise(m), g, beta, u)
-                F = preconditioner(factor, damping * unit, _like(scratch[1], θ))
+                F = preconditioner(factor, scaled_damping, _like(scratch[1], θ))
             if weight_decay:
                 θ32.mul_(1 - lr * weight_decay)
             θ32.addcdiv_(u, F, value=-lr)
@@ -158,7 +158,7 @@ def _store(target: Tensor, value: Tensor) -> None:
 
 
 def _block_size(param: Tensor) -> int:
-    return _BLOCK * torch.get_num_threads() if param.device.type == "cpu" else _LARGE_BLOCK
+    return _BLOCK if param.device.type == "cpu" else _LARGE_BLOCK
 
 
 def _scratch(param: Tensor, count: int) -> Tensor:
