@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from trainer.report.runs import Point, Run
 from trainer.report.summary import Report
@@ -92,5 +92,6 @@ def scale(panel: Axes, metric: str, values: Sequence[float]) -> None:
         panel.yaxis.set_major_formatter(PercentFormatter(1.0))
     elif finite and min(finite) > 0 and max(finite) > 10 * min(finite):
         panel.set_yscale("log")
-        panel.yaxis.set_major_formatter(LogFormatter())
-        panel.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
