@@ -16,7 +16,7 @@ MACHINE = ("host", "devices", "cpus", "threads", "torch")
 def notes(report: Report) -> list[str]:
     """One line each, the most serious first."""
     groups = [summary.group for summary in report.summaries]
-    found = [*failures(groups), *mixtures(report, groups), *repetitions(groups)]
+    found = [*failures(groups), *mixtures(groups), *repetitions(groups)]
     found += [*machines(report.runs), *shared_processes(groups)]
     found += [
         f"{unreadable} unreadable line(s) left out: {run.path}"
@@ -42,17 +42,14 @@ def last_heard(run: Run) -> str:
 
 
 def failures(groups: list[Group]) -> list[str]:
-    found = []
-    for group in groups:
-        failed = sum(run.state == "failed" for run in group.runs)
-        if failed:
-            found.append(
-                f"{failed} of {len(group.runs)} runs of {group.label} failed: its means are those of the others."
-            )
-    return found
+    return [
+        f"{failed} of {len(group.runs)} runs of {group.label} failed: its means are those of the others."
+        for group in groups
+        if (failed := sum(run.state == "failed" for run in group.runs))
+    ]
 
 
-def mixtures(report: Report, groups: list[Group]) -> list[str]:
+def mixtures(groups: list[Group]) -> list[str]:
     """Options that differ within a group, other than the seed."""
     mixed = dict.fromkeys(key for group in groups for key in swept_keys(group.runs) if key != "seed")
     return [f"Groups mix runs that differ in {', '.join(mixed)}."] if mixed else []

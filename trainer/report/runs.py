@@ -75,8 +75,9 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
                 f"{folder} has no run in it: a run is a directory with config.yaml and status.json"
             )
         paths |= dict.fromkeys(path.resolve() for path in found)
-    progress = Console(stderr=True)
-    return [read_run(path) for path in track(list(paths), "reading", console=progress, transient=True)]
+    terminal = Console(stderr=True)
+    shown = track(list(paths), "reading", console=terminal, transient=True, disable=not terminal.is_terminal)
+    return [read_run(path) for path in shown]
 
 
 def find_runs(folder: Path) -> Iterator[Path]:

@@ -73,7 +73,8 @@ def group_keys(by: str | None, runs: Sequence[Run]) -> list[str]:
     """
     swept = swept_keys(runs)
     if by is None:
-        return [key for key in swept if key != "seed"] or ["optimizer.name"]
+        keys = sorted(swept, key=lambda key: not key.endswith(".name"))  # components before their options
+        return [key for key in keys if key != "seed"] or ["optimizer.name"]
     known = {key for run in runs for key in run.config}
     keys = []
     for word in by.split(","):

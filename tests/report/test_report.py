@@ -1,0 +1,256 @@
+"""The command, on run directories made up for it."""
+
+import csv
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.report.fake import write_run
+from trainer.report.__main__ import main
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def write_group(folder: Path, optimizer: str, finals: list[float], **options) -> None:
+    for seed, final in enumerate(finals):
+        path = folder / f"{optimizer}_{seed}"
+        write_run(path, [final - 0.2, final + 0.01, final], optimizer__name=optimizer, seed=seed, **options)
+
+
+def report(capsys: pytest.CaptureFixture[str], *argv: object) -> dict:
+    assert main([*map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def shown(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """What a wide terminal shows, each run of blanks as one."""
+    assert main([*map(str, argv)]) == 0
+    return re.sub(r"\s+", " ", capsys.readouterr().out)
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    assert main([*map(str, argv)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+# Claims -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_identical_contenders_20_of_20(n: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw = random.Random(n)
+    for attempt in range(20):
+        for name in ("adamw", "also_adamw"):
+            finals = [draw.gauss(0.9, 0.01) for _ in range(n)]
+            write_group(tmp_path / str(attempt), name, finals)
+        (comparison,) = report(capsys, tmp_path / str(attempt))["comparisons"]
+        assert not comparison["claimed"]
+        assert comparison["verdict"].startswith("No difference between")
+
+
+def test_a_clearly_better_one_is_claimed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw = random.Random(0)
+    write_group(tmp_path, "good", [draw.gauss(0.95, 0.005) for _ in range(5)])
+    write_group(tmp_path, "bad", [draw.gauss(0.90, 0.005) for _ in range(5)])
+    (comparison,) = report(capsys, tmp_path)["comparisons"]
+    assert comparison["claimed"]
+    assert comparison["verdict"].startswith("good is better than bad: +5.")
+
+
+def test_a_loss_is_better_when_it_is_lower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_group(tmp_path, "good", [1.00, 1.02, 1.01, 1.00], metric="test/loss")
+    write_group(tmp_path, "bad", [1.50, 1.51, 1.50, 1.52], metric="test/loss")
+    (comparison,) = report(capsys, tmp_path)["comparisons"]
+    assert comparison["verdict"].startswith("good is better than bad: -0.5")
+
+
+def test_two_runs_are_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_group(tmp_path, "good", [0.990, 0.991])
+    write_group(tmp_path, "bad", [0.100, 0.101])
+    (comparison,) = report(capsys, tmp_path)["comparisons"]
+    assert comparison["verdict"] == "Too few runs for a claim about good and bad: 2, and it takes 3 of each."
+
+
+def test_the_same_bits_are_no_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        write_group(tmp_path, name, [0.91, 0.92, 0.93])
+    assert not report(capsys, tmp_path)["comparisons"][0]["claimed"]
+
+
+def test_a_diverged_group_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_group(tmp_path, "good", [0.5, 0.51, 0.52], metric="test/loss")
+    write_group(tmp_path, "bad", [0.5, float("nan"), 0.52], metric="test/loss")
+    (comparison,) = report(capsys, tmp_path)["comparisons"]
+    assert comparison["verdict"].startswith("bad cannot be compared")
+
+
+# Runs as they are -------------------------------------------------------------------------------------------------
+
+
+def test_forty_runs_with_nothing_hidden(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw = random.Random(0)
+    states = {3: "failed", 12: "failed", 30: "failed", 7: "running", 39: "running"}
+    for i in range(40):
+        write_run(
+            tmp_path / f"{i}_run",
+            [draw.gauss(0.9, 0.01) for _ in range(5)],
+            state=states.get(i, "finished"),
+            error="ValueError: broken" if i == 12 else None,
+            optimizer__name=("a", "b", "c", "d")[i // 10],
+            seed=i % 10,
+        )
+    found = report(capsys, tmp_path)
+    assert [group["runs"] for group in found["groups"]] == [10, 10, 10, 10]
+    assert [group["finished"] for group in found["groups"]] == [8, 9, 10, 8]
+    assert [group["failed"] for group in found["groups"]] == [1, 1, 0, 1]
+    assert [group["running"] for group in found["groups"]] == [1, 0, 0, 1]
+    assert [Path(run["path"]).name for run in found["runs"]] == [f"{i}_run" for i in range(40)]
+    text = shown(capsys, tmp_path)
+    for i in states:
+        assert f"{i}_run" in text
+    assert "failed at step 50" in text
+    assert "ValueError: broken" in text
+    assert "1 of 10 runs of b failed" in text
+
+
+def test_a_dead_process_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    write_run(tmp_path / "dead", [0.5], state="running", pid=gone.pid)
+    write_run(tmp_path / "alive", [0.5], state="running", seed=1)
+    states = {Path(run["path"]).name: run["state"] for run in report(capsys, tmp_path)["runs"]}
+    assert states == {"dead": "lost", "alive": "running"}
+    assert "its process is gone" in shown(capsys, tmp_path)
+
+
+def test_a_half_written_line_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_run(tmp_path / "run", [0.5, 0.6])
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "evaluation", "step": 30, "test/acc')
+    found = report(capsys, tmp_path)
+    assert found["groups"][0]["final_mean"] == 0.6
+    assert any("1 unreadable line" in note for note in found["notes"])
+
+
+def test_a_run_without_any_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "run", [0.5])
+    early = write_run(tmp_path / "early", [], state="failed", seed=1)
+    (early / "clock.jsonl").unlink()
+    (early / "status.json").write_text('{"state": "fai')
+    assert report(capsys, tmp_path)["groups"][0]["unknown"] == 1
+
+
+def test_a_run_counts_once_however_often_it_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_group(tmp_path, "adamw", [0.5, 0.6])
+    assert len(report(capsys, tmp_path, tmp_path / "adamw_0")["runs"]) == 2
+
+
+# Targets, metrics, groups -----------------------------------------------------------------------------------------
+
+
+def test_a_target_that_some_never_reach(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, values in enumerate([[0.7, 0.9], [0.91, 0.92], [0.7, 0.8]]):
+        write_run(tmp_path / f"some{seed}", values, seed=seed)
+        write_run(tmp_path / f"none{seed}", [0.1, 0.2], seed=seed, optimizer__name="slow")
+    write_run(tmp_path / "yet", [0.1], state="running", seed=9)
+    slow, adamw = report(capsys, tmp_path, "--target", "90%")["groups"]
+    assert (adamw["reached"], adamw["settled"]) == (2, 3)
+    assert (adamw["steps_to_target"], adamw["seconds_to_target"]) == (20, 0.2)
+    assert (slow["reached"], slow["settled"], slow["steps_to_target"]) == (0, 3, None)
+    assert "0 of 3" in (text := shown(capsys, tmp_path, "--target", "0.9"))
+    assert "not reached" in text
+
+
+def test_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_group(tmp_path, "fast", [0.9, 0.9])
+    write_group(tmp_path, "slow", [0.9, 0.9], step_seconds=0.025)
+    fast, slow = report(capsys, tmp_path)["groups"]
+    assert (fast["seconds_per_step"], slow["seconds_per_step"]) == pytest.approx((0.01, 0.025))
+    assert fast["memory_mib"] == 503
+    assert "× 2.50" in shown(capsys, tmp_path)
+
+
+def test_what_the_report_calls_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_group(tmp_path, "adamw", [0.5, 0.7])
+    (group,) = report(capsys, tmp_path)["groups"]
+    assert (group["final_mean"], group["best_mean"]) == pytest.approx((0.6, 0.61))
+
+
+def test_groups_that_mix_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for size in (32, 64):
+        write_group(tmp_path / str(size), "adamw", [0.5, 0.6], data__batch_size=size)
+    found = report(capsys, tmp_path, "--by", "optimizer")
+    assert [group["counted"] for group in found["groups"]] == [4]
+    assert "Groups mix runs that differ in data.batch_size." in found["notes"]
+
+
+# What is written --------------------------------------------------------------------------------------------------
+
+
+def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_group(tmp_path / "runs", "adamw", [0.5, 0.6, 0.7])
+    write_group(tmp_path / "runs", "sgd", [0.6, 0.7, 0.75])
+    write_run(tmp_path / "runs" / "crashed", [0.1], state="failed", seed=7)
+    out = tmp_path / "deep" / "out"
+    shown(capsys, tmp_path / "runs", "--out", out, "--target", "0.6")
+    rows = list(csv.DictReader((out / "report.csv").open()))
+    assert [(row["group"], row["optimizer.name"], row["failed"]) for row in rows] == [
+        ("adamw", "adamw", "1"),
+        ("sgd", "sgd", "0"),
+    ]
+    assert float(rows[0]["final_mean"]) == pytest.approx(0.6)
+    page = (out / "report.md").read_text()
+    assert "| adamw | 3 finished, 1 failed |" in page
+    for name in ("test_accuracy.png", "train_loss.png"):
+        assert (out / name).read_bytes().startswith(PNG)
+        assert f"]({name})" in page
+
+
+def test_starts_without_torch() -> None:
+    code = "import sys, trainer.report.__main__; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# Bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    write_group(tmp_path / "runs", "adamw", [0.5])
+    write_group(tmp_path / "runs", "sgd", [0.5])
+    runs = tmp_path / "runs"
+    assert "empty has no run in it" in refused(capsys, tmp_path / "empty")
+    assert "is no directory" in refused(capsys, tmp_path / "nowhere")
+    assert "did you mean optimizer" in refused(capsys, runs, "--by", "optimiser")
+    assert "did you mean test/accuracy" in refused(capsys, runs, "--metric", "test/acuracy")
+    assert "--target" in refused(capsys, runs, "--target", "high")
+    assert "--group" in refused(capsys, runs, "--group")
+    assert "DIR" in refused(capsys)
+    assert "cannot be written" in refused(capsys, runs, "--out", runs / "sgd_0" / "status.json")
+    write_group(tmp_path / "text", "adamw", [2.0], metric="val/perplexity")
+    assert "share no metric: adamw_0 has test/accuracy" in refused(capsys, runs, tmp_path / "text")
+    write_run(tmp_path / "early" / "run", [], state="failed")
+    assert "no run has been evaluated yet (1 failed)" in refused(capsys, tmp_path / "early")
+
+
+def test_plots_need_matplotlib(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_group(tmp_path, "adamw", [0.5])
+    monkeypatch.setattr("trainer.report.__main__.find_spec", lambda name: None)
+    assert "--out needs the package matplotlib" in refused(capsys, tmp_path, "--out", tmp_path / "out")
