@@ -1,13 +1,11 @@
 """What a reader of the report must know besides its numbers."""
 
 import json
-import time
 from collections import Counter
 
 from trainer.report.runs import Run
 from trainer.report.summary import Report
 from trainer.report.sweep import Group, swept_keys
-from trainer.report.words import standing
 
 MACHINE = ("host", "devices", "cpus", "threads", "torch")
 """Facts of environment.json on which times depend."""
@@ -24,21 +22,6 @@ def notes(report: Report) -> list[str]:
         if (unreadable := run.unreadable)
     ]
     return found
-
-
-def unfinished(report: Report) -> list[tuple[Run, str]]:
-    """Every run that has not finished, and how it stands."""
-    return [
-        (run, standing(run, report.metric) + last_heard(run))
-        for run in report.runs
-        if run.state != "finished"
-    ]
-
-
-def last_heard(run: Run) -> str:
-    if run.state != "running" or run.heard is None or run.process is None:
-        return ""
-    return f" (last heard of {max(0, time.time() - run.heard):.0f} s ago on {run.process[0]})"
 
 
 def failures(groups: list[Group]) -> list[str]:
@@ -78,7 +61,7 @@ def shared_processes(groups: list[Group]) -> list[str]:
     owners: dict[tuple[str, int], set[str]] = {}
     for group in groups:
         for run in group.runs:
-            if run.process and not run.environment.get("devices"):
+            if run.process:
                 owners.setdefault(run.process, set()).add(group.label)
     if any(len(labels) > 1 for labels in owners.values()):
         return ["Memory does not compare: runs of several groups shared a process, whose peak it is."]

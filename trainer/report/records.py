@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from trainer.report.notes import notes
+from trainer.report.runs import STATES
 from trainer.report.statistics import Interval
 from trainer.report.summary import Report, Summary
 from trainer.report.words import verdict
@@ -21,9 +22,7 @@ def record(summary: Summary, report: Report) -> dict[str, Any]:
     counts = Counter(run.state for run in summary.group.runs)
     found: dict[str, Any] = {"group": summary.group.label, **summary.group.values, "metric": report.metric}
     found |= {"runs": len(summary.group.runs), "counted": len(summary.finals)}
-    found |= {
-        state: counts[state] for state in ("finished", "failed", "preempted", "running", "lost", "unknown")
-    }
+    found |= {state: counts[state] for state in STATES}
     found |= {**spread("final", summary.final), **spread("best", summary.best)}
     if reached := summary.reached:
         found |= {"target": report.target, "reached": reached.reached, "settled": reached.settled}

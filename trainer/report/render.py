@@ -13,7 +13,9 @@ from trainer.report.words import method, verdict
 def show(report: Report, console: Console) -> None:
     """Prints the report in a terminal."""
     for table in tables(report):
-        grid = RichTable(*map(escape, table.heads), title=escape(table.title), title_justify="left")
+        grid = RichTable(title=escape(table.title), title_justify="left")
+        for head in table.heads:
+            grid.add_column(escape(head), overflow="fold")
         for row in table.rows:
             grid.add_row(*map(escape, row))
         console.print(grid)

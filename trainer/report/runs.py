@@ -15,6 +15,9 @@ from rich.progress import track
 
 from trainer.errors import DataError
 
+STATES = ("finished", "failed", "preempted", "running", "lost", "unknown")
+"""What status.json says; but lost: it says running, and the process is gone; unknown: it cannot be read."""
+
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -33,7 +36,7 @@ class Run:
     config: dict[str, Any]
     """Every option by its dotted name."""
     state: str
-    """finished, failed, preempted, running; lost: its process is gone without a word; unknown."""
+    """One of STATES."""
     step: int = 0
     error: str | None = None
     primary: str | None = None
@@ -185,7 +188,9 @@ def seconds_per_step(clock: list[dict[str, Any]]) -> float | None:
 
 def state_of(status: Mapping[str, Any]) -> str:
     """What the status says, but for a run of this machine whose process is gone."""
-    state = status.get("state", "unknown")
+    state = status.get("state")
+    if state not in STATES:
+        return "unknown"
     here = status.get("host") == socket.gethostname()
     return "lost" if state == "running" and here and not alive(status["pid"]) else state
 

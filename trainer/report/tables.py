@@ -3,9 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from trainer.report.notes import unfinished
+from trainer.report.runs import STATES
 from trainer.report.summary import Report, Summary
-from trainer.report.words import NONE, basis, difference, duration, interval, memory, number, p_value
+from trainer.report.words import NONE, basis, difference, duration, interval, memory, number, p_value, remark
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,8 @@ def tables(report: Report) -> list[Table]:
     found = [result_table(report), cost_table(report)]
     if report.comparisons:
         found.append(comparison_table(report))
-    rows = [[str(run.path), run.state, standing] for run, standing in unfinished(report)]
-    if rows:
-        found.append(Table("Runs that have not finished", ["run", "state", "how it stands"], rows))
+    if any(run.state != "finished" for run in report.runs):
+        found.append(unfinished_table(report))
     return found
 
 
@@ -40,7 +39,7 @@ def result_table(report: Report) -> Table:
 def states(summary: Summary) -> str:
     """``3 finished, 1 failed``."""
     counts = Counter(run.state for run in summary.group.runs)
-    return ", ".join(f"{n} {state}" for state, n in counts.items())
+    return ", ".join(f"{n} {state}" for state in STATES if (n := counts[state]))
 
 
 def cost_table(report: Report) -> Table:
@@ -74,7 +73,7 @@ def comparison_table(report: Report) -> Table:
     for comparison in report.comparisons:
         cells = [NONE] * 3
         if found := comparison.difference:
-            p = NONE if comparison.p is None else p_value(comparison.p).removeprefix("p").removeprefix(" = ")
+            p = NONE if comparison.p is None else p_value(comparison.p).lstrip("p =")
             cells = [difference(report.metric, found.interval), f"{found.kind} t, {basis(found)}", p]
         rows.append([comparison.other, *cells, "yes" if comparison.claimed else "no"])
     best = report.comparisons[0].best
@@ -83,3 +82,13 @@ def comparison_table(report: Report) -> Table:
         ["group", "difference", "test", "p", "claimed"],
         rows,
     )
+
+
+def unfinished_table(report: Report) -> Table:
+    rows = []
+    for run in report.runs:
+        if run.state != "finished":
+            points = run.evaluations.get(report.metric)
+            value = number(report.metric, points[-1].value) if points else NONE
+            rows.append([str(run.path), run.state, str(run.step), value, remark(run)])
+    return Table("Runs that have not finished", ["run", "state", "step", report.metric, "remark"], rows)

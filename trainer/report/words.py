@@ -1,5 +1,7 @@
 """Numbers and verdicts as a person reads them."""
 
+import time
+
 from trainer.report.runs import Run
 from trainer.report.statistics import Difference, Interval
 from trainer.report.summary import LEVEL, MIN_SEEDS, Comparison, Report
@@ -79,14 +81,14 @@ def method(report: Report) -> str:
     return f"{means} A difference is claimed at p < {LEVEL} after Holm's correction for {pairs}."
 
 
-def standing(run: Run, metric: str) -> str:
-    """How an unfinished run stands: its last value, and what became of it."""
-    points = run.evaluations.get(metric)
-    at = f"at step {run.step}" + (f", {metric} {number(metric, points[-1].value)}" if points else "")
-    fate = {
-        "running": "still runs",
-        "lost": "says that it runs, but its process is gone",
+def remark(run: Run) -> str:
+    """What became of a run that has not finished."""
+    if run.state == "failed":
+        return run.error or "without a message"
+    if run.state == "running" and run.heard is not None and run.process is not None:
+        return f"last heard of {duration(max(0.0, time.time() - run.heard))} ago, on {run.process[0]}"
+    return {
         "preempted": "was stopped and can go on",
-        "failed": "failed",
-    }.get(run.state, "has no readable status.json")
-    return f"{fate} {at}" + (f": {run.error}" if run.error and run.state == "failed" else "")
+        "lost": "says that it runs, but its process is gone",
+        "unknown": "has no readable status.json",
+    }.get(run.state, "")
