@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.fake import write_run
+from trainer.__main__ import main as train
 from trainer.report.__main__ import main
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -75,6 +76,14 @@ def test_a_loss_is_better_when_it_is_lower(tmp_path: Path, capsys: pytest.Captur
     write_group(tmp_path, "bad", [1.50, 1.51, 1.50, 1.52], metric="test/loss")
     (comparison,) = report(capsys, tmp_path)["comparisons"]
     assert comparison["verdict"].startswith("good is better than bad: -0.5")
+
+
+def test_a_likely_one_is_not_claimed_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_group(tmp_path, "good", [0.95, 0.96, 0.97])
+    write_group(tmp_path, "bad", [0.90, 0.92, 0.91])
+    (comparison,) = report(capsys, tmp_path)["comparisons"]
+    assert not comparison["claimed"]
+    assert comparison["verdict"].endswith("More seeds may show one.")
 
 
 def test_two_runs_are_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,6 +166,32 @@ def test_a_run_counts_once_however_often_it_is_named(
 ) -> None:
     write_group(tmp_path, "adamw", [0.5, 0.6])
     assert len(report(capsys, tmp_path, tmp_path / "adamw_0")["runs"]) == 2
+
+
+def test_runs_that_the_trainer_has_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for optimizer in ("sgd", "adafisher"):
+        command = [f"optimizer={optimizer}", "loop.max_steps=20", "model.widths=[4]", "monitor.sinks=[jsonl]"]
+        assert train([*command, f"hydra.run.dir={tmp_path / optimizer}"]) == 0
+    capsys.readouterr()
+    found = report(capsys, tmp_path)
+    assert (found["metric"], found["by"]) == ("test/accuracy", ["optimizer.name"])
+    for group in found["groups"]:
+        status = json.loads((tmp_path / group["group"] / "status.json").read_text())
+        assert group["final_mean"] == status["metrics"]["test/accuracy"]
+        assert group["finished"] == 1
+        assert group["seconds_per_step"] > 0
+        assert group["memory_mib"] > 0
+
+
+def test_any_truncated_file_is_survived(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "whole", [0.5, 0.6])
+    path = write_run(tmp_path / "cut", [0.5, 0.6], seed=1)
+    for name in ("metrics.jsonl", "clock.jsonl", "status.json", "environment.json"):
+        whole = (path / name).read_bytes()
+        for length in range(0, len(whole), 37):
+            (path / name).write_bytes(whole[:length])
+            assert report(capsys, tmp_path)["groups"][0]["runs"] == 2
+        (path / name).write_bytes(whole)
 
 
 # Targets, metrics, groups -----------------------------------------------------------------------------------------

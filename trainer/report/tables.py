@@ -74,7 +74,7 @@ def comparison_table(report: Report) -> Table:
         cells = [NONE] * 3
         if found := comparison.difference:
             p = NONE if comparison.p is None else p_value(comparison.p).lstrip("p =")
-            cells = [difference(report.metric, found.interval), f"{found.kind} t, {basis(found)}", p]
+            cells = [difference(report.metric, found.interval), basis(found), p]
         rows.append([comparison.other, *cells, "yes" if comparison.claimed else "no"])
     best = report.comparisons[0].best
     return Table(

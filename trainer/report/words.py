@@ -3,7 +3,7 @@
 import time
 
 from trainer.report.runs import Run
-from trainer.report.statistics import Difference, Interval
+from trainer.report.statistics import CONFIDENCE, Difference, Interval
 from trainer.report.summary import LEVEL, MIN_SEEDS, Comparison, Report
 
 NONE = "–"
@@ -47,10 +47,10 @@ def memory(mib: float) -> str:
     return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
 
 
-def basis(difference: Difference) -> str:
-    """What a comparison rests on."""
-    first, second = difference.n
-    return f"{first} pairs of runs" if difference.kind == "paired" else f"{first} and {second} unpaired runs"
+def basis(found: Difference) -> str:
+    """The test and its sample sizes."""
+    first, second = found.n
+    return f"paired t, n = {first}" if found.kind == "paired" else f"Welch's t, n = {first} and {second}"
 
 
 def verdict(comparison: Comparison, metric: str) -> str:
@@ -65,11 +65,11 @@ def verdict(comparison: Comparison, metric: str) -> str:
         return (
             f"No claim about {best} and {other}: {gap}, without any spread to judge it by ({basis(found)})."
         )
+    shown = f"{gap} ({p_value(comparison.p)}, {basis(found)})"
     if comparison.claimed:
-        return f"{best} is better than {other}: {gap} ({p_value(comparison.p)}, {basis(found)})."
-    return (
-        f"No difference between {best} and {other} is shown: {gap} ({p_value(comparison.p)}, {basis(found)})."
-    )
+        return f"{best} is better than {other}: {shown}."
+    hint = " More seeds may show one." if comparison.p < 1 - CONFIDENCE else ""
+    return f"No difference between {best} and {other} is shown: {shown}.{hint}"
 
 
 def method(report: Report) -> str:
