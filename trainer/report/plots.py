@@ -36,7 +36,8 @@ def curve(run: Run, metric: str) -> list[Point]:
 
 def plot(report: Report, metric: str) -> Figure:
     """A metric against steps and against training seconds."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    height = max(4.2, 0.5 + 0.22 * len(report.summaries))  # inches: the legend has a line for each group
+    figure = Figure(figsize=(11, height), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, axis in zip(panels, AXES, strict=True):
         for number, summary in enumerate(report.summaries):
