@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import signal
 from argparse import Namespace
 from pathlib import Path
 
@@ -178,9 +180,6 @@ def test_max_time_counts_training_seconds_over_restarts(
         step(self)
         seen.append(self.optimizer.param_groups[0]["lr"])
         if self.counters.step == 5:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Trainer, "train_step", stop_after_five)

@@ -117,6 +117,21 @@ def test_resuming_from_another_run(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not (tmp_path / "third").exists()
 
 
+def test_a_run_that_started_from_another_goes_on_from_its_own_checkpoints(tmp_path: Path) -> None:
+    finish(TINY, tmp_path / "first")
+    longer = f"{TINY} checkpoint.resume={tmp_path / 'first'}".replace("max_epochs=2", "max_epochs=20")
+    process = start(longer, tmp_path / "second")
+    _wait_for_step(tmp_path / "second")
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == 75
+    stopped = json.loads((tmp_path / "second" / "status.json").read_text())["step"]
+    finish(longer, tmp_path / "second")
+    own = tmp_path / "second" / "checkpoints" / f"step_{stopped:08d}"
+    assert f"going on from {own}" in (tmp_path / "second" / "run.log").read_text()
+
+
 def test_a_run_directory_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finish(TINY, tmp_path / "run")
     assert main([*TINY.split(), f"hydra.run.dir={tmp_path / 'run'}", "checkpoint.resume=none"]) == 2

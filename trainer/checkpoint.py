@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, one_line
 from trainer.state import TrainState, random_state, set_random_state
 
 MANIFEST = "manifest.json"
@@ -34,7 +34,7 @@ UNREADABLE = (
 """What reading a damaged checkpoint raises, from file system, pickle and torch alike."""
 
 
-def save(folder: Path, state: TrainState, *, keep_last: int) -> Path:
+def save(folder: Path, state: TrainState, *, keep_last: int) -> None:
     """Writes a checkpoint of the present step and removes all but the newest.
 
     Args:
@@ -58,7 +58,6 @@ def save(folder: Path, state: TrainState, *, keep_last: int) -> Path:
     _sync(folder)
     for old in [c for c in whole(folder) if c.name != best(folder)][keep_last:]:
         remove(old)
-    return final
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -138,7 +137,9 @@ def restore(found: list[Path], state: TrainState, *, same_run: bool) -> Restored
             content = read(checkpoint)
             values, rng = pickle.loads(content["values"]), pickle.loads(content["rng"]["0"])
         except UNREADABLE as error:
-            warned.append(f"{checkpoint} is damaged and is skipped: {_one_line(error)}")
+            warned.append(
+                f"{checkpoint} is damaged and is skipped: {type(error).__name__}: {one_line(error)[:200]}"
+            )
             if same_run:
                 checkpoint.rename(checkpoint.with_name(f"damaged_{checkpoint.name}"))
             continue
@@ -187,7 +188,3 @@ def _sync(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -118,14 +118,12 @@ def compose(hydra: Hydra, args: argparse.Namespace, overrides: list[str]) -> Dic
         return hydra.compose_config(args.config_name or "config", overrides, RunMode.RUN)
     except MissingConfigException as error:
         raise ConfigError(_explain_missing(error)) from None
-    except OverrideParseException as error:
-        raise ConfigError(f"cannot read {error.override!r}: {_first_line(error)}; write key=value") from None
     except ConfigCompositionException as error:
+        if str(error).startswith("Ambiguous value"):
+            raise ConfigError(f"{_first_line(error)}: quote it, or add --multirun to run each") from None
         key = re.match(
             r"Could not (?:override|append to config|delete from config)[. ]*'([^']+)'", str(error)
         )
-        if str(error).startswith("Ambiguous value"):
-            raise ConfigError(f"{_first_line(error)}: quote it, or add --multirun to run each") from None
         if key:
             raise ConfigError(_explain_key(hydra, args, overrides, key[1])) from None
         raise ConfigError(_first_line(error)) from None

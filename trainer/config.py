@@ -82,13 +82,8 @@ class CheckpointOptions:
     keep_best: bool = True
     """Write a checkpoint at each new best evaluation and keep the newest of them besides."""
     resume: str = "auto"
-    """``auto``: go on from the run directory's newest whole checkpoint, if any; ``none``; or the path of a
-    run or checkpoint."""
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """Asked for by ``dry_run=true``."""
+    """``auto``: go on from the run directory's newest whole checkpoint, if any; ``none``; or the path of
+    another run or checkpoint, from which a new run directory starts."""
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ def dry_run(config: Config) -> None:
         UserError: as `trainer.run.build`.
     """
     trainer = build(config)
-    trainer.monitors = Monitors(describe(trainer, Path(), 0), MonitorOptions(sinks=[]))
+    info = describe(trainer, Path(), 0)
+    trainer.monitors = Monitors(info, MonitorOptions(sinks=[]))
     console = Console()
-    console.print(describe(trainer, Path(), 0).summary, highlight=False)
+    console.print(info.summary, highlight=False)
     console.print(parameter_table(trainer))
     steps = [timed(trainer.train_step) for _ in range(STEPS)]
     evaluation = timed(lambda: trainer.evaluate_splits(""))
@@ -77,7 +78,7 @@ def memory_table(trainer: Trainer) -> Table:
         "buffers": list(trainer.model.buffers()),
         # the loop frees the gradients after each step; they are as large as what is trained
         "gradients": [p for p in parameters if p.requires_grad],
-        "optimizer state": [tensors_of(state) for state in trainer.optimizer.state.values()],
+        "optimizer state": list(trainer.optimizer.state.values()),
         "averaged weights": list(trainer.state.ema.average.values()) if trainer.state.ema else [],
     }
     table = Table("part", "MiB", title="memory")
@@ -85,10 +86,6 @@ def memory_table(trainer: Trainer) -> Table:
         table.add_row(part, f"{nbytes(tensors) / 2**20:.2f}")
     table.add_row("peak, all in all", f"{memory_mib(trainer.device):.2f}")
     return table
-
-
-def tensors_of(state: Any) -> list[Any]:
-    return [value for value in state.values() if isinstance(value, Tensor | dict | list | tuple)]
 
 
 def nbytes(value: Any) -> int:

@@ -27,6 +27,11 @@ class CheckpointError(UserError):
     """A checkpoint does not exist, cannot be read, or belongs to another model."""
 
 
+def one_line(error: BaseException) -> str:
+    """A foreign error's message on one line."""
+    return " ".join(str(error).split())
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint to append to an error: the nearest of the known names, then all of them."""
     known = sorted(known)

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from trainer.data import Batch, Data, eval_batches
 from trainer.errors import UserError
 from trainer.faults import first_non_finite
 from trainer.meters import SampleRate, memory_mib
+from trainer.metrics import higher_is_better
 from trainer.monitor import Monitors, Progress
 from trainer.objective import Objective
 from trainer.precision import Precision
@@ -175,21 +175,14 @@ class Trainer:
     def forward_backward(self, batches: list[Batch]) -> tuple[Tensor, list[Tensor]]:
         """Adds up the gradients of the micro-batches; returns their losses [M] and their totals."""
         losses, totals = [], []
-        with self.eager_if_refreshing():
-            for inputs, targets in batches:
-                with self.precision.autocast():
-                    loss, total = self.objective(self.model(inputs), inputs, targets)
-                scaled = self.precision.scaler.scale(loss / len(batches))
-                scaled.backward(create_graph=self.needs_create_graph)
-                losses.append(loss.detach())
-                totals.append(total)
+        for inputs, targets in batches:
+            with self.precision.autocast():
+                loss, total = self.objective(self.model(inputs), inputs, targets)
+            scaled = self.precision.scaler.scale(loss / len(batches))
+            scaled.backward(create_graph=self.needs_create_graph)
+            losses.append(loss.detach())
+            totals.append(total)
         return torch.stack(losses), totals
-
-    def eager_if_refreshing(self) -> AbstractContextManager[object]:
-        """A compiled model ignores hooks, so a step that reads curvature through hooks runs eagerly."""
-        if self.loop.compile and getattr(self.optimizer, "needs_refresh", False):
-            return torch.compiler.set_stance("force_eager")
-        return nullcontext()
 
     def skip_step(self, batches: list[Batch], losses: Tensor, saved_buffers: list[Tensor]) -> None:
         """Undoes what the forward pass changed, and counts the fault."""
@@ -250,7 +243,7 @@ class Trainer:
 
     def keep_if_best(self, value: float) -> None:
         counters = self.counters
-        sign = 1 if self.objective.higher_is_better else -1
+        sign = 1 if higher_is_better(self.primary) else -1
         if math.isnan(value) or (counters.best is not None and sign * value <= sign * counters.best):
             counters.evaluations_since_best += 1
             return

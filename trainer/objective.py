@@ -15,7 +15,6 @@ class Objective:
 
     primary: ClassVar[str] = "loss"
     """The metric by which the best model is picked."""
-    higher_is_better: ClassVar[bool] = False
 
     label_smoothing: float = 0.0
 
@@ -33,7 +32,6 @@ class Classification(Objective):
     """Cross-entropy of logits [B, K] against classes [B]; accuracy as a share of 1."""
 
     primary = "accuracy"
-    higher_is_better = True
 
     def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         loss = F.cross_entropy(outputs.float(), targets, label_smoothing=self.label_smoothing)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from trainer.errors import ConfigError, nearest
+from trainer.errors import ConfigError, nearest, one_line
 from trainer.schema import Option, check_options, options_of
 
 Target = TypeVar("Target", bound=Callable[..., Any])
@@ -118,5 +118,5 @@ def import_plugin(module: str) -> None:
     try:
         importlib.import_module(module)
     except Exception as error:  # a plugin may fail in any way, and the user must learn which one did
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise ConfigError(f"plugin {module!r} cannot be imported: {reason}") from error

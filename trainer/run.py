@@ -17,7 +17,7 @@ from trainer import checkpoint
 from trainer.config import DEFAULT_EPOCHS, Config
 from trainer.data import DATA, Data, TrainLoader
 from trainer.ema import EMA
-from trainer.errors import ConfigError, UserError
+from trainer.errors import ConfigError, UserError, one_line
 from trainer.loop import Budget, Trainer
 from trainer.models import MODELS
 from trainer.monitor import Monitors, RunInfo, Status
@@ -202,7 +202,7 @@ def run(config: Config, directory: RunDirectory, overrides: list[str]) -> Result
     """
     found = resumable(config, directory)
     status = directory.read_status()
-    if status.get("state") == "finished" and config.checkpoint.resume == "auto":
+    if status.get("state") == "finished" and found == checkpoint.whole(directory.path / "checkpoints"):
         print(f"finished already at step {status.get('step')}: {directory.path}")
         return Result(FINISHED, status["metrics"], status["primary"])
     with StopFlag() as stop:
@@ -210,18 +210,19 @@ def run(config: Config, directory: RunDirectory, overrides: list[str]) -> Result
 
 
 def resumable(config: Config, directory: RunDirectory) -> list[Path]:
-    """The checkpoints that the run goes on from, best first; none for a new run."""
+    """The checkpoints that the run goes on from, best first; none for a new run.
+
+    A run that started from another's checkpoint and was stopped goes on from its own.
+    """
     resume = config.checkpoint.resume
     own = checkpoint.whole(directory.path / "checkpoints")
-    if resume == "auto":
+    if own and resume == "none":
+        raise ConfigError(
+            f"checkpoint.resume=none would overwrite the run in {directory.path}: "
+            f"choose another hydra.run.dir, or checkpoint.resume=auto to go on with it"
+        )
+    if own or resume in ("auto", "none"):
         return own
-    if resume == "none":
-        if own:
-            raise ConfigError(
-                f"checkpoint.resume=none would overwrite the run in {directory.path}: "
-                f"choose another hydra.run.dir, or checkpoint.resume=auto to go on with it"
-            )
-        return []
     return checkpoint.candidates(Path(resume))
 
 
@@ -247,7 +248,7 @@ def _run(
 def fit(trainer: Trainer, directory: RunDirectory, monitors: Monitors, stop: StopFlag) -> int:
     """Trains to the end, however it comes, and writes down how it came; returns the exit code."""
     counters = trainer.counters
-    monitors.sinks["status"] = StatusSink(directory, counters.step, counters.evaluated)
+    monitors.sinks["status"] = StatusSink(directory, counters.step, counters.evaluated, trainer.primary)
 
     def end(status: Status, error: str | None = None) -> None:
         directory.write_status(
@@ -279,5 +280,5 @@ def fit(trainer: Trainer, directory: RunDirectory, monitors: Monitors, stop: Sto
 
 
 def error_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

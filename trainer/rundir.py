@@ -88,7 +88,7 @@ class RunDirectory:
 
         Args:
             state: running, finished, failed or preempted.
-            fields: step, metrics, error.
+            fields: step, metrics, primary (the metric that picks the best), error.
         """
         process = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
         replace(self.path / STATUS, json.dumps({"state": state, **fields, **process}, indent=2))
@@ -108,8 +108,11 @@ class StatusSink(Sink):
     SECONDS = 1.0
     """Between two writes, at least."""
 
-    def __init__(self, directory: RunDirectory, step: int, metrics: Mapping[str, float]) -> None:
+    def __init__(
+        self, directory: RunDirectory, step: int, metrics: Mapping[str, float], primary: str
+    ) -> None:
         self.directory = directory
+        self.primary = primary
         self.metrics = dict(metrics)
         self._write(step)
 
@@ -124,7 +127,7 @@ class StatusSink(Sink):
         self._write(progress.step)
 
     def _write(self, step: int) -> None:
-        self.directory.write_status("running", step=step, metrics=self.metrics)
+        self.directory.write_status("running", step=step, metrics=self.metrics, primary=self.primary)
         self._written = time.monotonic()
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.monitor.fake import monitors, play, progress
-from trainer.monitor.format import duration, memory, value
+from trainer.metrics import duration, memory, value
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\].*?(?:\x07|\x1b\\)")
 

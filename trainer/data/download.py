@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from trainer.errors import DataError
+from trainer.errors import DataError, one_line
 
 
 def download(dataset: Callable[..., Any], root: Path, folder: str) -> None:
@@ -34,5 +34,4 @@ def download(dataset: Callable[..., Any], root: Path, folder: str) -> None:
                 if not target.is_dir():  # or else another process was faster
                     raise
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"data.download failed ({reason}): put the set into {target}") from None
+        raise DataError(f"data.download failed ({one_line(error)}): put the set into {target}") from None

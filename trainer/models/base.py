@@ -5,7 +5,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, one_line
 from trainer.registry import Registry
 
 MODELS = Registry("model", entry_points="trainer.models")
@@ -51,8 +51,3 @@ def check_forward(model: nn.Module, arch: str, channels: int, size: tuple[int, i
     model.train()
     if logits.shape != (1, classes):
         raise ConfigError(f"model.arch={arch} is no classifier: it gives {tuple(logits.shape)} for an image")
-
-
-def one_line(error: Exception) -> str:
-    """A foreign error's message on one line."""
-    return " ".join(str(error).split())

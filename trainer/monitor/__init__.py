@@ -15,7 +15,6 @@ from trainer.monitor.base import (
     RunInfo,
     Sink,
     Status,
-    higher_is_better,
 )
 
 for _module in pkgutil.iter_modules(__path__):
@@ -30,5 +29,4 @@ __all__ = [
     "RunInfo",
     "Sink",
     "Status",
-    "higher_is_better",
 ]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from trainer.metrics import higher_is_better
 from trainer.registry import Registry
 
 SINKS = Registry("sink")
@@ -169,11 +170,6 @@ class Monitors(Sink):
         """As each sink's; one that the checkpoint does not know goes on with what it finds."""
         for name in self.sinks.keys() & state.keys():
             self.sinks[name].load_state_dict(state[name])
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether a metric's best value is its largest: that of an accuracy is, of a loss or a perplexity not."""
-    return "accuracy" in metric
 
 
 class Best:

@@ -13,8 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from trainer.metrics import duration, memory, row, value
 from trainer.monitor.base import SINKS, Best, Level, Progress, RunInfo, Sink, Status
-from trainer.monitor.format import duration, memory, row, value
 
 LEVEL_STYLE: dict[Level, str] = {"info": "", "warning": "yellow", "error": "red"}
 STATUS_STYLE: dict[Status, str] = {"finished": "green", "preempted": "yellow", "failed": "red"}

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from trainer.errors import ConfigError, MissingExtra, nearest
+from trainer.errors import ConfigError, MissingExtra, nearest, one_line
 from trainer.optim.muon import split_matrices
 from trainer.optim.zoo import OPTIMIZERS, Groups
 from trainer.schema import NonNegative
@@ -75,7 +75,7 @@ def pytorch_optimizer(
     try:
         optimizer = optimizer_class(split_matrices(model, params) if name in MUONS else params, **given)
     except Exception as error:  # each algorithm checks its own options in its own way
-        raise ConfigError(f"optimizer.algorithm={algorithm}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"optimizer.algorithm={algorithm}: {one_line(error)}") from error
     optimizer.needs_create_graph = name in CREATE_GRAPH  # type: ignore[attr-defined]
     return optimizer
 

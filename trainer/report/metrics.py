@@ -4,12 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from trainer.errors import ConfigError, DataError, nearest
+from trainer.metrics import higher_is_better
 from trainer.report.runs import Point, Run
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether a metric's best value is its largest: that of an accuracy is, of a loss or a perplexity not."""
-    return "accuracy" in metric
 
 
 def choose_metric(asked: str | None, runs: Sequence[Run]) -> str:

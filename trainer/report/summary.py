@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean, median
 
-from trainer.report.metrics import best, choose_metric, first_at, higher_is_better
+from trainer.metrics import higher_is_better
+from trainer.report.metrics import best, choose_metric, first_at
 from trainer.report.runs import Run
 from trainer.report.statistics import Difference, Interval, compare, holm, mean_interval
 from trainer.report.sweep import Group, group, group_keys

@@ -3,9 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from trainer.metrics import memory
 from trainer.report.runs import STATES
 from trainer.report.summary import Report, Summary
-from trainer.report.words import NONE, basis, difference, duration, interval, memory, number, p_value, remark
+from trainer.report.words import NONE, basis, difference, duration, interval, number, p_value, remark
 
 
 @dataclass(frozen=True)

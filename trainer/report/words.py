@@ -2,6 +2,7 @@
 
 import time
 
+from trainer import metrics
 from trainer.report.runs import Run
 from trainer.report.statistics import CONFIDENCE, Difference, Interval
 from trainer.report.summary import LEVEL, MIN_SEEDS, Comparison, Report
@@ -33,18 +34,12 @@ def p_value(p: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``0.8 ms``, ``2.35 s``, ``12:34``, ``1:02:03``."""
+    """``0.8 ms``, ``2.35 s``, then as `trainer.metrics.duration`."""
     if seconds < 1:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 60:
         return f"{seconds:.3g} s"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def memory(mib: float) -> str:
-    return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
+    return metrics.duration(seconds)
 
 
 def basis(found: Difference) -> str:

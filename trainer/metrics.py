@@ -1,6 +1,11 @@
-"""Numbers as a person reads them."""
+"""Metrics by their names: which way is better, and their numbers as a person reads them."""
 
 from collections.abc import Sequence
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a metric's best value is its largest: that of an accuracy is, of a loss or a perplexity not."""
+    return "accuracy" in metric
 
 
 def value(name: str, number: float) -> str:
