@@ -4,6 +4,7 @@ import atexit
 import math
 import signal
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from trainer.data.base import Batch, LazySplit, Split
 from trainer.data.random import mix
 from trainer.errors import ConfigError, DataError
+from trainer.stop import StopFlag
 
 Plan = tuple[Tensor, int | None]
 """A batch to be made: sample numbers (int64 [B]) and the augmentation key."""
@@ -131,12 +133,12 @@ def fetch(split: Split, plans: Iterable[Plan], num_workers: int) -> Iterator[Bat
         batch_size=None,
         num_workers=num_workers,
         pin_memory=split.device.type == "cuda",
-        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # otherwise it draws from the global one
     )
-    batches = iter(loader)
+    with signals_blocked():
+        batches = iter(loader)
     stop_workers = batches._shutdown_workers  # type: ignore[attr-defined]
-    # At exit multiprocessing sends workers SIGTERM, which they ignore, and waits for them: be there first.
+    # At exit multiprocessing sends workers SIGTERM, which they do not see, and waits for them: be there first.
     atexit.register(stop_workers)
     try:
         for item in batches:
@@ -146,6 +148,20 @@ def fetch(split: Split, plans: Iterable[Plan], num_workers: int) -> Iterator[Bat
     finally:
         atexit.unregister(stop_workers)
         stop_workers()
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Processes that are started within never see the signals that stop a run; we get those of that time after it.
+
+    A signal sent to the whole job must not end the workers before the last step has its batch, and one that comes
+    while they start would be too early for handlers of their own.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, StopFlag.SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Reader(Dataset[Any]):
@@ -160,9 +176,3 @@ class _Reader(Dataset[Any]):
             return self.split.read(torch.tensor(indices), key)
         except DataError as error:
             return error
-
-
-def _ignore_signals(worker: int) -> None:
-    """A signal sent to the whole job must not end the workers before the last step has its batch."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
