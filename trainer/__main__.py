@@ -15,8 +15,9 @@ from trainer.compose import CONF, compose, hydra_session, load_plugins, parse_ar
 from trainer.config import Config
 from trainer.dry_run import dry_run
 from trainer.errors import UserError
-from trainer.run import CRASHED, FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR, Result, run
+from trainer.run import Result, run
 from trainer.rundir import RunDirectory
+from trainer.status import CRASHED, FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR
 
 
 def main(argv: list[str] | None = None) -> int:

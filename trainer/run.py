@@ -26,10 +26,8 @@ from trainer.optim import OPTIMIZERS, SCHEDULES, Schedule, param_groups
 from trainer.precision import Precision
 from trainer.rundir import RunDirectory, StatusSink, again
 from trainer.state import TrainState
+from trainer.status import CRASHED, FINISHED, PREEMPTED, read_status, write_status
 from trainer.stop import StopFlag, Stopped
-
-FINISHED, CRASHED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
-"""Exit codes."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,7 @@ def run(config: Config, directory: RunDirectory, overrides: list[str]) -> Result
         UserError: the config cannot be run; nothing was written then.
     """
     found = resumable(config, directory)
-    status = directory.read_status()
+    status = read_status(directory.path)
     if status.get("state") == "finished" and found == checkpoint.whole(directory.path / "checkpoints"):
         print(f"finished already at step {status.get('step')}: {directory.path}")
         return Result(FINISHED, status["metrics"], status["primary"])
@@ -251,9 +249,8 @@ def fit(trainer: Trainer, directory: RunDirectory, monitors: Monitors, stop: Sto
     monitors.sinks["status"] = StatusSink(directory, counters.step, counters.evaluated, trainer.primary)
 
     def end(status: Status, error: str | None = None) -> None:
-        directory.write_status(
-            status, step=counters.step, metrics=counters.evaluated, primary=trainer.primary, error=error
-        )
+        ending = {"metrics": counters.evaluated, "primary": trainer.primary, "error": error}
+        write_status(directory.path, status, step=counters.step, **ending)
         monitors.finish(status, counters.evaluated)
 
     try:

@@ -18,9 +18,10 @@ import yaml
 
 from trainer.errors import UserError
 from trainer.monitor import Progress, Sink
+from trainer.status import replace, write_status
 
-STATUS = "status.json"
 CONFIG = "config.yaml"
+OVERRIDES = "overrides.yaml"
 
 
 class RunDirectory:
@@ -76,29 +77,9 @@ class RunDirectory:
             except OSError:
                 return
 
-    def read_status(self) -> dict[str, Any]:
-        """The last written status; empty where there is none."""
-        try:
-            return json.loads((self.path / STATUS).read_text())
-        except (OSError, ValueError):
-            return {}
-
-    def write_status(self, state: str, **fields: Any) -> None:
-        """Replaces status.json at once: a reader sees the old one or the new one.
-
-        Args:
-            state: running, finished, failed or preempted.
-            fields: step, metrics, primary (the metric that picks the best), error.
-        """
-        process = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-        replace(self.path / STATUS, json.dumps({"state": state, **fields, **process}, indent=2))
-
     def write_description(self, config: dict[str, Any], overrides: list[str]) -> None:
         """Writes config.yaml, overrides.yaml and environment.json."""
-        frozen = {**config, "hydra": frozen_hydra(self.path)}
-        head = f"# The same run again, or on from its last checkpoint: {again(self.path)}\n"
-        replace(self.path / CONFIG, head + yaml.safe_dump(frozen, sort_keys=False))
-        replace(self.path / "overrides.yaml", yaml.safe_dump(overrides))
+        freeze(self.path, config, overrides)
         replace(self.path / "environment.json", json.dumps(environment(), indent=2))
 
 
@@ -127,8 +108,20 @@ class StatusSink(Sink):
         self._write(progress.step)
 
     def _write(self, step: int) -> None:
-        self.directory.write_status("running", step=step, metrics=self.metrics, primary=self.primary)
+        write_status(self.directory.path, "running", step=step, metrics=self.metrics, primary=self.primary)
         self._written = time.monotonic()
+
+
+def freeze(path: Path, config: dict[str, Any], overrides: list[str]) -> None:
+    """Writes a resolved config, of which the run in this directory can be started, and what the user typed.
+
+    A run that is started from its frozen config has no overrides, and keeps those of its first start.
+    """
+    head = f"# The same run again, or on from its last checkpoint: {again(path)}\n"
+    frozen = {**config, "hydra": frozen_hydra(path)}
+    replace(path / CONFIG, head + yaml.safe_dump(frozen, sort_keys=False))
+    if overrides or not (path / OVERRIDES).exists():
+        replace(path / OVERRIDES, yaml.safe_dump(overrides))
 
 
 def again(path: Path) -> str:
@@ -139,13 +132,6 @@ def again(path: Path) -> str:
 def frozen_hydra(path: Path) -> dict[str, Any]:
     """What keeps Hydra from adding anything of its own to a frozen config."""
     return {"run": {"dir": str(path)}, "output_subdir": None}
-
-
-def replace(path: Path, text: str) -> None:
-    """Writes a file beside its name and renames it there."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.rename(path)
 
 
 def environment() -> dict[str, Any]:

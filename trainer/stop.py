@@ -5,7 +5,10 @@ from types import FrameType, TracebackType
 
 
 class StopFlag:
-    """Set by SIGTERM, SIGINT, SIGUSR1 or SIGUSR2 while its context is open; a second SIGINT stops at once."""
+    """Set by SIGTERM, SIGINT, SIGUSR1 or SIGUSR2 while its context is open; a second SIGINT stops at once.
+
+    A launcher may start the process with these signals blocked, so that none is lost before: they come now.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -14,6 +17,7 @@ class StopFlag:
 
     def __enter__(self) -> "StopFlag":
         self._previous = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
         return self
 
     def __exit__(
