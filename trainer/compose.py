@@ -73,7 +73,7 @@ def load_plugins(overrides: list[str]) -> None:
     """
     for registry in REGISTRIES.values():
         registry.load_entry_points()
-    for override in _parse(overrides):
+    for override in parse_overrides(overrides):
         if override.key_or_group == "plugins" and not override.is_sweep_override():
             modules = override.value()
             for module in modules if isinstance(modules, list) else [modules]:
@@ -150,10 +150,15 @@ def resolve(config: DictConfig) -> Config:
 
 def sweep_points(overrides: list[str]) -> list[list[str]]:
     """The overrides of every run of a grid, in the order in which Hydra's basic sweeper runs them."""
-    return BasicSweeper.split_arguments(_parse(overrides), max_batch_size=None)[0]
+    return BasicSweeper.split_arguments(parse_overrides(overrides), max_batch_size=None)[0]
 
 
-def _parse(overrides: list[str]) -> list[Any]:
+def parse_overrides(overrides: list[str]) -> list[Any]:
+    """Hydra's own objects of them.
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
     try:
         return OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:
@@ -171,7 +176,7 @@ def _explain_key(hydra: Hydra, args: argparse.Namespace, overrides: list[str], k
     """Names what stands where the unknown key was looked for."""
     others = [
         text
-        for text, override in zip(overrides, _parse(overrides), strict=True)
+        for text, override in zip(overrides, parse_overrides(overrides), strict=True)
         if override.key_or_group != key
     ]
     parent, _, name = key.rpartition(".")
