@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.fake import write_run
+from tests.report.fake import config, write_run
 from trainer.__main__ import main as train
 from trainer.report.__main__ import main
+from trainer.rundir import freeze
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -159,6 +160,48 @@ def test_a_run_without_any_records(tmp_path: Path, capsys: pytest.CaptureFixture
     (early / "clock.jsonl").unlink()
     (early / "status.json").write_text('{"state": "fai')
     assert report(capsys, tmp_path)["groups"][0]["unknown"] == 1
+
+
+def test_an_unreadable_config_is_listed_and_the_others_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_group(tmp_path, "adamw", [0.5, 0.6])
+    broken = write_run(tmp_path / "broken", [0.9])
+    for content in (b"model: {name: cnn", b"a list, no mapping", b"\xff\xfe", b""):
+        (broken / "config.yaml").write_bytes(content)
+        found = report(capsys, tmp_path)
+        assert found["groups"][0]["final_mean"] == pytest.approx(0.55)
+        assert {Path(r["path"]).name: r["state"] for r in found["runs"]}["broken"] == "unreadable"
+        assert "its config.yaml cannot be read" in shown(capsys, tmp_path)
+    assert "cannot be read as a run's config" in refused(capsys, broken)
+
+
+def test_runs_that_a_launcher_has_queued_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_group(tmp_path, "adamw", [0.5, 0.6])
+    (tmp_path / "waiting").mkdir()
+    (tmp_path / "sgd").mkdir()
+    freeze(tmp_path / "waiting", config(seed=2), ["seed=2"])
+    freeze(tmp_path / "sgd", config(optimizer__name="sgd"), ["optimizer=sgd"])
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").write_text("defaults: [model: cnn]\nseed: 0\n")
+    adamw, sgd = sorted(report(capsys, tmp_path)["groups"], key=lambda group: group["group"])
+    assert (adamw["runs"], adamw["finished"], adamw["queued"]) == (3, 2, 1)
+    assert (sgd["runs"], sgd["queued"], sgd["final_mean"]) == (1, 1, None)
+    assert "2 finished, 1 queued" in (text := shown(capsys, tmp_path))
+    assert "has not started" in text
+
+
+def test_a_pipe_may_be_closed_early(tmp_path: Path) -> None:
+    write_group(tmp_path, "adamw", [0.5, 0.6])
+    for flags in (["--json"], []):
+        command = [sys.executable, "-m", "trainer.report", str(tmp_path), *flags]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        process.stderr.close()
+        process.wait()
 
 
 def test_a_run_counts_once_however_often_it_is_named(

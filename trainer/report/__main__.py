@@ -11,7 +11,7 @@ from rich.console import Console
 
 from trainer.errors import ConfigError, MissingExtra, UserError
 from trainer.report.records import as_json, csv_text
-from trainer.report.render import markdown, show
+from trainer.report.render import markdown, show, to_stdout
 from trainer.report.runs import read_runs
 from trainer.report.summary import Report, make_report
 
@@ -60,10 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if args.json:
-        print(json.dumps(as_json(report), indent=2, allow_nan=False))
-    else:
-        show(report, Console())
+    with to_stdout():
+        if args.json:
+            print(json.dumps(as_json(report), indent=2, allow_nan=False))
+        else:
+            show(report, Console())
     return 0
 
 

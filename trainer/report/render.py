@@ -1,5 +1,10 @@
 """The report for a reader: in the terminal and as a Markdown page."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -8,6 +13,16 @@ from trainer.report.notes import notes
 from trainer.report.summary import Report
 from trainer.report.tables import tables
 from trainer.report.words import method, verdict
+
+
+@contextmanager
+def to_stdout() -> Iterator[None]:
+    """What is printed within may go to a pipe that is closed early, as by ``head``: then the rest is dropped."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show(report: Report, console: Console) -> None:

@@ -14,9 +14,15 @@ from rich.console import Console
 from rich.progress import track
 
 from trainer.errors import DataError
+from trainer.status import STATUS
 
-STATES = ("finished", "failed", "preempted", "running", "lost", "unknown")
-"""What status.json says; but lost: it says running, and the process is gone; unknown: it cannot be read."""
+STATES = ("finished", "failed", "preempted", "running", "lost", "queued", "unknown", "unreadable")
+"""What status.json says; but lost: it says running, and the process is gone; queued: there is only a config yet;
+unknown: status.json cannot be read; unreadable: config.yaml cannot, so that the run belongs to no group."""
+
+CONFIG = "config.yaml"
+STARTED = {STATUS, "metrics.jsonl"}
+"""Files of which a run that has begun has at least one."""
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -80,14 +86,23 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
         paths |= dict.fromkeys(path.resolve() for path in found)
     terminal = Console(stderr=True)
     shown = track(list(paths), "reading", console=terminal, transient=True, disable=not terminal.is_terminal)
-    return [read_run(path) for path in shown]
+    runs = [read_run(path) for path in shown]
+    if all(run.state == "unreadable" for run in runs):
+        raise DataError(f"{runs[0].path / CONFIG} cannot be read as a run's config, nor can any other one")
+    return runs
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
-        if "config.yaml" in files and ("status.json" in files or "metrics.jsonl" in files):
+        if CONFIG in files and (STARTED & set(files) or is_frozen(Path(place))):
             folders.clear()
             yield Path(place)
+
+
+def is_frozen(path: Path) -> bool:
+    """Whether a directory's config is a run's, as a launcher leaves it: resolved, with all its parts."""
+    config = read_config(path) or {}
+    return isinstance(config.get("model.name"), str) and "seed" in config
 
 
 def natural(path: Path) -> list[Any]:
@@ -96,23 +111,17 @@ def natural(path: Path) -> list[Any]:
 
 
 def read_run(path: Path) -> Run:
-    """One run.
-
-    Raises:
-        DataError: its config cannot be read.
-    """
-    try:
-        config = flatten(yaml.load((path / "config.yaml").read_text(), Loader))
-    except (OSError, yaml.YAMLError, AttributeError):
-        raise DataError(f"{path / 'config.yaml'} cannot be read as a run's config") from None
-    status = read_json(path / "status.json")
+    """One run, as far as its files can be read."""
+    config = read_config(path)
+    status = read_json(path / STATUS)
+    started = any((path / name).exists() for name in STARTED)
     metrics, bad_metrics = read_lines(path / "metrics.jsonl")
     clock, bad_clock = read_lines(path / "clock.jsonl")
     seconds = {(record["kind"], record["step"]): record["seconds"] for record in clock}
     return Run(
         path=path,
-        config=config,
-        state=state_of(status),
+        config=config or {},
+        state="unreadable" if config is None else state_of(status) if started else "queued",
         step=max([status.get("step", 0), *(record["step"] for record in metrics)]),
         error=status.get("error"),
         primary=status.get("primary"),
@@ -125,6 +134,15 @@ def read_run(path: Path) -> Run:
         memory_mib=max((record["memory_mib"] for record in clock if "memory_mib" in record), default=None),
         unreadable=bad_metrics + bad_clock,
     )
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """The options of a run directory's config.yaml by their dotted names; None if it cannot be read."""
+    try:
+        config = yaml.load((path / CONFIG).read_text(), Loader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return flatten(config) if isinstance(config, Mapping) else None
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -93,9 +93,10 @@ def make_report(runs: list[Run], *, by: str | None, metric: str | None, target: 
     Raises:
         UserError: an unknown option or metric, or runs without a metric in common.
     """
-    keys = group_keys(by, runs)
-    metric = choose_metric(metric, runs)
-    summaries = [summarise(each, metric, target) for each in group(runs, keys)]
+    readable = [run for run in runs if run.state != "unreadable"]
+    keys = group_keys(by, readable)
+    metric = choose_metric(metric, readable)
+    summaries = [summarise(each, metric, target) for each in group(readable, keys)]
     comparisons, tests = compare_all(summaries, metric)
     return Report(runs, keys, metric, target, summaries, comparisons, tests)
 
