@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from trainer import checkpoint
 from trainer.config import DEFAULT_EPOCHS, Config
-from trainer.data import DATA, Data, TrainLoader
+from trainer.data import DATA, Data, TrainLoader, hold_out
 from trainer.ema import EMA
 from trainer.errors import ConfigError, UserError, one_line
 from trainer.loop import Budget, Trainer
@@ -53,7 +53,7 @@ def build(config: Config) -> Trainer:
     np.random.seed(config.seed % 2**32)
     torch.manual_seed(config.seed)
 
-    data: Data = DATA.build(config.data, device, config.seed)
+    data = hold_out(DATA.build(config.data, device, config.seed), config.data["holdout"])
     model = build_model(config, data).to(device)
     initialize_lazy_layers(model, data)
     if config.loop.channels_last:

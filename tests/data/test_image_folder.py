@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from trainer.data import DATA, Data, TrainLoader, eval_batches
+from trainer.data import DATA, Data, TrainLoader, eval_batches, hold_out
 from trainer.data.random import mix
 from trainer.errors import ConfigError, DataError
 
@@ -123,11 +123,12 @@ def test_workers_and_resuming_change_nothing(imagenet):
 
 
 def test_a_holdout_is_not_augmented(imagenet):
-    data = build(imagenet, holdout=0.25)
+    data = hold_out(build(imagenet), 0.25)
     assert list(data.evals) == ["val", "test"]
     assert (len(data.train), len(data.evals["val"])) == (9, 3)
-    ((inputs, _),) = eval_batches(data.evals["val"], 3)
-    assert torch.equal(inputs, data.evals["val"].batch(torch.arange(3), None)[0])
+    for workers in (0, 1):
+        ((inputs, _),) = eval_batches(data.evals["val"], 3, num_workers=workers)
+        assert torch.equal(inputs, data.evals["val"].batch(torch.arange(3), None)[0])
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

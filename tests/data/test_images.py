@@ -3,8 +3,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from trainer.data.images import Augmentation, MemoryImages, draw, memory_images, split_holdout
-from trainer.errors import ConfigError
+from trainer.data.images import Augmentation, MemoryImages, draw, memory_images
 
 CPU = torch.device("cpu")
 SCALE, SHIFT = [0.01, 0.02, 0.03], [0.1, -0.2, 0.3]
@@ -93,7 +92,7 @@ def test_keys_change_the_augmentation_and_none_leaves_it_out():
     torch.testing.assert_close(split.batch(indices, None)[0], plain)
 
 
-def build(holdout: float, normalize: bool = True):
+def build(normalize: bool = True):
     images = pixels(100, 8, 8, 1)
     return memory_images(
         (images, torch.arange(100)),
@@ -103,33 +102,17 @@ def build(holdout: float, normalize: bool = True):
         std=[(images / 255).std().item()],
         normalize=normalize,
         augmentation=Augmentation(),
-        holdout=holdout,
         device=CPU,
     )
 
 
 def test_inputs_are_normalised_or_in_the_unit_interval():
-    inputs, _ = build(0.0).train.batch(torch.arange(100), None)
+    inputs, _ = build().train.batch(torch.arange(100), None)
     assert inputs.mean().abs() < 1e-3
     assert (inputs.std() - 1).abs() < 1e-3
-    inputs, _ = build(0.0, normalize=False).train.batch(torch.arange(100), None)
+    inputs, _ = build(normalize=False).train.batch(torch.arange(100), None)
     torch.testing.assert_close(inputs, pixels(100, 8, 8, 1) / 255)
 
 
 def test_facts():
-    assert build(0.0).facts == {"num_classes": 100, "in_channels": 1, "image_size": 8}
-
-
-def test_a_holdout_comes_first_and_shares_nothing_with_the_training_set():
-    assert list(build(0.0).evals) == ["test"]
-    data = build(0.2)
-    assert list(data.evals) == ["val", "test"]
-    train, val = (split.batch(torch.arange(len(split)), None)[1] for split in (data.train, data.evals["val"]))
-    assert len(val) == 20
-    assert torch.equal(torch.cat([train, val]).sort().values, torch.arange(100))
-
-
-@pytest.mark.parametrize("share", [0.001, 0.999])
-def test_a_holdout_must_leave_two_sides(share):
-    with pytest.raises(ConfigError, match=r"leaves a side of 100 training samples empty"):
-        split_holdout(100, share)
+    assert build().facts == {"num_classes": 100, "in_channels": 1, "image_size": 8}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.registry import Registry
-from trainer.schema import Count, Natural
+from trainer.schema import Count, Fraction, Natural
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets. Images: float32 [B, C, H, W], int64 [B]. Tokens: int64 [B, T], the next ones [B, T]."""
@@ -80,11 +80,13 @@ class LoaderOptions:
         batch_size: samples per optimizer step, over all ranks and micro-batches.
         eval_batch_size: samples per evaluation step, over all ranks.
         num_workers: processes that decode samples; sets that live in memory need none.
+        holdout: share of the training set that becomes the split "val", which then picks the best checkpoint.
     """
 
     batch_size: Count = 128
     eval_batch_size: Count = 512
     num_workers: Natural = 0
+    holdout: Fraction = 0.0
 
 
 DATA = Registry("data", common=LoaderOptions, entry_points="trainer.data")

@@ -9,7 +9,7 @@ from trainer.data.base import DATA, Data
 from trainer.data.download import download
 from trainer.data.images import Augmentation, memory_images
 from trainer.errors import DataError
-from trainer.schema import Fraction, Natural
+from trainer.schema import Natural
 
 
 @DATA.register("cifar10")
@@ -23,7 +23,6 @@ def cifar10(
     crop_padding: Natural = 4,
     flip: bool = True,
     cutout: Natural = 0,
-    holdout: Fraction = 0.0,
 ) -> Data:
     """Images [3, 32, 32] in 10 classes."""
     return memory_images(
@@ -33,7 +32,6 @@ def cifar10(
         std=[0.2470, 0.2435, 0.2616],
         normalize=normalize,
         augmentation=Augmentation(crop_padding, flip, cutout),
-        holdout=holdout,
         device=device,
     )
 
@@ -49,7 +47,6 @@ def cifar100(
     crop_padding: Natural = 4,
     flip: bool = True,
     cutout: Natural = 0,
-    holdout: Fraction = 0.0,
 ) -> Data:
     """Images [3, 32, 32] in 100 classes."""
     return memory_images(
@@ -59,7 +56,6 @@ def cifar100(
         std=[0.2673, 0.2564, 0.2762],
         normalize=normalize,
         augmentation=Augmentation(crop_padding, flip, cutout),
-        holdout=holdout,
         device=device,
     )
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainer.data.base import DATA, Data
 from trainer.data.images import Augmentation, memory_images
-from trainer.schema import Fraction, Natural
+from trainer.schema import Natural
 
 FILE = Path(__file__).with_name("digits.npz")
 SPLIT_SEED = 0
@@ -24,7 +24,6 @@ def digits(
     crop_padding: Natural = 1,
     flip: bool = False,
     cutout: Natural = 0,
-    holdout: Fraction = 0.0,
 ) -> Data:
     """1437 training and 360 test images, [1, 8, 8], in 10 classes; the split is always the same."""
     with np.load(FILE) as file:
@@ -40,7 +39,6 @@ def digits(
         peak=16,
         normalize=normalize,
         augmentation=Augmentation(crop_padding, flip, cutout),
-        holdout=holdout,
         device=device,
     )
 

@@ -13,7 +13,7 @@ from trainer.data.base import DATA, Data
 from trainer.data.download import download
 from trainer.data.images import Augmentation, memory_images
 from trainer.errors import DataError
-from trainer.schema import Fraction, Natural
+from trainer.schema import Natural
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 TORCHVISION = Path("FashionMNIST", "raw")
@@ -31,7 +31,6 @@ def fashion_mnist(
     crop_padding: Natural = 0,
     flip: bool = False,
     cutout: Natural = 0,
-    holdout: Fraction = 0.0,
 ) -> Data:
     """Images [1, 28, 28] in 10 classes."""
     folder = _find(root, download)
@@ -44,7 +43,6 @@ def fashion_mnist(
         std=[0.3530],
         normalize=normalize,
         augmentation=Augmentation(crop_padding, flip, cutout),
-        holdout=holdout,
         device=device,
     )
 

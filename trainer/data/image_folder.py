@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainer.data.base import DATA, Batch, Data, LazySplit, Split
-from trainer.data.images import split_holdout
+from trainer.data.base import DATA, Batch, Data, LazySplit
 from trainer.data.random import mix
 from trainer.errors import ConfigError, DataError
-from trainer.schema import Count, Fraction, Range
+from trainer.schema import Count, Range
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's training set
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -34,7 +33,6 @@ def image_folder(
     min_scale: Annotated[float, Range(gt=0, le=1)] = 0.08,
     flip: bool = True,
     normalize: bool = True,
-    holdout: Fraction = 0.0,
 ) -> Data:
     """Images [3, image_size, image_size]; the classes are the folders in root/train, in order of their names.
 
@@ -60,13 +58,9 @@ def image_folder(
     def split(samples: list[Sample]) -> "ImageFiles":
         return ImageFiles(samples, augment=augment, centre=centre, normalize=normalize, device=device)
 
-    kept, held = split_holdout(len(train), holdout)
-    evals: dict[str, Split] = {"test": split(test)}
-    if len(held):
-        evals = {"val": split([train[i] for i in held]), **evals}
     return Data(
-        train=split([train[i] for i in kept]),
-        evals=evals,
+        train=split(train),
+        evals={"test": split(test)},
         facts={"num_classes": len(classes), "in_channels": 3, "image_size": image_size},
         kind="images",
     )

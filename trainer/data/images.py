@@ -9,9 +9,6 @@ from torch import Tensor
 
 from trainer.data.base import Batch, Data, Split
 from trainer.data.random import uniform
-from trainer.errors import ConfigError
-
-HOLDOUT_SEED = 0  # not the run's: runs of different seeds must share their validation set
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,6 @@ def memory_images(
     peak: int = 255,
     normalize: bool,
     augmentation: Augmentation,
-    holdout: float,
     device: torch.device,
 ) -> Data:
     """Data of images (uint8 [N, C, H, W]) and labels (integers [N]) that live on the device.
@@ -153,10 +149,6 @@ def memory_images(
         mean, std: of the training set, per channel, with values in [0, 1].
         peak: the stored value that stands for 1.
         normalize: to zero mean and unit variance; otherwise inputs are in [0, 1].
-        holdout: share of the training set that becomes the split "val".
-
-    Raises:
-        ConfigError: the holdout leaves one side empty.
     """
     images, labels = train
     channels, height, width = images.shape[1:]
@@ -170,14 +162,9 @@ def memory_images(
             images, labels, scale=scale, shift=shift, device=device, augmentation=augmentation
         )
 
-    kept, held = split_holdout(len(images), holdout)
-    evals: dict[str, Split] = {"test": split(*test)}
-    if len(held):
-        evals = {"val": split(images[held], labels[held]), **evals}
-        images, labels = images[kept], labels[kept]
     return Data(
         train=split(images, labels, augmentation),
-        evals=evals,
+        evals={"test": split(*test)},
         facts={
             "num_classes": num_classes,
             "in_channels": channels,
@@ -185,16 +172,3 @@ def memory_images(
         },
         kind="images",
     )
-
-
-def split_holdout(samples: int, holdout: float) -> tuple[Tensor, Tensor]:
-    """Numbers of the samples (int64, sorted) that stay in the training set, and of those that are held out.
-
-    Raises:
-        ConfigError: the holdout leaves one side empty.
-    """
-    held = round(samples * holdout)
-    if holdout and not 0 < held < samples:
-        raise ConfigError(f"data.holdout={holdout} leaves a side of {samples} training samples empty")
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(HOLDOUT_SEED))
-    return order[held:].sort().values, order[:held].sort().values

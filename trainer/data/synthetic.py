@@ -7,7 +7,7 @@ from torch import Tensor
 from trainer.data.base import DATA, Data
 from trainer.data.images import Augmentation, memory_images
 from trainer.data.tokens import PackedTokens
-from trainer.schema import Count, Fraction, NonNegative
+from trainer.schema import Count, NonNegative
 
 DATA_SEED = 0  # not the run's: all runs share the set
 CHAINS = 64
@@ -24,7 +24,6 @@ def synthetic_images(
     channels: Count = 3,
     image_size: Count = 32,
     noise: NonNegative = 1.0,
-    holdout: Fraction = 0.0,
 ) -> Data:
     """Each class is one random pattern; an image is its class's pattern under Gaussian noise.
 
@@ -51,7 +50,6 @@ def synthetic_images(
         std=[contrast * (1 + noise**2) ** 0.5 / 255] * channels,
         normalize=True,
         augmentation=Augmentation(),
-        holdout=holdout,
         device=device,
     )
 
