@@ -52,6 +52,13 @@ def test_like_ends_of_keys_are_told_apart() -> None:
     assert group(runs, group_keys(None, runs))[0].label == "model.rate=1 optimizer.rate=2"
 
 
+def test_an_option_that_a_component_does_not_have_is_not_in_its_label() -> None:
+    adafisher = [run(optimizer={"name": "adafisher", "rule": rule}) for rule in ("calibrated", "paper")]
+    runs = [*adafisher, run(optimizer={"name": "sgd"})]
+    labels = [g.label for g in group(runs, group_keys(None, runs))]
+    assert labels == ["adafisher rule=calibrated", "adafisher rule=paper", "sgd"]
+
+
 def test_by_a_group_an_option_or_several() -> None:
     runs = grid(optimizer__name=["adamw", "sgd"], data__batch_size=[32, 64], seed=[0, 1, 2])
     assert group_keys("optimizer", runs) == ["optimizer.name"]

@@ -5,7 +5,7 @@ from collections import Counter
 
 from trainer.report.runs import Run
 from trainer.report.summary import Report
-from trainer.report.sweep import Group, swept_keys
+from trainer.report.sweep import Group, shown, swept_keys
 
 MACHINE = ("host", "devices", "cpus", "threads", "torch")
 """Facts of environment.json on which times depend."""
@@ -14,7 +14,7 @@ MACHINE = ("host", "devices", "cpus", "threads", "torch")
 def notes(report: Report) -> list[str]:
     """One line each, the most serious first."""
     groups = [summary.group for summary in report.summaries]
-    found = [*failures(groups), *mixtures(groups), *repetitions(groups)]
+    found = [*edges(report), *failures(groups), *mixtures(groups), *repetitions(groups)]
     found += [*machines(report.runs), *shared_processes(groups)]
     found += [
         f"{unreadable} unreadable line(s) left out: {run.path}"
@@ -22,6 +22,16 @@ def notes(report: Report) -> list[str]:
         if (unreadable := run.unreadable)
     ]
     return found
+
+
+def edges(report: Report) -> list[str]:
+    return [
+        f"The best {each.key} of {curve.label}, {shown(curve.best)}, lies at the edge of what was "
+        f"tried: a better one may lie beyond."
+        for each in report.sensitivities
+        for curve in each.curves
+        if curve.at_edge
+    ]
 
 
 def failures(groups: list[Group]) -> list[str]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from trainer.report.runs import Point, Run
+from trainer.report.sensitivity import Sensitivity
 from trainer.report.summary import Report
 from trainer.report.sweep import Group
 
@@ -21,12 +22,16 @@ AXES: dict[Axis, str] = {"step": "optimizer steps", "seconds": "training seconds
 
 
 def plot_all(report: Report, folder: Path) -> list[str]:
-    """Writes a PNG of the metric that the report is about and one of the training loss; returns their names."""
+    """Writes PNGs of the metric that the report is about and of the training loss, and of the metric against each
+    option that was swept over numbers; returns their names."""
     names = []
     for metric in dict.fromkeys([report.metric, "train/loss"]):
         if any(curve(run, metric) for run in report.runs):
             names.append(f"{metric.replace('/', '_')}.png")
             plot(report, metric).savefig(folder / names[-1], dpi=150)
+    for each in report.sensitivities:
+        names.append(f"{each.metric.replace('/', '_')}_against_{each.key}.png")
+        plot_sensitivity(each).savefig(folder / names[-1], dpi=150)
     return names
 
 
@@ -41,8 +46,7 @@ def plot(report: Report, metric: str) -> Figure:
     panels = figure.subplots(1, 2, sharey=True)
     for panel, axis in zip(panels, AXES, strict=True):
         for number, summary in enumerate(report.summaries):
-            look: dict[str, Any] = {"color": COLORS[number % 10], "linestyle": STYLES[number // 10 % 4]}
-            draw(panel, summary.group, metric, axis, look)
+            draw(panel, summary.group, metric, axis, look(number))
         if report.target is not None and metric == report.metric:
             panel.axhline(report.target, color="0.5", linewidth=0.8, label="target")
         panel.set_xlabel(AXES[axis])
@@ -54,19 +58,46 @@ def plot(report: Report, metric: str) -> Figure:
     return figure
 
 
-def draw(panel: Axes, group: Group, metric: str, axis: Axis, look: dict[str, Any]) -> None:
+def look(number: int) -> dict[str, Any]:
+    """A line's colour and style."""
+    return {"color": COLORS[number % 10], "linestyle": STYLES[number // 10 % 4]}
+
+
+def plot_sensitivity(sensitivity: Sensitivity) -> Figure:
+    """Means against the option's values, in a band from the lowest to the highest; what diverged is left out."""
+    height = max(4.2, 0.5 + 0.22 * len(sensitivity.curves))
+    figure = Figure(figsize=(8, height), layout="constrained")
+    panel = figure.subplots()
+    means = [mean for curve in sensitivity.curves for mean in curve.means.values()]
+    for number, curve in enumerate(sensitivity.curves):
+        x = list(curve.means)
+        panel.plot(x, list(curve.means.values()), marker="o", markersize=4, label=curve.label, **look(number))
+        low, high = ([end(curve.finals[value]) for value in x] for end in (min, max))
+        panel.fill_between(x, low, high, color=look(number)["color"], alpha=0.15, linewidth=0)
+    values = sorted(value for curve in sensitivity.curves for value in curve.finals)
+    if values[0] > 0 and values[-1] >= 10 * values[0]:
+        panel.set_xscale("log")
+    panel.set_xlabel(sensitivity.key)
+    panel.set_ylabel(sensitivity.metric)
+    panel.grid(alpha=0.3)
+    scale(panel, sensitivity.metric, means)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def draw(panel: Axes, group: Group, metric: str, axis: Axis, style: dict[str, Any]) -> None:
     """A group's median and band, and each run that has not finished as a thin line that ends in a cross."""
     finished = [xy for run in group.counted.values() if len(xy := coordinates(curve(run, metric), axis))]
     if finished:
         x, values = on_one_grid(finished)
-        panel.plot(x, np.median(values, axis=0), label=f"{group.label} (n = {len(finished)})", **look)
+        panel.plot(x, np.median(values, axis=0), label=f"{group.label} (n = {len(finished)})", **style)
         panel.fill_between(
-            x, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.15, linewidth=0
+            x, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.15, linewidth=0
         )
     for run in group.runs:
         if run.state != "finished" and len(xy := coordinates(curve(run, metric), axis)):
             label = None if finished else f"{group.label} (unfinished)"
-            panel.plot(*xy.T, linewidth=0.7, marker="x", markevery=[-1], label=label, **look)
+            panel.plot(*xy.T, linewidth=0.7, marker="x", markevery=[-1], label=label, **style)
 
 
 def coordinates(points: Iterable[Point], axis: Axis) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.report.notes import notes
 from trainer.report.runs import STATES
+from trainer.report.sensitivity import as_record
 from trainer.report.statistics import Interval
 from trainer.report.summary import Report, Summary
 from trainer.report.words import verdict
@@ -27,6 +28,7 @@ def record(summary: Summary, report: Report) -> dict[str, Any]:
     if reached := summary.reached:
         found |= {"target": report.target, "reached": reached.reached, "settled": reached.settled}
         found |= {"steps_to_target": reached.steps, "seconds_to_target": reached.seconds}
+    found |= {"steps": summary.steps, "seconds": summary.seconds}
     return found | {"seconds_per_step": summary.seconds_per_step, "memory_mib": summary.memory_mib}
 
 
@@ -62,6 +64,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 }
                 for c in report.comparisons
             ],
+            "sensitivities": [as_record(each) for each in report.sensitivities],
             "runs": [
                 {
                     "path": str(run.path),

@@ -9,6 +9,7 @@ from statistics import fmean, median
 from trainer.metrics import higher_is_better
 from trainer.report.metrics import best, choose_metric, first_at
 from trainer.report.runs import Run
+from trainer.report.sensitivity import Sensitivity, sensitivities
 from trainer.report.statistics import Difference, Interval, compare, holm, mean_interval
 from trainer.report.sweep import Group, group, group_keys
 
@@ -43,6 +44,10 @@ class Summary:
     best: Interval | None
     reached: Reached | None
     """None: no target was given."""
+    steps: float | None
+    """Median over the finished runs, and so are the seconds."""
+    seconds: float | None
+    """Of training."""
     seconds_per_step: float | None
     """Median over the runs."""
     memory_mib: float | None
@@ -80,6 +85,7 @@ class Report:
     comparisons: list[Comparison]
     tests: int
     """Pairs of groups that were tested, for which the p values are corrected."""
+    sensitivities: list[Sensitivity]
 
 
 def make_report(runs: list[Run], *, by: str | None, metric: str | None, target: float | None) -> Report:
@@ -98,13 +104,16 @@ def make_report(runs: list[Run], *, by: str | None, metric: str | None, target: 
     metric = choose_metric(metric, readable)
     summaries = [summarise(each, metric, target) for each in group(readable, keys)]
     comparisons, tests = compare_all(summaries, metric)
-    return Report(runs, keys, metric, target, summaries, comparisons, tests)
+    curves = sensitivities(readable, keys, metric)
+    return Report(runs, keys, metric, target, summaries, comparisons, tests, curves)
 
 
 def summarise(group: Group, metric: str, target: float | None) -> Summary:
     curves = {unit: run.evaluations[metric] for unit, run in group.counted.items() if run.evaluations}
-    finals = {unit: points[-1].value for unit, points in curves.items()}
+    ends = {unit: points[-1] for unit, points in curves.items()}
+    finals = {unit: end.value for unit, end in ends.items()}
     bests = [best(metric, points) for points in curves.values()]
+    seconds = [point.seconds for point in ends.values() if point.seconds is not None]
     speeds = [run.seconds_per_step for run in group.runs if run.seconds_per_step is not None]
     return Summary(
         group=group,
@@ -112,6 +121,8 @@ def summarise(group: Group, metric: str, target: float | None) -> Summary:
         final=mean_interval(list(finals.values())) if finals else None,
         best=mean_interval(bests) if bests else None,
         reached=None if target is None else reach(group, metric, target),
+        steps=median(end.step for end in ends.values()) if ends else None,
+        seconds=median(seconds) if seconds else None,
         seconds_per_step=median(speeds) if speeds else None,
         memory_mib=max((run.memory_mib for run in group.runs if run.memory_mib is not None), default=None),
     )

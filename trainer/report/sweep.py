@@ -93,13 +93,17 @@ def group(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
     for members in split(runs, keys).values():
         finished = sorted((run for run in members if run.state == "finished"), key=lambda run: run.heard or 0)
         values = {key: members[0].config.get(key) for key in keys}
+        own = {key: value for key, value in values.items() if key in members[0].config}
         counted: dict[Hashable, Run] = {values_of(run, rest): run for run in finished}
-        groups.append(Group(label(values), values, members, counted))
+        groups.append(Group(label(own), values, members, counted))
     return groups
 
 
 def label(values: dict[str, Any]) -> str:
-    """``adamw lr=0.001``: components by their names, options without their group's where that is clear."""
+    """``adamw lr=0.001``: components by their names, options without their group's where that is clear.
+
+    Without any values, as where all is one group, ``all``.
+    """
     short = [key.rpartition(".")[2] for key in values]
     words = []
     for key, name in zip(values, short, strict=True):
@@ -108,7 +112,11 @@ def label(values: dict[str, Any]) -> str:
             words.append(str(value))
         else:
             words.append(f"{name if short.count(name) == 1 else key}={shown(value)}")
-    return " ".join(words)
+    return " ".join(words) or "all"
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def shown(value: Any) -> str:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from trainer.metrics import memory
 from trainer.report.runs import STATES
+from trainer.report.sensitivity import Curve, Sensitivity
 from trainer.report.summary import Report, Summary
+from trainer.report.sweep import shown
 from trainer.report.words import NONE, basis, difference, duration, interval, number, p_value, remark
 
 
@@ -17,8 +19,9 @@ class Table:
 
 
 def tables(report: Report) -> list[Table]:
-    """Those of the results, of the costs, of the differences and of the unfinished runs, as far as there are any."""
+    """Of results, costs, swept options, differences and unfinished runs, as far as there are any."""
     found = [result_table(report), cost_table(report)]
+    found += [sensitivity_table(each) for each in report.sensitivities]
     if report.comparisons:
         found.append(comparison_table(report))
     if any(run.state != "finished" for run in report.runs):
@@ -44,7 +47,7 @@ def states(summary: Summary) -> str:
 
 
 def cost_table(report: Report) -> Table:
-    heads = ["group", "time/step", "overhead", "memory"]
+    heads = ["group", "steps", "training time", "time/step", "overhead", "memory"]
     if report.target is not None:
         heads += [f"reached {number(report.metric, report.target)}", "after steps", "after time"]
     fastest = min((s.seconds_per_step for s in report.summaries if s.seconds_per_step), default=None)
@@ -55,6 +58,8 @@ def cost_row(summary: Summary, fastest: float | None) -> list[str]:
     speed, peak, reached = summary.seconds_per_step, summary.memory_mib, summary.reached
     row = [
         summary.group.label,
+        f"{summary.steps:.0f}" if summary.steps is not None else NONE,
+        duration(summary.seconds) if summary.seconds is not None else NONE,
         duration(speed) if speed is not None else NONE,
         f"× {speed / fastest:.2f}" if speed and fastest else NONE,
         memory(peak) if peak is not None else NONE,
@@ -67,6 +72,24 @@ def cost_row(summary: Summary, fastest: float | None) -> list[str]:
         "not reached" if reached.steps is None else f"{reached.steps:.0f}",
         "not reached" if reached.seconds is None else duration(reached.seconds),
     ]
+
+
+def sensitivity_table(sensitivity: Sensitivity) -> Table:
+    """A row for each value of the option, a column for each curve, whose best value has a star."""
+    metric, curves = sensitivity.metric, sensitivity.curves
+    values = sorted({value for curve in curves for value in curve.finals})
+    rows = [[shown(value), *(tried(metric, curve, value) for curve in curves)] for value in values]
+    heads = [sensitivity.key, *(curve.label for curve in curves)]
+    return Table(f"{metric} against {sensitivity.key}", heads, rows)
+
+
+def tried(metric: str, curve: Curve, value: float) -> str:
+    """What became of a value of the option."""
+    if value not in curve.finals:
+        return NONE
+    if value in curve.means:
+        return "★ " * (value == curve.best) + number(metric, curve.means[value])
+    return "diverged" if curve.finals[value] else "failed"
 
 
 def comparison_table(report: Report) -> Table:

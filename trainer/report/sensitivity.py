@@ -1,0 +1,93 @@
+"""How the metric depends on an option that was swept over numbers, such as the learning rate."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from trainer.metrics import higher_is_better
+from trainer.report.runs import Run
+from trainer.report.sweep import Group, group, is_number
+
+MIN_VALUES = 3
+"""Values of an option that make a curve."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The runs that differ in nothing else that was swept, but for the seed."""
+
+    label: str
+    finals: dict[float, list[float]]
+    """By the option's value, ascending: the metric's last value of each run that counts; empty: all have failed."""
+    means: dict[float, float]
+    """Of the values of the option at which no run has diverged."""
+    best: float | None
+    """The value of the option with the best mean."""
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best lies at an end of what was tried."""
+        return self.best in (min(self.finals), max(self.finals))
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Curves of a metric against an option."""
+
+    metric: str
+    key: str
+    """The option."""
+    curves: list[Curve]
+
+
+def sensitivities(runs: Sequence[Run], keys: Sequence[str], metric: str) -> list[Sensitivity]:
+    """One for each of the options by which the runs are grouped that has curves."""
+    found = []
+    for key in keys:
+        others = [other for other in keys if other != key]
+        numeric = [run for run in runs if is_number(run.config.get(key))]
+        curves = [curve_of(each, key, metric) for each in group(numeric, others)]
+        curves = [curve for curve in curves if len(curve.finals) >= MIN_VALUES]
+        if curves:
+            found.append(Sensitivity(metric, key, curves))
+    return found
+
+
+def curve_of(group: Group, key: str, metric: str) -> Curve:
+    tried = finals(group.runs, key, metric)
+    means = {value: fmean(found) for value, found in tried.items() if found}
+    means = {value: mean for value, mean in means.items() if math.isfinite(mean)}
+    best = (max if higher_is_better(metric) else min)(means, key=means.__getitem__, default=None)
+    return Curve(group.label, tried, means, best)
+
+
+def finals(runs: Sequence[Run], key: str, metric: str) -> dict[float, list[float]]:
+    """The last value of the metric of each run that counts, by the option's value; runs under way are left out."""
+    found: dict[float, list[float]] = {}
+    for each in sorted(group(runs, [key]), key=lambda each: each.values[key]):
+        counted = [run.evaluations[metric][-1].value for run in each.counted.values() if run.evaluations]
+        if counted or any(run.state == "failed" for run in each.runs):
+            found[each.values[key]] = counted
+    return found
+
+
+def as_record(sensitivity: Sensitivity) -> dict[str, Any]:
+    """For a program: the curves by their means."""
+    return {
+        "metric": sensitivity.metric,
+        "option": sensitivity.key,
+        "curves": [
+            {
+                "group": curve.label,
+                "best": curve.best,
+                "at_edge": curve.at_edge,
+                "points": [
+                    {"value": value, "mean": curve.means.get(value), "runs": len(found)}
+                    for value, found in curve.finals.items()
+                ],
+            }
+            for curve in sensitivity.curves
+        ],
+    }
