@@ -423,6 +423,14 @@ class AdaFisher(Optimizer):
 
     # What the user may ask
 
+    @torch.no_grad()
+    def preconditioner(self, param: Tensor) -> Tensor:
+        """F̃ of a parameter, in its shape, as of the last refresh."""
+        group = next(group for group in self.param_groups if any(p is param for p in group["params"]))
+        factor = [part for pair in self._factors(param) for part in pair]
+        F = update.preconditioner(factor, self._damping(param, group))
+        return F.expand(self._uses[param][0].view.shape).reshape(param.shape)
+
     def coverage(self) -> list[Coverage]:
         """Of every trainable parameter: its name, the source of its curvature, the shapes of its H and S."""
         rows = []
