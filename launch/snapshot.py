@@ -1,0 +1,55 @@
+"""A copy of the code as it is now: what git tracks, with its changes, and new files that git does not ignore."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from trainer.errors import UserError
+
+CODE = Path(__file__).resolve().parent.parent
+"""The directory from which `launch` and `trainer` are imported."""
+
+COMPLETE = ".complete"
+"""In a snapshot: written last, with the commit that it was made of."""
+
+
+def take_snapshot(target: Path) -> None:
+    """Copies the code into a directory that only its owner may enter, under another name until it is whole.
+
+    Raises:
+        UserError: the code is not in a git repository.
+        OSError: a file cannot be copied.
+    """
+    part = target.with_name(f".{target.name}.part")
+    part.mkdir(mode=0o700)
+    for name in code_files():
+        copy = part / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(CODE / name, copy, follow_symlinks=False)
+    marker = {"commit": git("rev-parse", "HEAD").strip() or None, "copied_from": str(CODE)}
+    (part / COMPLETE).write_text(json.dumps(marker))
+    part.rename(target)
+
+
+def code_files() -> list[str]:
+    """Paths below `CODE`; not those that were deleted but are still tracked, and no submodules."""
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    names = dict.fromkeys(name for name in listed.split("\0") if name)
+    files = [name for name in names if os.path.lexists(CODE / name) and not (CODE / name).is_dir()]
+    if f"{Path(__file__).parent.name}/{Path(__file__).name}" not in files:
+        raise UserError(
+            f"launch.snapshot=true copies what git tracks, but {CODE} is not in a git repository: "
+            f"set launch.snapshot=false to run the code in place"
+        )
+    return files
+
+
+def git(*arguments: str) -> str:
+    """What git says of the code; nothing where it has nothing to say."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=CODE, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""

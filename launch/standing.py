@@ -1,0 +1,159 @@
+"""How the runs of a sweep stand, by their own status and by the queue."""
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from submitit.core.utils import JobPaths
+
+from launch import local, slurm
+from launch.sweep import Run, Sweep
+from launch.task import JOB
+from trainer.errors import UserError
+from trainer.status import read_status
+
+UNDER_WAY = ("queued", "starting", "running")
+ENDED = ("finished", "failed", "preempted", "cancelled", "lost")
+STATES = (*UNDER_WAY, *ENDED, "unknown")
+"""lost: its job is gone, and nobody has said why; unknown: the queue cannot be asked."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One run, now."""
+
+    name: str
+    state: str
+    """One of STATES."""
+    job: str | None
+    slurm: str | None
+    """The state by Slurm, where it knows of one."""
+    step: int | None
+    metric: str | None
+    """The name of the metric that picks the best."""
+    value: float | None
+    restarts: int
+    reason: str | None
+    log: Path | None
+    """Of the first task."""
+
+    @property
+    def under_way(self) -> bool:
+        return self.state in UNDER_WAY
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known of the newest job of a run."""
+
+    queue: tuple[str, str] | None
+    """State and reason in the queue; None if it is not there."""
+    account: str | None = None
+    """State by Slurm's accounts, of a job that is not in the queue."""
+
+
+def standings(sweep: Sweep) -> tuple[list[Standing], str | None]:
+    """All runs in the order of their numbers, and what hinders us from knowing more."""
+    if sweep.options.name == "local":
+        return [stand(sweep, run, local_job(sweep, run)) for run in sweep.runs], None
+    ids = [run.jobs[-1] for run in sweep.runs if run.jobs]
+    try:
+        queue = slurm.queued(ids)  # first: what ends after this has written its status when we read it
+    except UserError as error:
+        return [stand(sweep, run, None) for run in sweep.runs], str(error)
+    gone = [job for job in ids if job not in queue]
+    accounts = slurm.ended(gone) if gone else {}
+    jobs = [
+        Job(queue.get(run.jobs[-1]), accounts.get(run.jobs[-1])) if run.jobs else Job(None)
+        for run in sweep.runs
+    ]
+    return [stand(sweep, run, job) for run, job in zip(sweep.runs, jobs, strict=True)], None
+
+
+def local_job(sweep: Sweep, run: Run) -> Job:
+    """In the terms of a queue, a run that a process of this machine executes."""
+    directory = sweep.directory(run)
+    record, status = read_job(directory), read_status(directory)
+    if not run.jobs or not executes(*local.executor_of(run.jobs[-1])):
+        return Job(None)
+    if record.get("job") != run.jobs[-1]:
+        return Job(("PENDING", "its turn comes"))
+    over = status.get("state") != "running" and status.get("time", 0) >= record["time"]
+    return Job(None) if over else Job(("RUNNING", ""))
+
+
+def executes(host: str, pid: int) -> bool:
+    """Whether a process may still be there; of another machine's we cannot know."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return host != socket.gethostname()
+    except PermissionError:
+        return True
+    return True
+
+
+def stand(sweep: Sweep, run: Run, job: Job | None) -> Standing:
+    """How a run stands; the job is None if the queue cannot be asked."""
+    directory = sweep.directory(run)
+    record, status = read_job(directory), read_status(directory)
+    newest = run.jobs[-1] if run.jobs else None
+    started = newest is not None and record.get("job") == newest
+    current = started and status.get("time", 0) >= record["time"]
+    state, reason = judge(status, job, started=started, current=current)
+    primary = status.get("primary")
+    in_slurm = job and sweep.options.name == "slurm"
+    return Standing(
+        name=run.name,
+        state=state,
+        job=newest,
+        slurm=(job.queue[0] if job.queue else job.account) if job and in_slurm else None,
+        step=status.get("step"),
+        metric=primary,
+        value=(status.get("metrics") or {}).get(primary),
+        restarts=record["restarts"] if started else 0,
+        reason=reason,
+        log=JobPaths(sweep.jobs, newest, 0).stdout if newest else None,
+    )
+
+
+def judge(
+    status: Mapping[str, Any], job: Job | None, *, started: bool, current: bool
+) -> tuple[str, str | None]:
+    """State and reason of a run.
+
+    Args:
+        status: what status.json says.
+        job: None if the queue cannot be asked.
+        started: whether the run's newest job has started.
+        current: whether status.json was written since it last did.
+    """
+    said, error = status.get("state"), status.get("error")
+    if said == "finished":
+        return "finished", None
+    if job is None:
+        return "unknown", error
+    if job.queue is not None:
+        where, why = job.queue
+        if where in ("RUNNING", "COMPLETING"):
+            return ("running" if said == "running" and current else "starting"), None
+        return "queued", (error if started and error else why)
+    if said == "failed" and started:
+        return "failed", error
+    if job.account and job.account.startswith("CANCELLED"):
+        return "cancelled", error if started else None
+    if said == "preempted" and started:
+        return "preempted", error
+    return "lost", f"Slurm says {job.account}" if job.account else "its job is gone without a word"
+
+
+def read_job(run: Path) -> dict[str, Any]:
+    """What `launch.task.write_job` wrote; empty before the first start."""
+    try:
+        return json.loads((run / JOB).read_text())
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,58 @@
+"""From a command line to jobs."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from launch import local, slurm
+from launch.options import SlurmOptions
+from launch.points import Point, compose_sweep
+from launch.snapshot import take_snapshot
+from launch.sweep import Run, Sweep, new_directory
+from trainer.rundir import freeze
+from trainer.status import FINISHED
+
+
+def launch(arguments: list[str]) -> int:
+    """Makes the sweep's directory and submits its runs, or shows what it would do; returns the exit code.
+
+    Raises:
+        UserError: something is wrong; nothing was submitted, and no directory is left.
+    """
+    rest = [argument for argument in arguments if argument != "--dry-run"]
+    options, points = compose_sweep(rest)
+    runs = [Run(point.name, point.overrides) for point in points]
+    sweep = Sweep(Path(options.dir).absolute(), Path.cwd(), options, runs)
+    if rest != arguments:
+        show(sweep)
+        return FINISHED
+    with new_directory(sweep.path):
+        prepare(sweep, points)
+        if isinstance(options, SlurmOptions):
+            slurm.submit(sweep, runs)
+    print(f"{len(runs)} runs in {sweep.path}; see python -m launch status {sweep.path}", flush=True)
+    return FINISHED if isinstance(options, SlurmOptions) else local.execute(sweep, runs)
+
+
+def prepare(sweep: Sweep, points: Sequence[Point]) -> None:
+    """Writes all that the jobs will read."""
+    sweep.jobs.mkdir(mode=0o700)
+    if sweep.options.snapshot:
+        take_snapshot(sweep.code)
+    for run, point in zip(sweep.runs, points, strict=True):
+        sweep.directory(run).mkdir(mode=0o700)
+        freeze(sweep.directory(run), dataclasses.asdict(point.config), point.overrides)
+    sweep.write()
+
+
+def show(sweep: Sweep) -> None:
+    console = Console()
+    table = Table("run", "overrides", title=f"{len(sweep.runs)} runs in {sweep.path}")
+    for run in sweep.runs:
+        table.add_row(run.name, " ".join(run.overrides))
+    console.print(table)
+    if isinstance(sweep.options, SlurmOptions):
+        console.print(slurm.script(sweep, len(sweep.runs)), highlight=False, markup=False, soft_wrap=True)

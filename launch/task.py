@@ -1,0 +1,77 @@
+"""What a job executes: ``python -m trainer`` on a frozen config, in each of its tasks.
+
+This process was started in the directory of the code, so that the code is found there first. It then goes to where
+the user launched the sweep, so that relative paths in the config mean what they meant there.
+"""
+
+import json
+import os
+import runpy
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from submitit import JobEnvironment
+from submitit.helpers import DelayedSubmission
+
+from trainer.status import FINISHED, PREEMPTED, replace
+from trainer.stop import StopFlag
+
+JOB = "job.json"
+"""In a run directory: which job trains there, and how often it was started again."""
+
+
+def train(run: Path, cwd: Path) -> int:
+    """Trains the run in a directory to its end; returns the exit code.
+
+    A signal that comes before the trainer can take it, while it imports torch, waits until then.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, StopFlag.SIGNALS)
+    os.chdir(cwd)
+    sys.path.append(str(cwd))  # plugins that are not part of the code
+    sys.argv = ["trainer", "--config-path", str(run), "--config-name", "config"]
+    try:
+        runpy.run_module("trainer", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else FINISHED
+    return FINISHED
+
+
+def write_job(run: Path, job: str, restarts: int) -> None:
+    replace(run / JOB, json.dumps({"job": job, "restarts": restarts, "time": time.time()}))
+
+
+def restart_count() -> int:
+    """How often Slurm has started this job again, for whatever reason."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job for submitit, called in each of its tasks; its result is the exit code."""
+
+    run: Path
+    cwd: Path
+    tasks: int
+    max_requeues: int
+
+    def __call__(self) -> int:
+        signal.pthread_sigmask(signal.SIG_BLOCK, StopFlag.SIGNALS)
+        environment = JobEnvironment()
+        for old in environment.paths.folder.glob(f"{environment.paths.result_pickle.name}*"):
+            old.unlink()  # of an earlier start that a dead node ended
+        if restart_count() > self.max_requeues:
+            return PREEMPTED
+        if environment.global_rank == 0:
+            write_job(self.run, environment.job_id, restart_count())
+        return train(self.run, self.cwd)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """For submitit, should a signal come before `__call__` holds it."""
+        return DelayedSubmission(self)
+
+
+if __name__ == "__main__":
+    sys.exit(train(Path(sys.argv[1]), Path(sys.argv[2])))
