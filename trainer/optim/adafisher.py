@@ -7,11 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainer.optim import update
-from trainer.optim.capture import Capture
-from trainer.optim.diagnostics import curvature, momentum_norm
-from trainer.optim.factors import Layer, View, factor_dtype, gradient_factors, gradient_view, layer_of
-from trainer.optim.rules import RULES, Factors
+from trainer.optim import shards, update
+from trainer.optim.capture import Capture, Rows
+from trainer.optim.diagnostics import curvature, momentum_square
+from trainer.optim.factors import (
+    Layer,
+    View,
+    factor_dtype,
+    gradient_factors,
+    gradient_means,
+    gradient_view,
+    layer_of,
+)
+from trainer.optim.rules import RULES
 
 __all__ = ["AdaFisher", "AdaFisherW"]
 
@@ -24,6 +32,21 @@ class Use(NamedTuple):
     view: View
     suffix: str
     """Of the keys of H, S and refreshes in the parameter's state."""
+
+
+class Work(NamedTuple):
+    """A group's parameters that are updated; their lists of ``update``, cut to the rows here; its options."""
+
+    params: list[Tensor]
+    lists: tuple[list[Any], ...]
+    options: dict[str, Any]
+
+
+class Curvature(NamedTuple):
+    """H' and S' of every use of a parameter: for all of it, and for the rows that are on this rank."""
+
+    whole: list[update.Pair]
+    local: list[update.Pair]
 
 
 class Coverage(NamedTuple):
@@ -156,7 +179,7 @@ class AdaFisher(Optimizer):
         """Finds the layers of known type, and the uses of each parameter by identity."""
         self._names = {param: name for name, param in self.model.named_parameters()}
         self._uses: dict[Tensor, list[Use]] = {}
-        self._pairs: dict[Tensor, list[update.Pair]] = {}  # H' and S' since the last refresh
+        self._curvature: dict[Tensor, Curvature] = {}  # since the last refresh
         self._steps = 0
         layers: dict[nn.Module, Layer] = {}
         for module in self.model.modules() if self.capture == "hooks" else ():
@@ -209,7 +232,10 @@ class AdaFisher(Optimizer):
         dtype = factor_dtype(param.dtype)
         for use in uses:
             state[f"H{use.suffix}"] = torch.ones(use.view.H_size, dtype=dtype, device=param.device)
-            state[f"S{use.suffix}"] = torch.ones(use.view.S_size, dtype=dtype, device=param.device)
+            S = torch.ones(use.view.S_size, dtype=dtype, device=param.device)
+            state[f"S{use.suffix}"] = (
+                shards.shard_like(param, S) if shards.S_is_sharded(param, use.view) else S
+            )
             state[f"refreshes{use.suffix}"] = 0
         state["captured"] = 0  # whether H and S come from the rows of a layer; else from the gradient
         state["refreshed"] = 0  # the step of the last refresh
@@ -229,12 +255,16 @@ class AdaFisher(Optimizer):
                         )
                     # torch casts state to the dtype of the parameter, which may be half precision
                     dtype = factor_dtype(param.dtype)
-                    state[key] = saved[key].detach().to(device=param.device, dtype=dtype, copy=True)
+                    value = saved[key].detach().to(device=param.device, dtype=dtype, copy=True)
+                    sharded = key[0] == "S" and shards.S_is_sharded(param, use.view)
+                    if sharded and not shards.is_sharded(value):
+                        value = shards.shard_like(param, value)
+                    state[key] = value
         self._resume()
 
     def _resume(self) -> None:
         """Takes up the place that the state is at."""
-        self._pairs.clear()
+        self._curvature.clear()
         self._capture.clear()
         self._steps = max((int(state["step"]) for state in self.state.values() if state), default=0)
         self._arrange_hooks()
@@ -272,63 +302,109 @@ class AdaFisher(Optimizer):
 
     # Refresh
 
-    def _refresh(self, scale: float | Tensor) -> None:
-        """Takes what was captured, or the gradient where nothing can be, into the averages of H and S."""
-        fresh = self._capture.collect(scale, per_sample=self.rule != "released")
-        if self._capture.layers and not fresh and self._steps == 0:
+    def _refresh(self, params: dict[Tensor, float], seen: dict[nn.Module, Rows]) -> None:
+        """Takes what layers saw, or the gradient where nothing can be seen, into the averages of H and S.
+
+        Args:
+            params: those to refresh, with γ.
+        """
+        sums = self._sums(list(params), seen)
+        if self._capture.layers and self._steps == 0 and not any(isinstance(key, nn.Module) for key in sums):
             raise RuntimeError(
                 "AdaFisher has captured no layer: between making it and step(), call the model in training mode "
                 "and loss.backward(); for a model whose layers are not called, choose capture='gradient'"
             )
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._refresh_parameter(param, fresh, group["gamma"])
+        for param, gamma in params.items():
+            self._refresh_parameter(param, sums, gamma)
 
-    def _refresh_parameter(self, param: Tensor, fresh: dict[nn.Module, Factors], gamma: float) -> None:
-        state = self._state_of(param)
-        seen = [(use, fresh[use.module]) for use in self._uses[param] if use.module in fresh]
+    def _sums(self, params: list[Tensor], seen: dict[nn.Module, Rows]) -> dict[Any, tuple[Tensor, ...]]:
+        """What a refresh needs, summed over all ranks by one all-reduce: what each layer saw and, of parameters
+        that are sharded, the column and row means of g² where they may be needed, and the whole of each S."""
+        ranks = shards.ranks_of(params)
+        if ranks is None:
+            return dict(seen)
+        parts: dict[Any, tuple[Tensor, ...]] = {}
+        if self.needs_refresh:  # a layer that one rank did not call others may have called
+            parts |= {m: seen.get(m) or self._no_rows(m, layer) for m, layer in self._capture.layers.items()}
+        for param in params:
+            if not shards.is_sharded(param):
+                continue
+            if not self.state[param]["captured"] and not self._is_plain(param):
+                square = shards.placed(param, shards.local(_square(param)))
+                parts[param] = gradient_means(square, self._uses[param][0].view)
+            for use in self._uses[param]:
+                S = self.state[param][f"S{use.suffix}"]
+                if shards.is_sharded(S):
+                    parts[param, use.suffix] = (shards.placed(param, S.to_local()),)
+        if not parts:
+            return parts
+        sums = shards.summed(parts, ranks)
+        modules = [key for key in sums if isinstance(key, nn.Module)]
+        counts = torch.cat([sums[module][-1] for module in modules]).tolist() if modules else []
+        for module, count in zip(modules, counts, strict=True):
+            if not count:  # no rank called it
+                del sums[module]
+        return sums
+
+    def _no_rows(self, module: nn.Module, layer: Layer) -> Rows:
+        view, weight = layer.views["weight"], module._parameters["weight"]
+        assert weight is not None
+        H, S, count = (
+            torch.zeros(size, dtype=factor_dtype(weight.dtype), device=weight.device)
+            for size in (view.H_size, view.S_size, (1,))
+        )
+        return Rows(H, S, count)
+
+    def _refresh_parameter(self, param: Tensor, sums: dict[Any, tuple[Tensor, ...]], gamma: float) -> None:
+        state, uses = self.state[param], self._uses[param]
+        seen = [(use, Rows(*sums[use.module]).means()) for use in uses if use.module in sums]
         if seen and not state["captured"]:
             state["captured"] = 1
-            for use in self._uses[param]:  # the factors of the gradient have another scale
+            for use in uses:  # the factors of the gradient have another scale
                 state[f"refreshes{use.suffix}"] = 0
-        if not seen and not state["captured"]:
-            seen = self._gradient_factors(param)
-        for use, factors in seen:
-            self._average(param, use, factors, gamma)
+        if not seen and not state["captured"] and not self._is_plain(param):
+            view = uses[0].view
+            columns, rows = sums.get(param) or gradient_means(_square(param), view)
+            factors = gradient_factors(columns, rows, view)
+            seen = [(uses[0], factors)] if factors else []
+        for use, (H, S) in seen:
+            state["refreshed"] = self._steps
+            state[f"refreshes{use.suffix}"] += 1
+            count, average = state[f"refreshes{use.suffix}"], RULES[self.rule].average
+            averages = (state[f"H{use.suffix}"], self._whole_S(param, use, sums))
+            for old, new in zip(averages, (use.view.own(H), S), strict=True):
+                average(old, new.to(old.dtype), gamma, count)
+            if shards.S_is_sharded(param, use.view):
+                state[f"S{use.suffix}"].to_local().copy_(averages[1][shards.rows(param)])
+        if seen:
+            self._curvature[param] = self._normalised(param, sums)
 
-    def _gradient_factors(self, param: Tensor) -> list[tuple[Use, Factors]]:
-        if self._is_plain(param) or param.grad is None:
-            return []
-        use = self._uses[param][0]
-        factors = gradient_factors(param.grad, use.view)
-        return [(use, factors)] if factors else []
+    def _whole_S(self, param: Tensor, use: Use, sums: dict[Any, tuple[Tensor, ...]]) -> Tensor:
+        """S of all rows: from the sums of this refresh where it is sharded; else of the state."""
+        if (param, use.suffix) in sums:
+            return sums[param, use.suffix][0]
+        return shards.whole(self.state[param][f"S{use.suffix}"])
 
-    def _average(self, param: Tensor, use: Use, factors: Factors, gamma: float) -> None:
-        state = self.state[param]
-        state[f"refreshes{use.suffix}"] += 1
-        state["refreshed"] = self._steps
-        H, S = factors
-        for key, new in ("H", use.view.own(H)), ("S", S):
-            old = state[key + use.suffix]
-            RULES[self.rule].average(old, new.to(old.dtype), gamma, state[f"refreshes{use.suffix}"])
-        self._pairs.pop(param, None)
+    def _normalised(self, param: Tensor, sums: dict[Any, tuple[Tensor, ...]]) -> Curvature:
+        """H' and S' of every use that was refreshed."""
+        state, uses = self.state[param], self._uses[param]
+        uses = [use for use in uses if state[f"refreshes{use.suffix}"]] or uses[:1]
+        averages = [(state[f"H{use.suffix}"], self._whole_S(param, use, sums)) for use in uses]
+        normalised = RULES[self.rule].normalise(averages)
+        whole = [use.view.pair(*pair) for use, pair in zip(uses, normalised, strict=True)]
+        if not shards.is_sharded(param):
+            return Curvature(whole, whole)
+        return Curvature(whole, [shards.local_pair(param, uses[0].view, pair) for pair in whole])
 
     def _is_plain(self, param: Tensor) -> bool:
         """The released code gives parameters of layers that it does not know F̃ = 1."""
         return self.rule == "released" and self.capture == "hooks" and self._uses[param][0].module is None
 
-    def _factors(self, param: Tensor) -> list[update.Pair]:
-        """H' and S' of every use that was refreshed."""
-        if param not in self._pairs:
-            state = self.state[param]
-            uses = [use for use in self._uses[param] if state[f"refreshes{use.suffix}"]] or self._uses[param][
-                :1
-            ]
-            averages = [(state[f"H{use.suffix}"], state[f"S{use.suffix}"]) for use in uses]
-            normalised = RULES[self.rule].normalise(averages)
-            self._pairs[param] = [use.view.pair(*pair) for use, pair in zip(uses, normalised, strict=True)]
-        return self._pairs[param]
+    def _factors(self, param: Tensor) -> Curvature:
+        """H' and S' since the last refresh. After a restart all ranks take part in gathering them."""
+        if param not in self._curvature:
+            self._curvature[param] = self._normalised(param, {})
+        return self._curvature[param]
 
     def _damping(self, param: Tensor, group: dict[str, Any]) -> float:
         return 0.0 if self._is_plain(param) else group["damping"]
@@ -351,14 +427,37 @@ class AdaFisher(Optimizer):
             self._capture.clear()
             return loss
         scale = self._unscale()
+        params = self._params_with_gradient()
+        seen: dict[nn.Module, Rows] = {}
         if self.needs_refresh:
-            self._refresh(scale)
+            seen = self._capture.collect(scale, per_sample=self.rule != "released")
+        else:  # until a layer is captured its parameters have the factors of their first gradient
+            params = {param: gamma for param, gamma in params.items() if not self._has_factors(param)}
+        if params:
+            self._refresh(params, seen)
         self._capture.detach()  # and lets a compiled update run compiled
-        for group in self.param_groups:
-            self._update(group)
+        self._update()
         self._steps += 1
         self._arrange_hooks()
         return loss
+
+    def _params_with_gradient(self) -> dict[Tensor, float]:
+        """And their γ."""
+        params = {}
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                if param.grad.is_sparse:
+                    raise RuntimeError("AdaFisher does not support sparse gradients")
+                if param not in self.state:  # it did not require gradients when the optimizer was made
+                    self._init_state(param)
+                params[param] = group["gamma"]
+        return params
+
+    def _has_factors(self, param: Tensor) -> bool:
+        refreshed = any(self.state[param][f"refreshes{use.suffix}"] for use in self._uses[param])
+        return refreshed or self._is_plain(param)
 
     def _unscale(self) -> float | Tensor:
         """Divides the gradients by the loss scale, unless the GradScaler has, and returns the scale."""
@@ -380,46 +479,45 @@ class AdaFisher(Optimizer):
             )
         return 1.0
 
-    def _state_of(self, param: Tensor) -> dict[str, Any]:
-        if param not in self.state:  # it did not require gradients when the optimizer was made
-            self._init_state(param)
-        return self.state[param]
+    def _update(self) -> None:
+        works = [work for work in map(self._work, self.param_groups) if work.params]
+        squares: list[Tensor | None] = [None] * len(works)
+        if self.rule == "calibrated" and any(shards.is_sharded(p) for work in works for p in work.params):
+            measure = update.compiled(update.measured_graph) if self.fused else update.measured
+            here = torch.cat([measure(*work.lists[1:], beta=work.options["beta"]) for work in works])
+            sums = shards.total(here, [param for work in works for param in work.params])
+            squares = list(sums.split([len(work.params) for work in works]))
+        compiled = self.fused == "compile"
+        for work, square in zip(works, squares, strict=True):
+            if self.rule == "calibrated":
+                sizes = [param.numel() for param in work.params]
+                update.calibrated(*work.lists, sizes=sizes, squares=square, compile=compiled, **work.options)
+            else:
+                momentum = update.compiled(update.momentum_graph) if compiled else update.momentum
+                lr, beta = work.options["lr"], work.options["beta"]
+                step_sizes = [lr / (1 - beta ** self.state[p]["step"].item()) for p in work.params]
+                momentum(*work.lists, step_sizes=step_sizes, decoupled=self.decoupled, **work.options)
 
-    def _update(self, group: dict[str, Any]) -> None:
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        exp_avgs: list[Tensor] = []
-        factors: list[list[update.Pair]] = []
-        dampings: list[float] = []
-        steps: list[Tensor] = []
-        for param in group["params"]:
-            if param.grad is None:
-                continue
-            if param.grad.is_sparse:
-                raise RuntimeError("AdaFisher does not support sparse gradients")
-            state = self._state_of(param)
-            if not any(state[f"refreshes{use.suffix}"] for use in self._uses[param]):
-                for use, fresh in self._gradient_factors(param):  # until it is captured
-                    self._average(param, use, fresh, group["gamma"])
-            shape = self._uses[param][0].view.shape
-            params.append(param.view(shape))
-            grads.append(param.grad.view(shape))
-            exp_avgs.append(state["exp_avg"].view(shape))
-            factors.append(self._factors(param))
-            dampings.append(self._damping(param, group))
-            steps.append(state["step"])
-        if not params:
-            return
-        torch._foreach_add_(steps, 1)
-        lr, beta = float(group["lr"]), group["beta"]
-        options: dict[str, Any] = {"lr": lr, "beta": beta, "weight_decay": group["weight_decay"]}
-        if self.rule != "calibrated":
-            options["decoupled"] = self.decoupled
-            options["step_sizes"] = [lr / (1 - beta ** step.item()) for step in steps]
-        apply = update.calibrated if self.rule == "calibrated" else update.momentum
-        if self.fused == "compile":
-            apply = update.compiled(apply)
-        apply(params, grads, exp_avgs, factors, dampings, **options)
+    def _shape(self, param: Tensor) -> tuple[int, ...]:
+        """In which the rows here broadcast against H' and S'."""
+        view = self._uses[param][0].view
+        return shards.local_shape(param, view) if shards.is_sharded(param) else view.shape
+
+    def _work(self, group: dict[str, Any]) -> Work:
+        """Those of a group's parameters that have a gradient, one step on, and what updates the rows here."""
+        params = [param for param in group["params"] if param.grad is not None]
+        lists: tuple[list[Any], ...] = ([], [], [], [], [])
+        for param in params:
+            shape = self._shape(param)
+            for kind, tensor in zip(lists, (param, param.grad, self.state[param]["exp_avg"]), strict=False):
+                tensor = shards.local(tensor)
+                kind.append(tensor if tensor.shape == shape else tensor.view(shape))
+            lists[3].append(self._factors(param).local)
+            lists[4].append(self._damping(param, group))
+        if params:
+            torch._foreach_add_([self.state[param]["step"] for param in params], 1)
+        options = {"lr": float(group["lr"]), "beta": group["beta"], "weight_decay": group["weight_decay"]}
+        return Work(params, lists, options)
 
     # What the user may ask
 
@@ -427,7 +525,7 @@ class AdaFisher(Optimizer):
     def preconditioner(self, param: Tensor) -> Tensor:
         """F̃ of a parameter, in its shape, as of the last refresh."""
         group = next(group for group in self.param_groups if any(p is param for p in group["params"]))
-        factor = [part for pair in self._factors(param) for part in pair]
+        factor = [part for pair in self._factors(param).whole for part in pair]
         F = update.preconditioner(factor, self._damping(param, group))
         return F.expand(self._uses[param][0].view.shape).reshape(param.shape)
 
@@ -451,28 +549,46 @@ class AdaFisher(Optimizer):
 
         By name: ``share``, mean(S'H') / (mean(S'H') + λ); ``preconditioner_min``, ``_median``, ``_max`` of
         F̃; ``update_ratio``, the norm of an update without weight decay over that of the parameter; ``age``, steps
-        since the factors were refreshed.
+        since the factors were refreshed. Where parameters are sharded, all ranks must ask.
         """
+        updated = {
+            param: group
+            for group in self.param_groups
+            for param in group["params"]
+            if self.state.get(param) and self.state[param]["step"]
+        }
+        if not updated:
+            return {}
+        squares = [shards.local(param).square().sum().double() for param in updated]
+        squares += [self._update_square(param, group).double() for param, group in updated.items()]
+        norms = shards.total(torch.stack(squares), [*updated, *updated]).sqrt().tolist()
         result = {}
-        for group in self.param_groups:
-            for param in group["params"]:
-                state = self.state.get(param)
-                if not state or not state["step"]:
-                    continue
-                pairs, damping = self._factors(param), self._damping(param, group)
-                shape = torch.Size(self._uses[param][0].view.shape)
-                if self.rule == "calibrated":
-                    norm = update.UPDATE_RMS * param.numel() ** 0.5
-                else:
-                    norm = momentum_norm(state["exp_avg"].view(shape), pairs, damping)
-                    norm /= 1 - group["beta"] ** state["step"].item()
-                weight = torch.linalg.vector_norm(param).item()
-                result[self._names[param]] = {
-                    **curvature(pairs, damping, shape),
-                    "update_ratio": float(group["lr"]) * norm / weight if weight else float("inf"),
-                    "age": float(self._steps - 1 - state["refreshed"]),
-                }
+        for i, (param, group) in enumerate(updated.items()):
+            weight, moved = norms[i], norms[len(updated) + i]
+            shape = torch.Size(self._uses[param][0].view.shape)
+            result[self._names[param]] = {
+                **curvature(self._factors(param).whole, self._damping(param, group), shape),
+                "update_ratio": float(group["lr"]) * moved / weight if weight else float("inf"),
+                "age": float(self._steps - 1 - self.state[param]["refreshed"]),
+            }
         return result
+
+    def _update_square(self, param: Tensor, group: dict[str, Any]) -> Tensor:
+        """The squared norm of an update, without weight decay and learning rate, of the rows here."""
+        if self.rule == "calibrated":
+            return torch.tensor(update.UPDATE_RMS**2 * shards.local(param).numel(), device=param.device)
+        exp_avg, pairs = shards.local(self.state[param]["exp_avg"]), self._factors(param).local
+        unbias = 1 - group["beta"] ** self.state[param]["step"].item()
+        return (
+            momentum_square(exp_avg.view(self._shape(param)), pairs, self._damping(param, group)) / unbias**2
+        )
+
+
+def _square(param: Tensor) -> Tensor:
+    """g², in the precision of factors."""
+    grad = param.grad
+    assert grad is not None
+    return grad.detach().to(factor_dtype(grad.dtype)).square()
 
 
 class AdaFisherW(AdaFisher):

@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,18 @@ from torch import Tensor, nn
 from trainer.optim.factors import Layer
 
 _NO_BACKWARD = -1
+
+
+class Rows(NamedTuple):
+    """H and S summed over the rows that a layer saw, and a weight [1] in proportion to their number."""
+
+    H: Tensor
+    S: Tensor
+    weight: Tensor
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """The layer's H and S."""
+        return self.H / self.weight, self.S / self.weight
 
 
 class Capture:
@@ -23,7 +35,7 @@ class Capture:
 
     def __init__(self, layers: Mapping[nn.Module, Layer]) -> None:
         self.layers = layers
-        self._seen: dict[nn.Module, _Rows] = {}
+        self._seen: dict[nn.Module, _Seen] = {}
         self._handles: list[Any] = []
         weakref.finalize(self, _detach, self._handles)
 
@@ -40,27 +52,27 @@ class Capture:
         """Drops what was captured."""
         self._seen.clear()
 
-    def collect(self, scale: float | Tensor, per_sample: bool) -> dict[nn.Module, tuple[Tensor, Tensor]]:
-        """Mean H and S over the rows of every layer that got a gradient; drops what was captured.
+    def collect(self, scale: float | Tensor, per_sample: bool) -> dict[nn.Module, Rows]:
+        """H and S of every layer that got a gradient, summed over its rows; drops what was captured.
 
         Args:
             scale: what a GradScaler multiplied the loss with.
             per_sample: S of the gradients of each sample's loss, else of their mean over all micro-batches.
         """
-        means = {}
+        sums = {}
         for module, seen in self._seen.items():
             unit = (seen.samples if per_sample else 1) / scale
-            means[module] = (seen.H / seen.weight, seen.S * (unit**2 / seen.weight))
+            sums[module] = Rows(seen.H, seen.S * unit**2, seen.H.new_full((1,), seen.weight))
         self.clear()
-        return means
+        return sums
 
     def commit(self, module: nn.Module, layer: Layer, H: Tensor, s: Tensor) -> None:
         """Takes in one call of a layer, now that its gradient is here."""
         S = layer.S(s.detach())
-        self._seen.setdefault(module, _Rows()).add(H, S, s.shape, torch._C._current_graph_task_id())
+        self._seen.setdefault(module, _Seen()).add(H, S, s.shape, torch._C._current_graph_task_id())
 
 
-class _Rows:
+class _Seen:
     """What one layer saw since the last refresh: sums of H and S, weighted by the number of rows."""
 
     def __init__(self) -> None:

@@ -42,10 +42,9 @@ def _spread(factor: Tensor, shape: torch.Size) -> Tensor:
     return factor[tuple(slice(None, None, stride) for _ in shape)]
 
 
-def momentum_norm(exp_avg: Tensor, pairs: list[Pair], damping: float) -> float:
-    """‖m / F̃‖."""
-    norms = [
-        torch.linalg.vector_norm(m / preconditioner(factor, damping))
-        for m, *factor in blocks((exp_avg,), pairs)
+def momentum_square(exp_avg: Tensor, pairs: list[Pair], damping: float) -> Tensor:
+    """‖m / F̃‖²."""
+    squares = [
+        (m / preconditioner(factor, damping)).square().sum() for m, *factor in blocks((exp_avg,), pairs)
     ]
-    return torch.linalg.vector_norm(torch.stack(norms)).item()
+    return torch.stack(squares).sum()

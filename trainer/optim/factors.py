@@ -229,7 +229,7 @@ def _layer_norm(module: nn.LayerNorm | nn.RMSNorm, rule: str) -> Layer:
 
 def _released_convolution(module: nn.Conv2d, rule: str) -> Layer:
     layer = _convolution(module, rule)
-    patch = module.weight[0].numel() / module.groups  # it adds the groups up
+    patch = module.weight.numel() / module.out_channels / module.groups  # it adds the groups up
     return replace(layer, H=lambda x, output: layer.H(x, output) / patch)
 
 
@@ -353,21 +353,25 @@ def gradient_view(param: Tensor) -> View:
     return View(shape, (shape[0], *ones), (1, *shape[1:]), (shape[0],), (math.prod(shape[1:]),))
 
 
-def gradient_factors(grad: Tensor, view: View) -> tuple[Tensor, Tensor] | None:
+def gradient_means(square: Tensor, view: View) -> tuple[Tensor, Tensor]:
+    """Column and row means of g², from which `gradient_factors` makes H and S. They are linear in g²."""
+    square = square.view(view.shape)
+    S = square if view.columns is None else _mean_over(square, view.S)
+    return _mean_over(square, view.H), S.reshape(view.S_size)
+
+
+def gradient_factors(columns: Tensor, rows: Tensor, view: View) -> tuple[Tensor, Tensor] | None:
     """H and S of a parameter from its gradient: S = row means of g², H = column means of g² / mean of g².
 
     H's entries that belong to other parameters are 1, the mean of the rest. None if the gradient is zero.
     """
-    square = grad.detach().to(factor_dtype(grad.dtype)).square().view(view.shape)
-    mean = square.mean()
+    mean = rows.mean()
     if mean == 0:
         return None
-    H = square.new_ones(view.H_size)
-    if view.columns is None:
-        return H, square.reshape(view.S_size)
-    S = _mean_over(square, view.S)
-    H[..., view.columns] = (_mean_over(square, view.H) / mean).reshape(H[..., view.columns].shape)
-    return H, S.reshape(view.S_size)
+    H = rows.new_ones(view.H_size)
+    if view.columns is not None:
+        H[..., view.columns] = (columns / mean).reshape(H[..., view.columns].shape)
+    return H, rows
 
 
 def _mean_over(x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,6 @@
 """The parameter update: momentum over S' ⊗ H' + λ. Pure functions over lists of tensors.
 
-Each rule's update is written twice. The first goes block by block, so that what lies between a parameter and its new
+Most of it is written twice. The first goes block by block, so that what lies between a parameter and its new
 value stays in cache and is never as large as the parameter. The second is whole tensors for ``torch.compile`` to
 fuse; its learning rate is a tensor, so that a schedule does not recompile it.
 """
@@ -21,8 +21,8 @@ UPDATE_RMS = 0.2
 """Root mean square of a calibrated update before the learning rate: the usual size of an AdamW step."""
 
 _TINY = 1e-30  # rms of an update that is zero
-_BLOCK = 2**18  # elements: more costs cache misses, less costs calls
-_SMALL = 2**14  # parameters up to this many elements are updated together, so that their calls do not add up
+_BLOCK = 2**19  # elements: more costs cache misses, less costs calls
+_SMALL = 2**16  # parameters up to this many elements are updated together, so that their calls do not add up
 _LARGE_BLOCK = 2**22  # a GPU wants large launches
 
 
@@ -34,95 +34,132 @@ def momentum(
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     factors: list[list[Pair]],
-    dampings: list[float],
+    dampings: list[Any],
     *,
     lr: float,
     step_sizes: list[float],
     beta: float,
     weight_decay: float,
     decoupled: bool,
+    look_ahead: bool = False,
 ) -> None:
-    """The published update: θ ← θ − η m̂ / F̃, weight decay in the gradient or decoupled; step size: η / (1 − βᵗ)."""
-    small, large = _by_size(params, grads, exp_avgs, factors, dampings, step_sizes)
+    """θ ← θ − step size · m / F̃, weight decay in the gradient or decoupled; with ``look_ahead`` n instead of m."""
+    small, large = _by_size(params, factors, grads, exp_avgs, dampings, step_sizes)
     if small:
-        θs, gs, ms, pairs_, dampings, step_sizes = small
+        θs, pairs_, gs, ms, dampings, step_sizes = small
         if weight_decay and not decoupled:
             gs = list(torch._foreach_add(gs, θs, alpha=weight_decay))
         torch._foreach_lerp_(ms, gs, 1 - beta)
+        if look_ahead:
+            ms = list(torch._foreach_lerp(ms, gs, 1 - beta))
         if weight_decay and decoupled:
             torch._foreach_mul_(θs, 1 - lr * weight_decay)
         torch._foreach_addcdiv_(θs, ms, _preconditioners(pairs_, dampings), [-size for size in step_sizes])
-    for param, grad, exp_avg, pairs, damping, step_size in large:
-        scratch = _scratch(param, 1)
+    for param, pairs, grad, exp_avg, damping, step_size in large:
+        scratch = _scratch(param, 1 + look_ahead)
         for θ, g, m, *factor in blocks((param, grad, exp_avg), pairs):
             θ32, m32 = _precise(θ), _precise(m)
             g32 = g.add(θ, alpha=weight_decay) if weight_decay and not decoupled else g
-            m32.lerp_(g32.to(m32.dtype), 1 - beta)
+            g32 = g32.to(m32.dtype)
+            m32.lerp_(g32, 1 - beta)
             if weight_decay and decoupled:
                 θ32.mul_(1 - lr * weight_decay)
-            θ32.addcdiv_(m32, preconditioner(factor, damping, _like(scratch[0], θ)), value=-step_size)
+            n = torch.lerp(m32, g32, 1 - beta, out=_like(scratch[1], θ)) if look_ahead else m32
+            θ32.addcdiv_(n, preconditioner(factor, damping, _like(scratch[0], θ)), value=-step_size)
             _store(m, m32)
             _store(θ, θ32)
 
 
-def calibrated(
-    params: list[Tensor],
+def measured(
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     factors: list[list[Pair]],
     dampings: list[float],
     *,
+    beta: float,
+) -> Tensor:
+    """Σ u² of each parameter, [parameters]: u = n / F̃, n the look-ahead of the momentum that the gradient gives."""
+    weight = 1 - beta**2  # n = β m + (1 − β) g of the new m, in one step from the old one
+    small, large = _by_size(grads, factors, exp_avgs, dampings, range(len(grads)))
+    norms: list[Any] = [None] * len(grads)
+    if small:
+        gs, pairs_, ms, dampings, places = small
+        us = list(torch._foreach_lerp(ms, gs, weight))
+        torch._foreach_div_(us, _preconditioners(pairs_, dampings))
+        for i, norm in zip(places, torch._foreach_norm(us), strict=True):
+            norms[i] = norm
+    for grad, pairs, exp_avg, damping, i in large:
+        scratch, parts = _scratch(grad, 2), []
+        for g, m, *factor in blocks((grad, exp_avg), pairs):
+            m32 = _precise(m)
+            u = torch.lerp(m32, g.to(m32.dtype), weight, out=_like(scratch[0], g))
+            parts.append(
+                torch.linalg.vector_norm(u.div_(preconditioner(factor, damping, _like(scratch[1], g))))
+            )
+        norms[i] = torch.linalg.vector_norm(torch.stack(parts)) if parts else exp_avg.new_zeros(())
+    return torch.stack(norms).square()
+
+
+def stretched(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    factors: list[list[Pair]],
+    dampings: list[float],
+    squares: Tensor,
+    *,
+    sizes: list[int],
     lr: float,
     beta: float,
     weight_decay: float,
+    apply: Callable[..., None] = momentum,
 ) -> None:
-    """θ ← (1 − η κ) θ − η ρ u / rms(u),  u = n / F̃,  n = β m + (1 − β) g."""
-    small, large = _by_size(params, grads, exp_avgs, factors, dampings)
-    if small:
-        θs, gs, ms, pairs_, dampings = small
-        torch._foreach_lerp_(ms, gs, 1 - beta)
-        us = torch._foreach_lerp(ms, gs, 1 - beta)
-        torch._foreach_div_(us, _preconditioners(pairs_, dampings))
-        units = torch._foreach_norm(us)
-        torch._foreach_clamp_min_(units, _TINY)
-        torch._foreach_mul_(units, [1 / (UPDATE_RMS * u.numel() ** 0.5) for u in us])
-        if weight_decay:
-            torch._foreach_mul_(θs, 1 - lr * weight_decay)
-        torch._foreach_addcdiv_(θs, us, units, value=-lr)
-    for param, grad, exp_avg, pairs, damping in large:
-        scratch = _scratch(param, 2)
-        parts = list(blocks((param, grad, exp_avg), pairs))
-        norms = []
-        for θ, g, m, *factor in parts:
-            m32 = _precise(m)
-            m32.lerp_(g.to(m32.dtype), 1 - beta)
-            _store(m, m32)
-            u = _look_ahead(m32, g, beta, _like(scratch[0], θ))
-            u.div_(preconditioner(factor, damping, _like(scratch[1], θ)))
-            norms.append(torch.linalg.vector_norm(u))
-        rms = torch.linalg.vector_norm(torch.stack(norms)) / param.numel() ** 0.5
-        unit = rms.clamp_(min=_TINY) / UPDATE_RMS  # taken into F̃, where it costs no pass over the parameter
-        scaled, scaled_damping = [(H, S * unit) for H, S in pairs], damping * unit
-        for θ, g, m, *factor in blocks((param, grad, exp_avg), scaled):
-            θ32, u, F = _precise(θ), _like(scratch[0], θ), unit
-            if len(parts) > 1:  # else u is still there
-                _look_ahead(_precise(m), g, beta, u)
-                F = preconditioner(factor, scaled_damping, _like(scratch[1], θ))
-            if weight_decay:
-                θ32.mul_(1 - lr * weight_decay)
-            θ32.addcdiv_(u, F, value=-lr)
-            _store(θ, θ32)
+    """θ ← (1 − η κ) θ − η ρ u / rms(u), given Σ u² [parameters] and sizes over whole parameters.
+
+    The scale is taken into F̃, where it costs no pass over the parameter.
+    """
+    counts = torch.tensor(sizes, dtype=squares.dtype, device=squares.device)
+    units = (squares / counts).sqrt().clamp(min=_TINY).div(UPDATE_RMS).unbind()
+    scaled = [[(H, S * unit) for H, S in pairs] for pairs, unit in zip(factors, units, strict=True)]
+    scaled_dampings = [damping * unit for damping, unit in zip(dampings, units, strict=True)]
+    options = {"lr": lr, "beta": beta, "weight_decay": weight_decay, "decoupled": True, "look_ahead": True}
+    apply(params, grads, exp_avgs, scaled, scaled_dampings, step_sizes=[lr] * len(params), **options)
 
 
-def _by_size(*lists: list[Any]) -> tuple[list[list[Any]], list[tuple[Any, ...]]]:
+def calibrated(
+    params: list[Tensor],
+    *lists: Any,
+    squares: Tensor | None = None,
+    compile: bool = False,
+    **options: Any,
+) -> None:
+    """u = n / F̃,  n = β m + (1 − β) g,  θ ← (1 − η κ) θ − η ρ u / rms(u).
+
+    Args:
+        lists: gradients, momenta, factors and dampings.
+        squares: Σ u² of whole parameters, [parameters], where those here are shards; else they are measured.
+        options: ``sizes`` of whole parameters, ``lr``, ``beta`` and ``weight_decay``.
+    """
+    if squares is None and compile:
+        compiled(calibrated_graph)(params, *lists, **options)
+        return
+    if squares is None:
+        squares = measured(*lists, beta=options["beta"])
+    apply: Callable[..., None] = compiled(stretched_graph) if compile else stretched
+    apply(params, *lists, squares, **options)
+
+
+def _by_size(
+    params: list[Tensor], factors: list[list[Pair]], *lists: Sequence[Any]
+) -> tuple[list[list[Any]], list[tuple[Any, ...]]]:
     """The parameters that are updated together, as lists, and those that are updated one by one, as rows.
 
     Together go those that are small, of one use, and precise enough to compute with.
     """
-    rows = list(zip(*lists, strict=True))
+    rows = list(zip(params, factors, *lists, strict=True))
     alike = [
         param.numel() <= _SMALL and len(pairs) == 1 and param.dtype == factor_dtype(param.dtype)
-        for param, _, _, pairs, *_ in rows
+        for param, pairs, *_ in rows
     ]
     small = [row for row, together in zip(rows, alike, strict=True) if together]
     large = [row for row, together in zip(rows, alike, strict=True) if not together]
@@ -133,10 +170,6 @@ def _preconditioners(pairs: list[list[Pair]], dampings: list[float]) -> list[Ten
     F = list(torch._foreach_mul([S for ((_, S),) in pairs], [H for ((H, _),) in pairs]))
     torch._foreach_add_(F, dampings)
     return F
-
-
-def _look_ahead(m: Tensor, g: Tensor, beta: float, out: Tensor) -> Tensor:
-    return torch.lerp(m, g.to(m.dtype), 1 - beta, out=out)
 
 
 def preconditioner(factor: Sequence[Tensor], damping: float | Tensor, out: Tensor | None = None) -> Tensor:
@@ -204,13 +237,14 @@ def momentum_graph(
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     factors: list[list[Pair]],
-    dampings: list[float],
+    dampings: list[Any],
     *,
     lr: Tensor,
     step_sizes: list[Tensor],
     beta: float,
     weight_decay: float,
     decoupled: bool,
+    look_ahead: bool = False,
 ) -> None:
     """``momentum`` for the compiler."""
     for θ, g, m, pairs, damping, step_size in zip(
@@ -222,43 +256,50 @@ def momentum_graph(
         m32 = torch.lerp(_precise(m), g32, 1 - beta)
         if weight_decay and decoupled:
             θ32 = θ32 * (1 - lr * weight_decay)
+        n = torch.lerp(m32, g32, 1 - beta) if look_ahead else m32
         m.copy_(m32)
-        θ.copy_(θ32 - step_size * m32 / (sum(S * H for H, S in pairs) + damping))
+        θ.copy_(θ32 - step_size * n / (sum(S * H for H, S in pairs) + damping))
 
 
-def calibrated_graph(
-    params: list[Tensor],
+def measured_graph(
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     factors: list[list[Pair]],
     dampings: list[float],
     *,
-    lr: Tensor,
     beta: float,
-    weight_decay: float,
-) -> None:
-    """``calibrated`` for the compiler."""
-    for θ, g, m, pairs, damping in zip(params, grads, exp_avgs, factors, dampings, strict=True):
-        g32 = _precise(g)
-        m32 = torch.lerp(_precise(m), g32, 1 - beta)
-        u = torch.lerp(m32, g32, 1 - beta) / (sum(S * H for H, S in pairs) + damping)
-        rms = u.square().mean().sqrt().clamp(min=_TINY)
-        m.copy_(m32)
-        θ.copy_(_precise(θ) * (1 - lr * weight_decay) - (lr * UPDATE_RMS / rms) * u)
+) -> Tensor:
+    """``measured`` for the compiler."""
+    sums = []
+    for g, m, pairs, damping in zip(grads, exp_avgs, factors, dampings, strict=True):
+        u = torch.lerp(_precise(m), _precise(g), 1 - beta**2) / (sum(S * H for H, S in pairs) + damping)
+        rows = u.square().flatten(1).sum(1) if u.dim() > 1 else u.square()  # a sum of all would not vectorise
+        sums.append(rows.sum())
+    return torch.stack(sums)
+
+
+def stretched_graph(*lists: Any, **options: Any) -> None:
+    """``stretched`` for the compiler."""
+    stretched(*lists, **options, apply=momentum_graph)
+
+
+def calibrated_graph(params: list[Tensor], *lists: Any, beta: float, **options: Any) -> None:
+    """``calibrated`` for the compiler, of parameters that are whole."""
+    stretched_graph(params, *lists, measured_graph(*lists, beta=beta), beta=beta, **options)
 
 
 @cache
-def compiled(update: Callable[..., None]) -> Callable[..., None]:
-    """The update as one graph over the whole list of parameters, given what the eager one is given."""
-    whole: Callable[..., None] = momentum_graph if update is momentum else calibrated_graph
-    graph = torch.compile(whole, fullgraph=True, dynamic=False)
+def compiled(update: Callable[..., Any]) -> Callable[..., Any]:
+    """The update as one graph over the whole list of parameters. Numbers that a schedule changes become tensors."""
+    graph = torch.compile(update, fullgraph=True, dynamic=False)
 
-    def apply(params: list[Tensor], *lists: Any, lr: float, **options: Any) -> None:
+    def apply(first: list[Tensor], *lists: Any, **options: Any) -> Any:
+        device = first[0].device
+        if "lr" in options:
+            options["lr"] = torch.tensor(options["lr"], device=device)
         if "step_sizes" in options:
-            tensors = {
-                size: torch.tensor(size, device=params[0].device) for size in set(options["step_sizes"])
-            }
+            tensors = {size: torch.tensor(size, device=device) for size in set(options["step_sizes"])}
             options["step_sizes"] = [tensors[size] for size in options["step_sizes"]]
-        graph(params, *lists, lr=torch.tensor(lr, device=params[0].device), **options)
+        return graph(first, *lists, **options)
 
     return apply
