@@ -1,6 +1,5 @@
 """From a command line to jobs."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from launch.points import Point, compose_sweep
 from launch.snapshot import take_snapshot
 from launch.sweep import Run, Sweep, new_directory
 from trainer.rundir import freeze
+from trainer.schema import plain
 from trainer.status import FINISHED
 
 
@@ -44,7 +44,7 @@ def prepare(sweep: Sweep, points: Sequence[Point]) -> None:
         take_snapshot(sweep.code)
     for run, point in zip(sweep.runs, points, strict=True):
         sweep.directory(run).mkdir(mode=0o700)
-        freeze(sweep.directory(run), dataclasses.asdict(point.config), point.overrides)
+        freeze(sweep.directory(run), plain(point.config), point.overrides)
     sweep.write()
 
 

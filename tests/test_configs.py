@@ -16,7 +16,6 @@ from trainer.config import (
     CheckpointOptions,
     Config,
     LoopOptions,
-    ParallelOptions,
     PrecisionOptions,
 )
 from trainer.monitor import MonitorOptions
@@ -25,7 +24,6 @@ from trainer.schema import REQUIRED, check_options, options_of
 COMPONENTS = [(group, path.stem) for group in REGISTRIES for path in sorted((CONF / group).glob("*.yaml"))]
 FIXED = {
     "precision": PrecisionOptions,
-    "parallel": ParallelOptions,
     "checkpoint": CheckpointOptions,
     "monitor": MonitorOptions,
 }

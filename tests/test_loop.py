@@ -1,6 +1,7 @@
 """The loop against plain torch: steps, accumulation, clipping, averages, faults, budgets."""
 
 import copy
+import itertools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from tests.kill_and_resume import differences
 from trainer.__main__ import main
+from trainer.agreement import Agreement
 from trainer.compose import compose, hydra_session, resolve
 from trainer.loop import Trainer, TrainingFailed
 from trainer.monitor import MonitorOptions, Monitors
@@ -170,25 +172,27 @@ def test_evaluation_counts_every_sample_once() -> None:
 def test_max_time_counts_training_seconds_over_restarts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter(range(10**6))
-    monkeypatch.setattr("trainer.loop.time.perf_counter", lambda: next(clock))  # each step takes a second
+    clock = itertools.count()
+    # forward and backward take half a second, the update another, which is counted with the next step
+    monkeypatch.setattr("trainer.loop.time.perf_counter", lambda: next(clock) / 2)
     run = [f"hydra.run.dir={tmp_path / 'run'}", "loop.max_time=8", "model.widths=[4]", "schedule.warmup=0.5"]
     seen = []
     step = Trainer.train_step
 
-    def stop_after_five(self: Trainer) -> None:
-        step(self)
+    def stop_at_six(self: Trainer) -> Agreement:
+        agreed = step(self)
         seen.append(self.optimizer.param_groups[0]["lr"])
         if self.counters.step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
+        return agreed
 
-    monkeypatch.setattr(Trainer, "train_step", stop_after_five)
+    monkeypatch.setattr(Trainer, "train_step", stop_at_six)
     assert main(run) == 75
     assert main(run) == 0
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert status["step"] == 8
-    assert seen[:4] == pytest.approx([0.0, 0.25 * seen[4], 0.5 * seen[4], 0.75 * seen[4]])
-    assert seen[4] > seen[5] > seen[6] > seen[7] > 0
+    assert status["step"] == len(seen) == 9  # before them 0, 0.5, 1.5, 2.5, 3.5, 4.5, stop, 5.5, 6, 7 seconds
+    assert seen[:5] == pytest.approx([seconds / 4 * 1e-2 for seconds in (0, 0.5, 1.5, 2.5, 3.5)])
+    assert 1e-2 > seen[5] > seen[6] > seen[7] > seen[8] > 0
 
 
 def test_patience(tmp_path: Path) -> None:

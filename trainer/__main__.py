@@ -13,8 +13,9 @@ from rich.table import Table
 
 from trainer.compose import CONF, compose, hydra_session, load_plugins, parse_arguments, resolve, sweep_points
 from trainer.config import Config
+from trainer.distributed import ALONE, Ranks, join
 from trainer.dry_run import dry_run
-from trainer.errors import UserError
+from trainer.errors import ConfigError, UserError
 from trainer.run import Result, run
 from trainer.rundir import RunDirectory
 from trainer.status import CRASHED, FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR
@@ -24,26 +25,38 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        args = parse_arguments(argv)
-        load_plugins(args.overrides)
-        if args.help or args.hydra_help or args.shell_completion:
-            hydra_app(args, argv, print)
-            return FINISHED
-        configs = check(args)
-        if args.cfg or args.info:
-            hydra_app(args, argv, print)
-            return FINISHED
-        if any(config.dry_run for config, _ in configs):
-            for config, _ in configs:
-                dry_run(config)
-            return FINISHED
-        if args.multirun:
-            return sweep(args, argv)
-        return single(args, *configs[0])
+        with join() as ranks:
+            try:
+                return run_command(argv, ranks)
+            except UserError as error:  # the same on all ranks
+                return refuse(error) if ranks.first else USER_ERROR
     except UserError as error:
         return refuse(error)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def run_command(argv: list[str], ranks: Ranks) -> int:
+    args = ranks.together(lambda: parse_arguments(argv))
+    ranks.together(lambda: load_plugins(args.overrides))
+    if args.help or args.hydra_help or args.shell_completion:
+        hydra_app(args, argv, print)
+        return FINISHED
+    configs = ranks.together(lambda: check(args))
+    if args.cfg or args.info:
+        hydra_app(args, argv, print)
+        return FINISHED
+    if args.multirun and ranks.world_size > 1:
+        raise ConfigError(
+            "--multirun trains on one rank: start its runs one by one, or with python -m launch"
+        )
+    if any(config.dry_run for config, _ in configs):
+        for config, _ in configs:
+            dry_run(config, ranks)
+        return FINISHED
+    if args.multirun:
+        return sweep(args, argv)
+    return single(args, *configs[0], ranks)
 
 
 def refuse(error: UserError) -> int:
@@ -63,15 +76,15 @@ def check(args: Namespace) -> list[tuple[Config, DictConfig]]:
     return [(resolve(config), config) for config in composed]
 
 
-def single(args: Namespace, config: Config, composed: DictConfig) -> int:
+def single(args: Namespace, config: Config, composed: DictConfig, ranks: Ranks) -> int:
     named = args.config_path or any(o.startswith("hydra.run.dir=") for o in args.overrides)
-    directory = RunDirectory(Path(composed.hydra.run.dir), unique=not named)
-    return run_in(directory, config, args.overrides).code
+    directory = RunDirectory.of_all(ranks, Path(composed.hydra.run.dir), unique=not named)
+    return run_in(directory, config, args.overrides, ranks).code
 
 
-def run_in(directory: RunDirectory, config: Config, overrides: list[str]) -> Result:
+def run_in(directory: RunDirectory, config: Config, overrides: list[str], ranks: Ranks = ALONE) -> Result:
     try:
-        return run(config, directory, overrides)
+        return run(config, directory, overrides, ranks)
     finally:
         directory.release()
         directory.remove_if_unused()

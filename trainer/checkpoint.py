@@ -6,16 +6,21 @@ import pickle
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor
 
+from trainer.distributed import ALONE, Ranks
 from trainer.errors import CheckpointError, one_line
 from trainer.state import TrainState, random_state, set_random_state
 
@@ -34,30 +39,39 @@ UNREADABLE = (
 """What reading a damaged checkpoint raises, from file system, pickle and torch alike."""
 
 
-def save(folder: Path, state: TrainState, *, keep_last: int) -> None:
-    """Writes a checkpoint of the present step and removes all but the newest.
+def content_of(state: TrainState, ranks: Ranks) -> dict[str, Any]:
+    """What this rank contributes to a checkpoint of the present step: its shards and its random numbers.
+
+    Of what all ranks have alike each writes a part; what only the first one knows is its to write.
+    """
+    content = {**state.tensors(), "rng": {str(ranks.rank): pickle.dumps(random_state())}}
+    return {**content, "values": pickle.dumps(state.values())} if ranks.first else content
+
+
+def write(
+    folder: Path, step: int, content: Mapping[str, Any], ranks: Ranks, group: ProcessGroup | None
+) -> Path:
+    """Writes a checkpoint, together with the other ranks; it has its final name once the first rank returns.
 
     Args:
-        folder: the run's ``checkpoints`` directory. A checkpoint that `mark_best` marked stays.
-        keep_last: how many to keep, at least 1.
+        group: of all ranks, on CPUs, for this alone.
     """
-    final = path_of(folder, state.counters.step)
+    final = path_of(folder, step)
     part = folder / f".{final.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    rng = {"0": pickle.dumps(random_state())}
+    if ranks.first:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        content = {**state.tensors(), "values": pickle.dumps(state.values()), "rng": rng}
-        dcp.save(content, checkpoint_id=part, no_dist=True)
-    files = {file.name: file.stat().st_size for file in part.iterdir()}
-    _write(part / MANIFEST, json.dumps({"step": state.counters.step, "files": files}))
-    if final.exists():  # of an earlier life of the run, which went on from before it
-        remove(final)
-    part.rename(final)
-    _sync(folder)
-    for old in [c for c in whole(folder) if c.name != best(folder)][keep_last:]:
-        remove(old)
+        dcp.save(dict(content), checkpoint_id=part, process_group=group, no_dist=group is None)
+    if ranks.first:
+        files = {file.name: file.stat().st_size for file in part.iterdir()}
+        _write(part / MANIFEST, json.dumps({"step": step, "files": files}))
+        if final.exists():  # of an earlier life of the run, which went on from before it
+            remove(final)
+        part.rename(final)
+        _sync(folder)
+    return final
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -83,6 +97,12 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     checkpoint.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def remove_old(folder: Path, keep_last: int) -> None:
+    """Removes all but the newest checkpoints and the best."""
+    for old in [c for c in whole(folder) if c.name != best(folder)][keep_last:]:
+        remove(old)
 
 
 def sweep(folder: Path) -> None:
@@ -122,8 +142,10 @@ class Restored:
     """One for each damaged checkpoint that was skipped."""
 
 
-def restore(found: list[Path], state: TrainState, *, same_run: bool) -> Restored:
-    """Loads the first of the checkpoints that is whole.
+def restore(found: list[Path], state: TrainState, *, same_run: bool, ranks: Ranks = ALONE) -> Restored:
+    """Loads the first of the checkpoints that is whole for every rank.
+
+    A rank that had no random numbers of its own when the checkpoint was written keeps those that it has.
 
     Args:
         same_run: they are the run's own: damaged ones are renamed, so that they are not found again.
@@ -133,20 +155,24 @@ def restore(found: list[Path], state: TrainState, *, same_run: bool) -> Restored
     """
     warned = []
     for checkpoint in found:
+        damage = None
         try:
-            content = read(checkpoint)
-            values, rng = pickle.loads(content["values"]), pickle.loads(content["rng"]["0"])
+            content = read(checkpoint, state)
+            values = pickle.loads(content["values"])
+            rng = {rank: pickle.loads(one) for rank, one in content["rng"].items()}
         except UNREADABLE as error:
-            warned.append(
-                f"{checkpoint} is damaged and is skipped: {type(error).__name__}: {one_line(error)[:200]}"
-            )
-            if same_run:
+            damage = f"{type(error).__name__}: {one_line(error)[:200]}"
+        damages = [one for one in ranks.exchange(damage) if one]
+        if damages:
+            warned.append(f"{checkpoint} is damaged and is skipped: {damages[0]}")
+            if same_run and ranks.first:
                 checkpoint.rename(checkpoint.with_name(f"damaged_{checkpoint.name}"))
             continue
         state.load(content, values)
-        set_random_state(rng)
+        if str(ranks.rank) in rng:
+            set_random_state(rng[str(ranks.rank)])
         best_one = path_of(checkpoint.parent, state.counters.best_step)
-        if same_run and best_one.exists():  # the run may have been killed before it was marked
+        if same_run and ranks.first and best_one.exists():  # it may have been killed before that was marked
             mark_best(best_one)
         return Restored(checkpoint, values["monitors"], warned)
     raise CheckpointError(
@@ -155,8 +181,13 @@ def restore(found: list[Path], state: TrainState, *, same_run: bool) -> Restored
     )
 
 
-def read(checkpoint: Path) -> dict[str, Any]:
-    """What `save` wrote, in fresh memory on the CPU: a checkpoint that is damaged has then changed nothing."""
+def read(checkpoint: Path, state: TrainState | None = None, part: str = "") -> dict[str, Any]:
+    """What `write` wrote, in fresh memory on the CPU: a checkpoint that is damaged has then changed nothing.
+
+    Args:
+        state: what the state has in shards is read in such shards; all else, and all without it, is whole.
+        part: the entry to read, such as ``model``; left out, all.
+    """
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     for name, size in manifest["files"].items():
         actual = (checkpoint / name).stat().st_size
@@ -164,16 +195,39 @@ def read(checkpoint: Path) -> dict[str, Any]:
             raise ValueError(f"{name} has {actual} of {size} bytes")
     reader = dcp.FileSystemReader(checkpoint)
     metadata = reader.read_metadata()
+    ours = state.tensors() if state else {}
     flat = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        if isinstance(entry, TensorStorageMetadata)
-        else None
+        key: _room(entry, _alike(ours, metadata.planner_data[key]))
         for key, entry in metadata.state_dict_metadata.items()
+        if not part or metadata.planner_data[key][0] == part
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load(flat, storage_reader=reader, no_dist=True)
-    return unflatten_state_dict(flat, metadata.planner_data)
+    return unflatten_state_dict(flat, {key: metadata.planner_data[key] for key in flat})
+
+
+def _alike(ours: Mapping[str, Any], path: tuple[Any, ...]) -> Any:
+    """What a state has in a place; for what an optimizer has not made yet, the parameter that it belongs to."""
+    value: Any = ours
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if value is None and path[:2] == ("optimizer", "state"):
+        return ours.get("model", {}).get(path[2])
+    return value
+
+
+def _room(entry: Any, like: Any) -> Tensor | None:
+    """Memory for a saved entry: a shard where its likeness is one. Values other than tensors need none."""
+    if not isinstance(entry, TensorStorageMetadata):
+        return None
+    dtype = entry.properties.dtype
+    if not isinstance(like, DTensor) or like.shape != entry.size:
+        return torch.empty(entry.size, dtype=dtype)
+    shard = torch.empty(like.to_local().shape, dtype=dtype)
+    return DTensor.from_local(
+        shard, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
 
 
 def _write(path: Path, text: str) -> None:

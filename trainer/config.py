@@ -10,10 +10,11 @@ from trainer.errors import ConfigError
 from trainer.models import MODELS
 from trainer.monitor import MonitorOptions
 from trainer.optim import OPTIMIZERS, SCHEDULES
+from trainer.parallel import PARALLEL
 from trainer.registry import Registry
-from trainer.schema import Count, Fraction, NonNegative, Positive, check_options, options_of
+from trainer.schema import Count, Fraction, NonNegative, Positive, check_options, made, options_of
 
-REGISTRIES: dict[str, Registry] = {r.kind: r for r in (MODELS, DATA, OPTIMIZERS, SCHEDULES)}
+REGISTRIES: dict[str, Registry] = {r.kind: r for r in (MODELS, DATA, OPTIMIZERS, SCHEDULES, PARALLEL)}
 
 DEFAULT_EPOCHS = 20
 """The budget of a run that names none."""
@@ -43,8 +44,10 @@ class LoopOptions:
     """Evaluations without a new best metric after which training stops early."""
     max_bad_steps: Count = 10
     """Non-finite losses or gradients in a row after which the run fails; each one's step is skipped."""
+    activation_checkpointing: Literal["none", "full"] | Count = "none"
+    """Which blocks of the model keep their inputs only and run again in the backward pass: all, or every k-th."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile the model with torch.compile; block by block where it is sharded."""
     channels_last: bool = False
     """Keep the model's 4-D tensors in channels-last memory format."""
 
@@ -67,16 +70,13 @@ class PrecisionOptions:
 
 
 @dataclass(frozen=True)
-class ParallelOptions:
-    name: Literal["none", "ddp", "fsdp", "hsdp"] = "none"
-
-
-@dataclass(frozen=True)
 class CheckpointOptions:
     every_steps: Count | None = None
     """Steps between checkpoints; there is always one at the end of the run and when a signal stops it."""
     every_minutes: Positive | None = 10.0
     """Minutes between checkpoints, by the clock on the wall."""
+    async_: bool = False
+    """Copy what is saved and write it while training goes on."""
     keep_last: Count = 2
     """Checkpoints that are kept, newest first."""
     keep_best: bool = True
@@ -95,13 +95,13 @@ class Config:
     data: dict[str, Any]
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
+    parallel: dict[str, Any]
     seed: int = 0
     plugins: list[str] = field(default_factory=list)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dry_run: bool = False
     loop: LoopOptions = field(default_factory=LoopOptions)
     precision: PrecisionOptions = field(default_factory=PrecisionOptions)
-    parallel: ParallelOptions = field(default_factory=ParallelOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
 
@@ -115,7 +115,7 @@ def check_config(values: Mapping[str, Any]) -> Config:
     checked = check_options(options_of(Config), values, "")
     for group, registry in REGISTRIES.items():
         checked[group] = registry.check(checked[group])
-    config = Config(**checked)
+    config = made(Config, checked)
     if not re.fullmatch(r"[\w.+-]+", config.name):
         raise ConfigError(f"name={config.name} is wrong: it must be of letters, digits and . _ + -")
     _check_loop(config.loop, config.schedule["warmup"])

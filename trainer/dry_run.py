@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from trainer.config import Config
+from trainer.distributed import Ranks
 from trainer.loop import Trainer
 from trainer.meters import memory_mib
 from trainer.monitor import MonitorOptions, Monitors
@@ -19,16 +20,16 @@ from trainer.run import build, describe
 STEPS = 2
 
 
-def dry_run(config: Config) -> None:
+def dry_run(config: Config, ranks: Ranks) -> None:
     """Builds everything, shows parameters, curvature and memory, times two steps and an evaluation.
 
     Raises:
         UserError: as `trainer.run.build`.
     """
-    trainer = build(config)
+    trainer = build(config, ranks)
     info = describe(trainer, Path(), 0)
     trainer.monitors = Monitors(info, MonitorOptions(sinks=[]))
-    console = Console()
+    console = Console(quiet=not ranks.first)
     console.print(info.summary, highlight=False)
     console.print(parameter_table(trainer))
     steps = [timed(trainer.train_step) for _ in range(STEPS)]

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from trainer.parallel import local
+
 
 class EMA:
     """Averages the parameters and floating-point buffers of a model: ``a <- decay a + (1 - decay) w``.
@@ -32,14 +34,14 @@ class EMA:
     def update(self) -> None:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.average.values()), list(self._weights().values()), 1 - decay)
+        torch._foreach_lerp_(parts(self.average), parts(self._weights()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model has the averaged weights within, and its own again afterwards, to the bit."""
-        weights = list(self._weights().values())
+        weights = parts(self._weights())
         own = [tensor.clone() for tensor in weights]
-        torch._foreach_copy_(weights, list(self.average.values()))
+        torch._foreach_copy_(weights, parts(self.average))
         try:
             yield
         finally:
@@ -56,3 +58,8 @@ class EMA:
         self.steps = steps
         for name, tensor in self.average.items():
             tensor.copy_(average[name])
+
+
+def parts(tensors: dict[str, Tensor]) -> list[Tensor]:
+    """What of the tensors is on this rank: all of them, or their shards."""
+    return [local(tensor) for tensor in tensors.values()]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data import Batch
+from trainer.parallel import Parallel, local
 from trainer.precision import Precision
 
 
@@ -29,16 +30,25 @@ def watching_outputs(model: nn.Module, found: list[str]) -> Iterator[None]:
             handle.remove()
 
 
-def first_non_finite(model: nn.Module, batches: list[Batch], precision: Precision) -> str:
-    """Names the first layer whose output or gradient is not finite, by running the batch again."""
+def first_non_finite(model: nn.Module, batches: list[Batch], precision: Precision, parallel: Parallel) -> str:
+    """Names the first layer whose output or gradient is not finite, by running the batch again on all ranks."""
     found: list[str] = []
-    with watching_outputs(model, found), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with watching_outputs(model, found), parallel.inference(), torch.compiler.set_stance("force_eager"):
         for inputs, _ in batches:
             if inputs.is_floating_point() and not inputs.isfinite().all():
-                return "the inputs"
+                found.insert(0, "")  # all the same the ranks run through the model together
             with precision.autocast():
                 model(inputs)
     if found:
-        return f"the output of {found[0]}"
-    bad = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    return f"the gradient of {bad[-1]}" if bad else "the loss"
+        mine = f"the output of {found[0]}" if found[0] else "the inputs"
+    else:
+        named = [(name, local(p.grad)) for name, p in model.named_parameters() if p.grad is not None]
+        bad = [name for name, grad in named if not grad.isfinite().all()]
+        mine = f"the gradient of {bad[-1]}" if bad else ""
+    return first_said(parallel.ranks.exchange(mine))
+
+
+def first_said(places: list[str]) -> str:
+    """The place that the first rank with any names; on which rank it is, unless all say the same."""
+    rank, place = next(((rank, place) for rank, place in enumerate(places) if place), (0, "the loss"))
+    return place if len(set(places)) == 1 else f"{place} on rank {rank}"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from trainer import checkpoint
+from trainer.agreement import Agreement, agree
 from trainer.config import Config
 from trainer.data import Batch, Data, eval_batches
 from trainer.errors import UserError
@@ -19,7 +20,9 @@ from trainer.meters import SampleRate, memory_mib
 from trainer.metrics import higher_is_better
 from trainer.monitor import Monitors, Progress
 from trainer.objective import Objective
+from trainer.parallel import Parallel, local, whole
 from trainer.precision import Precision
+from trainer.saver import Saver
 from trainer.state import TrainState
 from trainer.stop import StopFlag, Stopped
 
@@ -52,7 +55,7 @@ class Trainer:
         precision: autocast and loss scale.
         budget: where training ends.
         config: the options of loop, checkpoints and evaluation batches.
-        device: where the model is.
+        parallel: how the model is spread over the ranks, and on which device it is.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class Trainer:
         precision: Precision,
         budget: Budget,
         config: Config,
-        device: torch.device,
+        parallel: Parallel,
     ) -> None:
         self.state = state
         self.counters = state.counters
@@ -76,14 +79,20 @@ class Trainer:
         self.budget = budget
         self.config = config
         self.loop = config.loop
-        self.device = device
+        self.parallel = parallel
+        self.ranks = parallel.ranks
+        self.device = parallel.device
 
         number, unit = config.loop.eval_interval
         self.eval_every = number if unit == "steps" else number * state.loader.batches_per_epoch
         self.primary = f"{next(iter(data.evals))}/{objective.primary}"
         self.needs_create_graph = getattr(state.optimizer, "needs_create_graph", False)
         self.buffers = list(state.model.buffers())
+        self.statistics = [buffer for buffer in self.buffers if buffer.is_floating_point()]
         self.rate = SampleRate(state.loader.batch_size)
+        self.stop: StopFlag | None = None
+        self.saved_at = time.monotonic()
+        self.uncounted = 0.0  # seconds of the last step after the ranks had agreed on its time
 
     def fit(self, folder: Path, monitors: Monitors, stop: StopFlag) -> None:
         """Trains until the budget or the patience is spent.
@@ -94,18 +103,20 @@ class Trainer:
             stop: read between two steps; a signal ends the run with a checkpoint.
 
         Raises:
-            Stopped: a signal came; a checkpoint was written.
+            Stopped: a signal came to one of the ranks; a checkpoint was written.
             TrainingFailed: too many losses or gradients in a row were not finite.
         """
-        self.folder, self.monitors = folder, monitors
+        options = self.config.checkpoint
+        self.saver = Saver(folder, self.ranks, keep_last=options.keep_last, background=options.async_)
+        self.monitors, self.stop = monitors, stop
         self.state.monitors = monitors
-        checkpoint.sweep(folder)
-        there = checkpoint.path_of(folder, self.counters.step).exists()  # the run went on from it
-        self.saved_at, self.saved_step = time.monotonic(), self.counters.step if there else -1
+        present = checkpoint.path_of(folder, self.counters.step)
+        went_on_from_it = self.ranks.from_first(present.exists)
+        self.saved_at, self.saved_step = time.monotonic(), self.counters.step if went_on_from_it else -1
         self.show_images()
         while not self.finished():
             refreshes = getattr(self.optimizer, "needs_refresh", False)
-            self.train_step()
+            agreed = self.train_step()
             monitors.tick(self.progress())
             if self.counters.step % self.loop.log_every == 0:
                 self.report()
@@ -113,14 +124,16 @@ class Trainer:
                 self.report_curvature()
             if self.counters.step % self.eval_every == 0:
                 self.evaluate()
-            if stop.received is not None:
+            if agreed.stop is not None:
                 self.save()
-                raise Stopped(stop.received, self.counters.step)
-            if self.checkpoint_due():
+                self.saver.wait()
+                raise Stopped(agreed.stop, self.counters.step)
+            if agreed.save:
                 self.save()
         if self.counters.evaluated_step != self.counters.step:
             self.evaluate()
         self.save()
+        self.saver.wait()
 
     def show_images(self) -> None:
         """Shows the first batch of a new run as it will be augmented; the loader goes back to its start."""
@@ -141,7 +154,7 @@ class Trainer:
         epoch = step / self.state.loader.batches_per_epoch
         return Progress(step, epoch, seconds, self.budget.fraction(step, seconds))
 
-    def train_step(self) -> None:
+    def train_step(self) -> Agreement:
         """One optimizer step on one batch, all its micro-batches; the clock of the run runs here alone."""
         start = time.perf_counter()
         self.state.schedule.update(self.progress().fraction, self.counters.step)
@@ -151,54 +164,77 @@ class Trainer:
         self.model.train()
         losses, totals = self.forward_backward(batches)
         self.precision.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = get_total_norm(gradients)
-        if math.isfinite(losses.sum().item()) and math.isfinite(norm.item()):
-            if self.loop.clip_norm is not None:
-                clip_grads_with_norm_(self.model.parameters(), self.loop.clip_norm, norm)
-            self.precision.scaler.step(self.optimizer)
-            self.counters.skipped_in_a_row = 0
-            if self.state.ema is not None:
-                self.state.ema.update()
-            self.state.window += totals
-            self.counters.grad_norm = norm.item()
+        agreed = self.agree(losses, totals, start)
+        if agreed.finite:
+            self.update(agreed.grad_norm)
+            self.state.window.append(agreed.totals)
         else:
-            self.skip_step(batches, losses, saved_buffers)
+            self.skip_step(batches, agreed, saved_buffers)
         self.precision.scaler.update()
         self.optimizer.zero_grad()
 
         self.counters.step += 1
-        elapsed = time.perf_counter() - start
-        self.counters.seconds += elapsed
-        self.rate.add(elapsed)
+        self.counters.seconds += agreed.seconds
+        end = time.perf_counter()
+        self.uncounted = end - self.agreed_at
+        self.rate.add(end - start)
+        return agreed
 
-    def forward_backward(self, batches: list[Batch]) -> tuple[Tensor, list[Tensor]]:
-        """Adds up the gradients of the micro-batches; returns their losses [M] and their totals."""
+    def forward_backward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+        """Adds up the gradients of this rank's micro-batches; returns their losses [M] and totals, added up."""
         losses, totals = [], []
-        for inputs, targets in batches:
-            with self.precision.autocast():
-                loss, total = self.objective(self.model(inputs), inputs, targets)
-            scaled = self.precision.scaler.scale(loss / len(batches))
-            scaled.backward(create_graph=self.needs_create_graph)
+        for number, (inputs, targets) in enumerate(batches, 1):
+            with self.parallel.micro_batch(last=number == len(batches)):
+                with self.precision.autocast():
+                    loss, total = self.objective(self.parallel.module(inputs), inputs, targets)
+                scaled = self.precision.scaler.scale(loss / len(batches))
+                scaled.backward(create_graph=self.needs_create_graph)
             losses.append(loss.detach())
             totals.append(total)
-        return torch.stack(losses), totals
+        return torch.stack(losses), torch.stack(totals).sum(0)
 
-    def skip_step(self, batches: list[Batch], losses: Tensor, saved_buffers: list[Tensor]) -> None:
+    def agree(self, losses: Tensor, totals: Tensor, start: float) -> Agreement:
+        """What the ranks make of the step together, before the parameters change."""
+        norm = get_total_norm([local(p.grad) for p in self.model.parameters() if p.grad is not None])
+        self.agreed_at = time.perf_counter()
+        return agree(
+            self.ranks,
+            losses=losses,
+            totals=totals,
+            squared_norm=norm.double() ** 2 / self.parallel.copies,
+            seconds=self.agreed_at - start + self.uncounted,
+            save=self.checkpoint_due(),
+            stop=self.stop.received if self.stop else None,
+            buffers=self.statistics,
+        )
+
+    def update(self, norm: float) -> None:
+        """Takes the optimizer's step."""
+        if self.loop.clip_norm is not None:
+            parameters = [p for p in self.model.parameters() if p.grad is not None]
+            total = torch.tensor(norm, dtype=parameters[0].dtype)
+            clip_grads_with_norm_(parameters, self.loop.clip_norm, total)
+        self.precision.scaler.step(self.optimizer)
+        self.counters.skipped_in_a_row = 0
+        if self.state.ema is not None:
+            self.state.ema.update()
+        self.counters.grad_norm = norm
+
+    def skip_step(self, batches: list[Batch], agreed: Agreement, saved_buffers: list[Tensor]) -> None:
         """Undoes what the forward pass changed, and counts the fault."""
         for buffer, saved in zip(self.buffers, saved_buffers, strict=True):
             buffer.copy_(saved)
         scaler = self.precision.scaler
-        if scaler.is_enabled() and scaler.get_scale() > 1 and losses.isfinite().all():
+        if scaler.is_enabled() and scaler.get_scale() > 1 and agreed.losses_finite:
             return  # an overflow that a smaller loss scale will mend
         self.counters.skipped_steps += 1
         self.counters.skipped_in_a_row += 1
-        step, loss = self.counters.step + 1, losses.mean().item()
+        step, loss = self.counters.step + 1, self.objective.metrics(agreed.totals)["loss"]
         self.monitors.message(
             f"step {step} is skipped: the loss is {loss:g} and not all is finite", "warning"
         )
         if self.counters.skipped_in_a_row >= self.loop.max_bad_steps:
-            where = first_non_finite(self.model, batches, self.precision)
+            where = first_non_finite(self.model, batches, self.precision, self.parallel)
             raise TrainingFailed(
                 f"{self.counters.skipped_in_a_row} steps in a row were not finite, the last at step {step}: "
                 f"loss {loss:g}, first in {where}; lower optimizer.lr, set loop.clip_norm, or look at the data"
@@ -208,7 +244,7 @@ class Trainer:
         """Tells the monitors the training metrics since the last report."""
         metrics = {}
         if self.state.window:
-            totals = torch.stack(self.state.window).cpu().double().sum(0)
+            totals = torch.stack(self.state.window).sum(0)
             metrics = {f"train/{k}": v for k, v in self.objective.metrics(totals).items()}
             metrics["grad_norm"] = self.counters.grad_norm
             self.state.window.clear()
@@ -238,7 +274,8 @@ class Trainer:
         clock = {"eval_seconds": time.perf_counter() - start}
         self.monitors.evaluation(self.progress(), metrics, clock)
         if self.monitors.options.histograms:
-            self.monitors.histograms(self.progress(), dict(self.model.named_parameters()))
+            parameters = {name: whole(p.detach()) for name, p in self.model.named_parameters()}
+            self.monitors.histograms(self.progress(), parameters)
         self.keep_if_best(metrics[self.primary])
 
     def keep_if_best(self, value: float) -> None:
@@ -249,9 +286,8 @@ class Trainer:
             return
         counters.best, counters.best_step, counters.evaluations_since_best = value, counters.step, 0
         if self.config.checkpoint.keep_best:
-            checkpoint.mark_best(self.save())
+            self.save(best=True)
 
-    @torch.no_grad()
     def evaluate_splits(self, suffix: str) -> dict[str, float]:
         self.model.eval()
         options = self.config.data
@@ -259,24 +295,26 @@ class Trainer:
         metrics: dict[str, float] = {}
         for name, split in self.data.evals.items():
             totals = []
-            for inputs, targets in eval_batches(
-                split, options["eval_batch_size"], num_workers=options["num_workers"]
-            ):
-                with self.precision.autocast():
-                    totals.append(judge(self.model(inputs), inputs, targets)[1])
-            summed = torch.stack(totals).cpu().double().sum(0)
+            place = (self.ranks.rank, self.ranks.world_size, options["num_workers"])
+            with self.parallel.inference():
+                for inputs, targets in eval_batches(split, options["eval_batch_size"], *place):
+                    with self.precision.autocast():
+                        totals.append(judge(self.model(inputs), inputs, targets)[1])
+            summed = self.ranks.sum(torch.stack(totals).cpu().double().sum(0))
             metrics |= {f"{name}{suffix}/{k}": v for k, v in self.objective.metrics(summed).items()}
         return metrics
 
     def checkpoint_due(self) -> bool:
+        """Whether the step that is being taken should be saved."""
         steps, minutes = self.config.checkpoint.every_steps, self.config.checkpoint.every_minutes
-        return (steps is not None and self.counters.step % steps == 0) or (
+        return (steps is not None and (self.counters.step + 1) % steps == 0) or (
             minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
         )
 
-    def save(self) -> Path:
-        """Writes a checkpoint of the present step, unless this was just done."""
+    def save(self, best: bool = False) -> None:
+        """Saves the present step, unless this was just done; ``best`` marks it as the best so far."""
         if self.saved_step != self.counters.step:
-            checkpoint.save(self.folder, self.state, keep_last=self.config.checkpoint.keep_last)
+            self.saver.save(self.state, best=best)
             self.saved_at, self.saved_step = time.monotonic(), self.counters.step
-        return checkpoint.path_of(self.folder, self.counters.step)
+        elif best:
+            self.saver.mark_best(self.counters.step)

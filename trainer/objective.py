@@ -11,7 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Objective:
-    """Base of the objectives. They add up *totals*: a float tensor whose last entry counts samples."""
+    """Base of the objectives. They add up *totals*: a float tensor whose last entry counts samples.
+
+    An empty batch has totals of zero; its loss is not a number.
+    """
 
     primary: ClassVar[str] = "loss"
     """The metric by which the best model is picked."""
@@ -34,10 +37,11 @@ class Classification(Objective):
     primary = "accuracy"
 
     def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        loss = F.cross_entropy(outputs.float(), targets, label_smoothing=self.label_smoothing)
+        smoothing = self.label_smoothing
+        loss = F.cross_entropy(wide(outputs), targets, label_smoothing=smoothing, reduction="sum")
         correct = (outputs.detach().argmax(-1) == targets).sum()
         count = targets.numel()
-        return loss, torch.stack([loss.detach() * count, correct, loss.new_tensor(count)])
+        return loss / count, torch.stack([loss.detach(), correct, loss.new_tensor(count)])
 
     def metrics(self, totals: Tensor) -> dict[str, float]:
         loss, correct, count = totals.tolist()
@@ -48,10 +52,10 @@ class Language(Objective):
     """Cross-entropy in nats per token of logits [B, T, V] against next tokens [B, T]; perplexity."""
 
     def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = outputs.float().flatten(0, 1)  # [B T, V]
-        loss = F.cross_entropy(logits, targets.flatten(), label_smoothing=self.label_smoothing)
+        logits, smoothing = wide(outputs).flatten(0, 1), self.label_smoothing  # [B T, V]
+        loss = F.cross_entropy(logits, targets.flatten(), label_smoothing=smoothing, reduction="sum")
         count = targets.numel()
-        return loss, torch.stack([loss.detach() * count, loss.new_tensor(count)])
+        return loss / count, torch.stack([loss.detach(), loss.new_tensor(count)])
 
     def metrics(self, totals: Tensor) -> dict[str, float]:
         loss = totals[0].item() / totals[-1].item()
@@ -62,9 +66,14 @@ class Reconstruction(Objective):
     """Mean squared error of the output against the input, both [B, ...], per element."""
 
     def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        loss = F.mse_loss(outputs.float(), inputs)
+        loss = F.mse_loss(wide(outputs), inputs, reduction="sum") / inputs[0:1].numel()
         count = len(inputs)
-        return loss, torch.stack([loss.detach() * count, loss.new_tensor(count)])
+        return loss / count, torch.stack([loss.detach(), loss.new_tensor(count)])
+
+
+def wide(outputs: Tensor) -> Tensor:
+    """In float32, or the float64 that it is already in."""
+    return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 
 OBJECTIVES: dict[str, type[Objective]] = {

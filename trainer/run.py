@@ -1,31 +1,34 @@
 """One run, from its config to its result: the only place that knows all the parts."""
 
 import dataclasses
-import os
-import random
 import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from trainer import checkpoint
+from trainer.blocks import blocks_of, recompute
 from trainer.config import DEFAULT_EPOCHS, Config
 from trainer.data import DATA, Data, TrainLoader, hold_out
+from trainer.data.random import mix
+from trainer.distributed import ALONE, Ranks
 from trainer.ema import EMA
 from trainer.errors import ConfigError, UserError, one_line
-from trainer.loop import Budget, Trainer
+from trainer.loop import Budget, Trainer, TrainingFailed
 from trainer.models import MODELS
 from trainer.monitor import Monitors, RunInfo, Status
 from trainer.objective import OBJECTIVES
 from trainer.optim import OPTIMIZERS, SCHEDULES, Schedule, param_groups
+from trainer.parallel import PARALLEL, Parallel
 from trainer.precision import Precision
 from trainer.rundir import RunDirectory, StatusSink, again
-from trainer.state import TrainState
+from trainer.schema import plain
+from trainer.state import TrainState, seed_all
 from trainer.status import CRASHED, FINISHED, PREEMPTED, read_status, write_status
 from trainer.stop import StopFlag, Stopped
 
@@ -41,40 +44,42 @@ class Result:
     """The name of the metric that picks the best."""
 
 
-def build(config: Config) -> Trainer:
+def build(config: Config, ranks: Ranks = ALONE) -> Trainer:
     """Builds a run's parts, with Python's, NumPy's and torch's random numbers seeded; writes nothing.
+
+    All ranks build the same model; from then on each has random numbers of its own.
 
     Raises:
         UserError: an option does not fit the others, data is missing, a package is not installed.
     """
-    check_parallel(config)
-    device = pick_device(config.device)
-    random.seed(config.seed)
-    np.random.seed(config.seed % 2**32)
-    torch.manual_seed(config.seed)
-
-    data = hold_out(DATA.build(config.data, device, config.seed), config.data["holdout"])
-    model = build_model(config, data).to(device)
-    initialize_lazy_layers(model, data)
-    if config.loop.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    check_ranks(config, ranks)
+    device, data, model = ranks.together(lambda: build_parts(config, ranks))
+    parallel: Parallel = PARALLEL.build(config.parallel, ranks, device, config.precision.name)
+    parallel.spread(model, compiled=config.loop.compile)
     ema = EMA(model, config.loop.ema) if config.loop.ema is not None else None
     groups = param_groups(model, config.optimizer["decay_norms_and_biases"])
     if not groups:
         raise ConfigError(f"model={config.model['name']} has no trainable parameter")
     optimizer = OPTIMIZERS.build(config.optimizer, model, groups)
-    if config.loop.compile:
-        model.compile()
+    if getattr(optimizer, "needs_create_graph", False) and ranks.world_size > 1:
+        raise ConfigError(
+            f"optimizer={config.optimizer['name']} differentiates the gradient again, which parallel="
+            f"{config.parallel['name']} does not allow: train it on one rank with parallel=none"
+        )
     loader = TrainLoader(
         data.train,
         batch_size=config.data["batch_size"],
         seed=config.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
         micro_batches=config.loop.accumulate,
         num_workers=config.data["num_workers"],
     )
     precision = Precision(config.precision.name, device)
     if hasattr(optimizer, "grad_scaler"):  # an optimizer that reads the loss scale
         optimizer.grad_scaler = precision.scaler
+    if not ranks.first:
+        seed_all(mix(config.seed, ranks.rank))
     state = TrainState(
         model=model,
         optimizer=optimizer,
@@ -90,31 +95,71 @@ def build(config: Config) -> Trainer:
         precision=precision,
         budget=budget_of(config, loader.batches_per_epoch),
         config=config,
-        device=device,
+        parallel=parallel,
     )
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` takes an accelerator where there is one."""
+def build_parts(config: Config, ranks: Ranks) -> tuple[torch.device, Data, nn.Module]:
+    """What a rank builds on its own: it finds its device and its data, and makes the model on the CPU."""
+    device = pick_device(config.device, ranks)
+    seed_all(config.seed)
+    data = hold_out(DATA.build(config.data, device, config.seed), config.data["holdout"])
+    model = build_model(config, data)
+    initialize_lazy_layers(model, data)
+    if config.loop.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if config.loop.activation_checkpointing != "none":
+        every = config.loop.activation_checkpointing
+        recompute(blocks_to_recompute(model, config), 1 if every == "full" else every)
+    return device, data, model
+
+
+def blocks_to_recompute(model: nn.Module, config: Config) -> list[nn.Module]:
+    blocks = blocks_of(model)
+    if not blocks:
+        raise ConfigError(
+            f"loop.activation_checkpointing={config.loop.activation_checkpointing} finds no blocks that recur "
+            f"in model={config.model['name']}: leave it at none"
+        )
+    return blocks
+
+
+def pick_device(name: str, ranks: Ranks) -> torch.device:
+    """The device of that name; ``auto`` takes an accelerator where there is one.
+
+    Each rank of a node has a GPU of its own, whether the launcher shows it that one alone or all of the node.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
         raise ConfigError(f"device={name} is not available on this machine: it has {there}")
+    if name == "mps" and ranks.world_size > 1:
+        raise ConfigError("device=mps trains on one rank only: use device=cpu or parallel=none")
+    if name == "cuda" and ranks.store:
+        visible = torch.cuda.device_count()
+        index = 0 if visible == 1 else ranks.local_rank
+        if index >= visible:
+            raise ConfigError(
+                f"no GPU is left for local rank {ranks.local_rank}: this node shows {visible}, start fewer ranks"
+            )
+        return torch.device("cuda", index)
     return torch.device(name)
 
 
-def check_parallel(config: Config) -> None:
-    name, ranks = config.parallel.name, int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks > 1:
+def check_ranks(config: Config, ranks: Ranks) -> None:
+    name = config.parallel["name"]
+    if name == "none" and ranks.world_size > 1:
+        raise ConfigError(f"{ranks.world_size} ranks were started: choose parallel=ddp, fsdp or hsdp")
+    if name != "none" and not ranks.store:
         raise ConfigError(
-            f"this version trains on one rank: WORLD_SIZE is {ranks}, start it without torchrun"
+            f"parallel={name} needs more than one rank: start it with torchrun --nproc-per-node N -m trainer "
+            f"or srun, or use parallel=none"
         )
-    if name != "none":
+    if name in ("fsdp", "hsdp") and config.loop.channels_last:
         raise ConfigError(
-            f"parallel={name} needs more than one rank, on which this version does not train yet: "
-            f"use parallel=none"
+            f"loop.channels_last=true does not go with parallel={name}, which cuts up weights in rows"
         )
 
 
@@ -153,7 +198,7 @@ def build_model(config: Config, data: Data) -> nn.Module:
 def initialize_lazy_layers(model: nn.Module, data: Data) -> None:
     """Shows a sample to a model with layers such as ``nn.LazyLinear``, which learn their shapes from it."""
     if any(is_lazy(parameter) for parameter in model.parameters()):
-        model.eval()(data.train.batch(torch.arange(1), None)[0])
+        model.eval()(data.train.batch(torch.arange(1), None)[0].cpu())
 
 
 def fits(fact: str, option: int, value: int) -> bool:
@@ -180,7 +225,7 @@ def describe(trainer: Trainer, directory: Path, resumed_step: int) -> RunInfo:
     return RunInfo(
         directory=directory,
         name=config.name,
-        config=dataclasses.asdict(config),
+        config=plain(config),
         summary=f"{config.model['name']} ({count:,} parameters) on {config.data['name']} "
         f"({len(trainer.data.train):,} samples) with {config.optimizer['name']}, "
         f"{trainer.device.type}, {config.precision.name}",
@@ -192,31 +237,36 @@ def describe(trainer: Trainer, directory: Path, resumed_step: int) -> RunInfo:
     )
 
 
-def run(config: Config, directory: RunDirectory, overrides: list[str]) -> Result:
+def run(config: Config, directory: RunDirectory, overrides: list[str], ranks: Ranks = ALONE) -> Result:
     """Trains in a run directory.
 
     Raises:
         UserError: the config cannot be run; nothing was written then.
     """
-    found = resumable(config, directory)
-    status = read_status(directory.path)
-    if status.get("state") == "finished" and found == checkpoint.whole(directory.path / "checkpoints"):
-        print(f"finished already at step {status.get('step')}: {directory.path}")
+    found, status, own = ranks.from_first(lambda: look_into(config, directory.path))
+    if status.get("state") == "finished" and found == own:
+        if ranks.first:
+            print(f"finished already at step {status.get('step')}: {directory.path}")
         return Result(FINISHED, status["metrics"], status["primary"])
     with StopFlag() as stop:
-        return _run(config, directory, overrides, found, stop)
+        return _run(config, directory, overrides, found, stop, ranks)
 
 
-def resumable(config: Config, directory: RunDirectory) -> list[Path]:
+def look_into(config: Config, directory: Path) -> tuple[list[Path], dict[str, Any], list[Path]]:
+    """What a run directory holds: checkpoints to go on from, the status, the checkpoints of its own."""
+    return resumable(config, directory), read_status(directory), checkpoint.whole(directory / "checkpoints")
+
+
+def resumable(config: Config, directory: Path) -> list[Path]:
     """The checkpoints that the run goes on from, best first; none for a new run.
 
     A run that started from another's checkpoint and was stopped goes on from its own.
     """
     resume = config.checkpoint.resume
-    own = checkpoint.whole(directory.path / "checkpoints")
+    own = checkpoint.whole(directory / "checkpoints")
     if own and resume == "none":
         raise ConfigError(
-            f"checkpoint.resume=none would overwrite the run in {directory.path}: "
+            f"checkpoint.resume=none would overwrite the run in {directory}: "
             f"choose another hydra.run.dir, or checkpoint.resume=auto to go on with it"
         )
     if own or resume in ("auto", "none"):
@@ -225,15 +275,23 @@ def resumable(config: Config, directory: RunDirectory) -> list[Path]:
 
 
 def _run(
-    config: Config, directory: RunDirectory, overrides: list[str], found: list[Path], stop: StopFlag
+    config: Config,
+    directory: RunDirectory,
+    overrides: list[str],
+    found: list[Path],
+    stop: StopFlag,
+    ranks: Ranks,
 ) -> Result:
-    trainer = build(config)
+    trainer = build(config, ranks)
     same_run = bool(found) and found[0].absolute().parent.parent == directory.path
-    restored = checkpoint.restore(found, trainer.state, same_run=same_run) if found else None
+    restored = checkpoint.restore(found, trainer.state, same_run=same_run, ranks=ranks) if found else None
 
-    directory.write_description(dataclasses.asdict(config), overrides)
+    if ranks.first:
+        directory.write_description(plain(config), overrides)
     info = describe(trainer, directory.path, trainer.counters.step if same_run else 0)
-    monitors = Monitors(info, config.monitor)
+    monitors = Monitors(
+        info, config.monitor if ranks.first else dataclasses.replace(config.monitor, sinks=[])
+    )
     if restored is not None:
         if same_run:
             monitors.load_state_dict(restored.monitors)
@@ -245,32 +303,50 @@ def _run(
 
 def fit(trainer: Trainer, directory: RunDirectory, monitors: Monitors, stop: StopFlag) -> int:
     """Trains to the end, however it comes, and writes down how it came; returns the exit code."""
-    counters = trainer.counters
-    monitors.sinks["status"] = StatusSink(directory, counters.step, counters.evaluated, trainer.primary)
+    counters, ranks = trainer.counters, trainer.ranks
+    if ranks.first:
+        monitors.sinks["status"] = StatusSink(directory, counters.step, counters.evaluated, trainer.primary)
 
-    def end(status: Status, error: str | None = None) -> None:
+    def write_end(status: Status, error: str | None = None) -> None:
         ending = {"metrics": counters.evaluated, "primary": trainer.primary, "error": error}
         write_status(directory.path, status, step=counters.step, **ending)
+
+    def end(status: Status, error: str | None = None) -> None:
+        if ranks.first:
+            write_end(status, error)
         monitors.finish(status, counters.evaluated)
 
+    def end_with_another(cause: str) -> None:
+        write_end("failed", cause)
+        directory.log(cause)
+        print(f"crashed: {cause}", file=sys.stderr)
+
+    ranks.on_failure_of_another(end_with_another)
     try:
         trainer.fit(directory.path / "checkpoints", monitors, stop)
     except Stopped as stopped:
         monitors.message(f"{stopped}; go on with: {again(directory.path)}", "warning")
         end("preempted", str(stopped))
         return PREEMPTED
+    except TrainingFailed as error:  # on all ranks alike
+        monitors.message(str(error), "error")
+        end("failed", str(error))
+        if ranks.first:
+            print(f"error: {error}", file=sys.stderr)
+        return CRASHED
     except BaseException as error:
-        line = error_line(error)
-        monitors.message(line, "error")
-        end("failed", line)
+        cause = ranks.fail(error_line(error))
+        monitors.message(cause, "error")
+        end("failed", cause)
         if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit
             raise
+        where = f"rank {ranks.rank}: " if ranks.world_size > 1 else ""
         if isinstance(error, UserError):
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {where}{error_line(error)}", file=sys.stderr)
         else:
-            with (directory.path / "run.log").open("a") as log:
-                log.write(traceback.format_exc())
-            print(f"crashed: {line} (traceback in {directory.path / 'run.log'})", file=sys.stderr)
+            directory.log(f"{where}{traceback.format_exc()}")
+            seen = f"(traceback in {directory.path / 'run.log'})"
+            print(f"crashed: {where}{error_line(error)} {seen}", file=sys.stderr)
         return CRASHED
     end("finished")
     return FINISHED

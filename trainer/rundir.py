@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 
+from trainer.distributed import Ranks
 from trainer.errors import UserError
 from trainer.monitor import Progress, Sink
 from trainer.status import replace, write_status
@@ -34,6 +35,8 @@ class RunDirectory:
     Raises:
         UserError: another process trains there, or the directory cannot be made.
     """
+
+    path: Path
 
     def __init__(self, path: Path, *, unique: bool) -> None:
         path = path.absolute()
@@ -66,6 +69,13 @@ class RunDirectory:
             self._made = missing
         return path
 
+    @classmethod
+    def of_all(cls, ranks: Ranks, path: Path, *, unique: bool) -> "RunDirectory":
+        """The directory that the first rank makes and locks, as each rank sees it."""
+        made = ranks.together(lambda: cls(path, unique=unique) if ranks.first else None)
+        agreed = ranks.exchange(made.path if made else path)[0]
+        return made or _Visited(agreed)
+
     def release(self) -> None:
         os.close(self._lock)
 
@@ -77,10 +87,28 @@ class RunDirectory:
             except OSError:
                 return
 
+    def log(self, text: str) -> None:
+        """Appends to run.log, past the monitors."""
+        with (self.path / "run.log").open("a") as log:
+            log.write(f"{text.rstrip()}\n")
+
     def write_description(self, config: dict[str, Any], overrides: list[str]) -> None:
         """Writes config.yaml, overrides.yaml and environment.json."""
         freeze(self.path, config, overrides)
         replace(self.path / "environment.json", json.dumps(environment(), indent=2))
+
+
+class _Visited(RunDirectory):
+    """A run directory that another rank has made and locked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def release(self) -> None:
+        pass
+
+    def remove_if_unused(self) -> None:
+        pass
 
 
 class StatusSink(Sink):

@@ -1,7 +1,8 @@
 """Typed options: one check for the fields of a dataclass and the keyword arguments of a registered component.
 
 An option's type is its annotation: bool, int, float, str, None, Literal, list, tuple, dict, dataclasses and
-unions of these, each with limits by ``Annotated[float, Range(ge=0)]``.
+unions of these, each with limits by ``Annotated[float, Range(ge=0)]``. A ``_`` at the end of a dataclass's field
+is no part of the option's name: ``async_`` is ``async``, which Python keeps for itself.
 """
 
 import dataclasses
@@ -59,7 +60,10 @@ def options_of(target: Callable[..., Any] | type) -> dict[str, Option]:
     """The options of a dataclass (its fields) or of any other callable (its keyword-only arguments)."""
     if dataclasses.is_dataclass(target):
         hints = typing.get_type_hints(target, include_extras=True)
-        return {f.name: Option(f.name, hints[f.name], _field_default(f)) for f in dataclasses.fields(target)}
+        fields = [
+            (_option_name(f.name), hints[f.name], _field_default(f)) for f in dataclasses.fields(target)
+        ]
+        return {name: Option(name, type_, default) for name, type_, default in fields}
     function = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(function, include_extras=True)
     return {
@@ -67,6 +71,20 @@ def options_of(target: Callable[..., Any] | type) -> dict[str, Option]:
         for p in inspect.signature(function).parameters.values()
         if p.kind is p.KEYWORD_ONLY
     }
+
+
+def made(target: type, checked: Mapping[str, Any]) -> Any:
+    """A dataclass of checked options."""
+    return target(**{f.name: checked[_option_name(f.name)] for f in dataclasses.fields(target)})
+
+
+def plain(options: Any) -> dict[str, Any]:
+    """A dataclass of options, and those within it, as mappings."""
+    return dataclasses.asdict(options, dict_factory=lambda items: {_option_name(k): v for k, v in items})
+
+
+def _option_name(argument: str) -> str:
+    return argument.removesuffix("_")
 
 
 def _field_default(field: dataclasses.Field[Any]) -> Any:
@@ -128,7 +146,7 @@ def _convert(type_: Any, value: Any, where: str) -> Any:
     if isinstance(type_, type) and dataclasses.is_dataclass(type_):
         if not isinstance(value, Mapping):
             raise TypeError
-        return type_(**check_options(options_of(type_), value, where))
+        return made(type_, check_options(options_of(type_), value, where))
     if origin in (list, tuple):
         return origin(_convert_items(origin, args, value, where))
     if origin is dict or type_ is dict:

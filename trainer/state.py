@@ -45,8 +45,8 @@ class Counters:
 class TrainState:
     """The parts of a run whose state a checkpoint holds.
 
-    ``window`` has the totals of the training metrics since they were last reported. ``monitors`` are saved
-    here, but whoever opens them again after a restart gives them their state back.
+    ``window`` has the totals of the training metrics, step by step and over all ranks, since they were last
+    reported. ``monitors`` are saved here, but whoever opens them again after a restart gives them their state back.
     """
 
     model: nn.Module
@@ -74,7 +74,7 @@ class TrainState:
             "loader": self.loader.state_dict(),
             "monitors": self.monitors.state_dict() if self.monitors else {},
             "counters": asdict(self.counters),
-            "window": [totals.cpu() for totals in self.window],
+            "window": list(self.window),
         }
 
     def load(self, tensors: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -92,7 +92,7 @@ class TrainState:
         self.scaler.load_state_dict(values["scaler"])
         self.loader.load_state_dict(values["loader"])
         self.counters.__dict__.update(values["counters"])
-        self.window[:] = [totals.to(next(self.model.parameters()).device) for totals in values["window"]]
+        self.window[:] = values["window"]
 
     def _parameter_names(self) -> list[str]:
         """In the optimizer's own order, which its state dict numbers."""
@@ -132,6 +132,13 @@ def _check_same_shapes(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor])
         if ours[name].shape != theirs[name].shape:
             there, here = tuple(theirs[name].shape), tuple(ours[name].shape)
             raise CheckpointError(f"the checkpoint is of another model: {name} is {there} there, {here} here")
+
+
+def seed_all(seed: int) -> None:
+    """Starts this process's random number generators anew."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed % 2**63)
 
 
 def random_state() -> dict[str, Any]:
