@@ -114,10 +114,9 @@ def logs(args: Namespace) -> int:
         raise ConfigError(f"{run.name} is {row.state} and has no log yet")
     if args.follow:
         for content in follow(sweep, run.name, row.log):
-            sys.stdout.buffer.write(content)
-            sys.stdout.flush()
+            print(content, end="", flush=True)
     else:
-        sys.stdout.buffer.write(row.log.read_bytes())
+        print(row.log.read_text(errors="replace"), end="")
     return FINISHED
 
 

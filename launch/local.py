@@ -9,7 +9,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from types import FrameType
 
 from submitit.core.utils import JobPaths
 
@@ -25,10 +24,11 @@ STRAGGLERS_SECONDS = 60
 
 
 class Start:
-    """The processes of one start of a run."""
+    """The processes of one start of a run, on some of the GPUs."""
 
-    def __init__(self, sweep: Sweep, run: Run, restarts: int) -> None:
+    def __init__(self, sweep: Sweep, run: Run, restarts: int, gpus: list[str]) -> None:
         self.run = run
+        self.gpus = gpus
         self.directory = sweep.directory(run)
         self.restarts = restarts
         self.first_end: float | None = None
@@ -39,15 +39,11 @@ class Start:
         self.processes = [self._spawn(sweep, rank, tasks, port) for rank in range(tasks)]
 
     def _spawn(self, sweep: Sweep, rank: int, tasks: int, port: int) -> subprocess.Popen[bytes]:
-        place = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": tasks,
-            "LOCAL_WORLD_SIZE": tasks,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        environment = {name: str(value) for name, value in place.items()} if tasks > 1 else {}
+        environment = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {}
+        if tasks > 1:
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environment |= {"WORLD_SIZE": str(tasks), "LOCAL_WORLD_SIZE": str(tasks)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         command = [sys.executable, "-u", "-m", "launch.task", str(self.directory), str(sweep.cwd)]
         with self.logs[rank].open("ab") as log:
             return subprocess.Popen(
@@ -74,8 +70,9 @@ class Start:
 
     def conclude(self, limit: int) -> bool:
         """Whether to start it again."""
-        codes = [process.returncode if process.returncode >= 0 else None for process in self.processes]
-        return conclude(self.directory, codes, self.logs, self.restarts, limit)
+        codes = [process.returncode for process in self.processes]
+        code = max(128 - code if code < 0 else code for code in codes)  # as srun says it
+        return conclude(self.directory, code, self.logs, self.restarts, limit)
 
 
 class Pool:
@@ -86,20 +83,27 @@ class Pool:
         self.waiting = deque((run, 0) for run in runs)
         self.started: list[Start] = []
         self.stopping = False
+        self.free = share(visible_gpus(), sweep.options.gpus_per_node, self.room)
 
     def execute(self) -> None:
-        for number in StopFlag.SIGNALS:
-            signal.signal(number, self._stop)
-        while self.started or (self.waiting and not self.stopping):
-            while self.waiting and not self.stopping and len(self.started) < self.room:
-                start = Start(self.sweep, *self.waiting.popleft())
-                self.started.append(start)
-                if self.stopping:  # the signal came while it was being started
-                    start.signal(signal.SIGTERM)
-                print(f"start {start.run.name}, log {start.logs[0]}", flush=True)
-            for start in [start for start in self.started if start.ended()]:
-                self._end(start)
-            time.sleep(0.1)
+        with StopFlag() as stop:
+            try:
+                while self.started or (self.waiting and not self.stopping):
+                    self._start()
+                    for start in [start for start in self.started if start.ended()]:
+                        self._end(start)
+                    if stop.received and not self.stopping:
+                        self._stop()
+                    time.sleep(0.1)
+            finally:
+                for start in self.started:  # a second Ctrl-C
+                    start.signal(signal.SIGKILL)
+
+    def _start(self) -> None:
+        while self.waiting and not self.stopping and len(self.started) < self.room:
+            start = Start(self.sweep, *self.waiting.popleft(), self.free.pop(0))
+            self.started.append(start)
+            print(f"start {start.run.name}, log {start.logs[0]}", flush=True)
 
     @property
     def room(self) -> int:
@@ -107,6 +111,7 @@ class Pool:
 
     def _end(self, start: Start) -> None:
         self.started.remove(start)
+        self.free.append(start.gpus)
         limit = 0 if self.stopping else self.sweep.options.max_requeues
         if start.conclude(limit):
             self.waiting.append((start.run, start.restarts + 1))
@@ -114,9 +119,8 @@ class Pool:
         reason = f": {status['error']}" if status.get("error") else ""
         print(f"{status.get('state', 'lost')} {start.run.name}{reason}", flush=True)
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        if not self.stopping:
-            print("stopping: each run saves a checkpoint first", flush=True)
+    def _stop(self) -> None:
+        print("stopping: each run saves a checkpoint first", flush=True)
         self.stopping = True
         for start in self.started:
             start.signal(signal.SIGTERM)
@@ -152,6 +156,26 @@ def executor_of(job: str) -> tuple[str, int]:
     """Host and process that execute a local job."""
     host, pid, _ = job.rsplit(".", 2)
     return host, int(pid)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this machine that we may use, as CUDA_VISIBLE_DEVICES names them."""
+    if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return named.split(",")
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        return []
+    return [
+        str(number) for number, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU"))
+    ]
+
+
+def share(gpus: list[str], each: int, runs: int) -> list[list[str]]:
+    """GPUs for each of the runs that go on at a time; where there are too few, all see the same."""
+    if each * runs > len(gpus):
+        return [[] for _ in range(runs)]
+    return [gpus[run * each : (run + 1) * each] for run in range(runs)]
 
 
 def free_port() -> int:

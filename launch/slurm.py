@@ -24,12 +24,12 @@ STRAGGLERS_SECONDS = 60
 """After the first task of a job has ended, the others have that long."""
 
 OPTIONS = {
-    "partition": "partition",
     "account": "account",
+    "partition": "partition",
     "qos": "qos",
     "gres|generic resource": "gpus_per_node",
-    "time limit": "time",
-    "memory": "mem",
+    "time limit|--time": "time",
+    "memory|--mem": "mem",
     "feature": "constraint",
     "node name|exclude": "exclude",
     "cpu count": "cpus_per_task",
@@ -99,7 +99,7 @@ def parameters(sweep: Sweep) -> dict[str, Any]:
         "additional_parameters": {"requeue": True, **options.sbatch},
         "setup": [*options.setup, f"cd {shlex.quote(str(sweep.code))} || exit 1"],
         "srun_args": [f"--wait={STRAGGLERS_SECONDS}", f"--cpus-per-task={options.cpus_per_task}"],
-        "teardown": [f"{python} -m launch.ending {shlex.quote(str(sweep.jobs))}"],
+        "teardown": [f"{python} -m launch.ending {shlex.quote(str(sweep.jobs))} $?"],
         "stderr_to_stdout": True,
         "wckey": None,
         **parallel,

@@ -65,14 +65,15 @@ def wait(sweep: Sweep) -> list[Standing]:
         time.sleep(SECONDS)
 
 
-def follow(sweep: Sweep, name: str, log: Path) -> Iterator[bytes]:
+def follow(sweep: Sweep, name: str, log: Path) -> Iterator[str]:
     """A log's content, and what is added to it until the run is no longer under way."""
     place, ended = 0, False
     while True:
         if log.exists():
             with log.open("rb") as file:
                 file.seek(place)
-                yield (content := file.read())
+                content = file.read()
+            yield content.decode(errors="replace")
             place += len(content)
         if ended:
             return

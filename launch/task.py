@@ -16,15 +16,15 @@ from pathlib import Path
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
-from trainer.status import FINISHED, PREEMPTED, replace
+from trainer.status import PREEMPTED, replace
 from trainer.stop import StopFlag
 
 JOB = "job.json"
 """In a run directory: which job trains there, and how often it was started again."""
 
 
-def train(run: Path, cwd: Path) -> int:
-    """Trains the run in a directory to its end; returns the exit code.
+def train(run: Path, cwd: Path) -> None:
+    """Trains the run in a directory to its end, and leaves with its exit code.
 
     A signal that comes before the trainer can take it, while it imports torch, waits until then.
     """
@@ -32,11 +32,7 @@ def train(run: Path, cwd: Path) -> int:
     os.chdir(cwd)
     sys.path.append(str(cwd))  # plugins that are not part of the code
     sys.argv = ["trainer", "--config-path", str(run), "--config-name", "config"]
-    try:
-        runpy.run_module("trainer", run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else FINISHED
-    return FINISHED
+    runpy.run_module("trainer", run_name="__main__", alter_sys=True)
 
 
 def write_job(run: Path, job: str, restarts: int) -> None:
@@ -50,23 +46,21 @@ def restart_count() -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """A job for submitit, called in each of its tasks; its result is the exit code."""
+    """A job for submitit, called in each of its tasks."""
 
     run: Path
     cwd: Path
     tasks: int
     max_requeues: int
 
-    def __call__(self) -> int:
+    def __call__(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, StopFlag.SIGNALS)
         environment = JobEnvironment()
-        for old in environment.paths.folder.glob(f"{environment.paths.result_pickle.name}*"):
-            old.unlink()  # of an earlier start that a dead node ended
         if restart_count() > self.max_requeues:
-            return PREEMPTED
+            sys.exit(PREEMPTED)
         if environment.global_rank == 0:
             write_job(self.run, environment.job_id, restart_count())
-        return train(self.run, self.cwd)
+        train(self.run, self.cwd)
 
     def checkpoint(self) -> DelayedSubmission:
         """For submitit, should a signal come before `__call__` holds it."""
@@ -74,4 +68,4 @@ class Task:
 
 
 if __name__ == "__main__":
-    sys.exit(train(Path(sys.argv[1]), Path(sys.argv[2])))
+    train(Path(sys.argv[1]), Path(sys.argv[2]))

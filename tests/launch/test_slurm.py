@@ -1,0 +1,118 @@
+"""What is said to Slurm and understood from it, without a Slurm."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch.options import SlurmOptions
+from launch.slurm import ended, explain, queued, script, without_job_variables
+from launch.sweep import Sweep
+from trainer.errors import UserError
+
+
+def sweep(path: Path, **options: object) -> Sweep:
+    return Sweep(path / "a sweep", path, SlurmOptions(dir="x", **options), [])  # type: ignore[arg-type]
+
+
+def test_the_script_is_one_that_bash_reads(tmp_path: Path) -> None:
+    text = script(
+        sweep(
+            tmp_path,
+            nodes=2,
+            gpus_per_node=4,
+            time="1:00:00",
+            sbatch={"reservation": "mine"},
+            setup=["module load x"],
+        ),
+        6,
+    )
+    for line in (
+        "#SBATCH --array=0-5%6",
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=4",
+        "#SBATCH --gpus-per-node=4",
+        "#SBATCH --time=1:00:00",
+        "#SBATCH --reservation=mine",
+        "#SBATCH --requeue",
+        "#SBATCH --signal=USR2@120",
+    ):
+        assert line in text.splitlines()
+    assert text.index("module load x") < text.index("srun")
+    assert "partition" not in text
+    assert "wckey" not in text
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_one_run_is_no_array(tmp_path: Path) -> None:
+    assert "--array" not in script(sweep(tmp_path), 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("sbatch: error: invalid partition specified: nix", "launch.partition"),
+        (
+            "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
+            "launch.account",
+        ),
+        ("sbatch: error: Batch job submission failed: Invalid qos specification", "launch.qos"),
+        ("sbatch: error: Invalid generic resource (gres) specification", "launch.gpus_per_node"),
+        (
+            "sbatch: error: Batch job submission failed: Requested node configuration is not available",
+            "launch.nodes",
+        ),
+        (
+            "sbatch: error: Batch job submission failed: Requested time limit is invalid",
+            "launch.time",
+        ),
+        ("sbatch: error: Invalid --time specification", "launch.time"),
+        ("sbatch: error: Batch job submission failed: Invalid feature specification", "launch.constraint"),
+        ("sbatch: error: Memory specification can not be satisfied", "launch.mem"),
+        ("sbatch: error: Invalid --mem specification", "launch.mem"),
+        ("sbatch: unrecognized option '--nix=1'", "launch.sbatch"),
+    ],
+)
+def test_slurms_own_words_and_the_option(words: str, option: str) -> None:
+    said = explain(words)
+    assert said.startswith("Slurm refused the jobs: ")
+    assert words.removeprefix("sbatch: ").removeprefix("error: ") in said
+    assert option in said
+
+
+def test_no_answer() -> None:
+    words = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
+    assert explain(words).startswith("Slurm does not answer: ")
+
+
+def fake(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_the_queue_with_and_without_accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    fake(tmp_path, "squeue", "echo '7_0|RUNNING|None'; echo '7_1|PENDING|(Resources, Priority)'")
+    assert queued(["7_0", "7_1", "7_2"]) == {
+        "7_0": ("RUNNING", "None"),
+        "7_1": ("PENDING", "(Resources, Priority)"),
+    }
+    fake(tmp_path, "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert queued(["7"]) == {}
+    fake(tmp_path, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(UserError, match="Unable to contact"):
+        queued(["7"])
+    fake(tmp_path, "sacct", "echo '7_2|CANCELLED by 0'")
+    assert ended(["7_2"]) == {"7_2": "CANCELLED by 0"}
+    fake(tmp_path, "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    assert ended(["7_2"]) == {}
+
+
+def test_a_job_does_not_inherit_from_the_one_that_submits_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    with without_job_variables():
+        assert "SLURM_JOB_ID" not in os.environ
+        assert os.environ["SLURM_CONF"] == "/etc/slurm.conf"
+    assert os.environ["SLURM_JOB_ID"] == "5"

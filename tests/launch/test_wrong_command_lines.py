@@ -1,0 +1,59 @@
+"""Every mistake in a launch: exit code 2, one line that helps, nothing submitted, nothing left on disk."""
+
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+
+WRONG = [
+    # the launch
+    ("launch=slrm", "did you mean slurm"),
+    ("launch.partitionn=x", "unknown option launch.partitionn; did you mean partition"),
+    ("launch=local launch.partition=x", "unknown option launch.partition"),
+    ("launch.nodes=0", "launch.nodes=0 is wrong: it must be an integer >= 1"),
+    ("launch.time=[1]", "launch.time=[1] is wrong"),
+    ("launch.nodes=1,2", "launch takes one value"),
+    ("launch=local,slurm", "launch takes one value"),
+    ("launch.dir=. seed=0", "exists already"),
+    ("hydra.run.dir=x", "below launch.dir"),
+    ("dry_run=true", "python -m launch --dry-run"),
+    ("--cfg job", "--cfg is for python -m trainer"),
+    ("--no-such-flag", "--no-such-flag"),
+    # a run, as python -m trainer says it
+    ("modell=cnn", "unknown option modell; did you mean model"),
+    ("optimizer=adafisher,adamm", "unknown option optimizer=adamm; did you mean"),
+    ("optimizer.lr=1e-3,1e-2,-1 seed=range(3)", "optimizer.lr=-1 is wrong"),
+    ("loop.max_steps=[1", "cannot read"),
+    # the other commands
+    ("stats x", "unknown command stats; did you mean status"),
+    ("status", "DIR"),
+    ("status .", "has no sweep in it"),
+    ("rerun . --failed --incomplete", "not allowed with"),
+    ("wait nowhere", "has no sweep in it"),
+]
+
+
+@pytest.mark.parametrize(("line", "hint"), WRONG, ids=[line for line, _ in WRONG])
+def test_one_line_and_nothing_left(
+    line: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = main(line.split(" "))
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    assert hint in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_slurm_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["seed=0", "launch.snapshot=false"]) == 2
+    assert capsys.readouterr().err.startswith("error: sbatch is not installed here")
+    assert list(tmp_path.iterdir()) == []
