@@ -1,0 +1,172 @@
+"""``python -m trainer.analyze RUN``: curvature, preconditioner and loss landscape of a run's checkpoint."""
+
+import json
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from trainer.analyze import factors, gershgorin, landscape, preconditioner, spectrum
+from trainer.analyze.subject import DoesNotFit, Finding, Settings, Subject
+from trainer.errors import ConfigError, MissingExtra, UserError, nearest
+from trainer.monitor.jsonl import finite
+
+ANALYSES: dict[str, Callable[[Subject, Settings], Finding]] = {
+    "factors": factors.analyse,
+    "gershgorin": gershgorin.analyse,
+    "spectrum": spectrum.analyse,
+    "preconditioner": preconditioner.analyse,
+    "landscape": landscape.analyse,
+}
+
+
+class Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog="python -m trainer.analyze",
+        description="Looks into the network of a run: full Kronecker factors, Gershgorin discs, spectrum, "
+        "preconditioner, loss landscape. Writes PNG files and TensorBoard images.",
+    )
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="RUN",
+        help="a run directory (its newest checkpoint), or a checkpoint of one",
+    )
+    parser.add_argument(
+        "--what",
+        type=lambda text: text.split(","),
+        metavar="NAME[,NAME]",
+        help=f"of {', '.join(ANALYSES)} (default: all that fit the run)",
+    )
+    default = Settings()
+    parser.add_argument(
+        "--layers",
+        metavar="GLOB",
+        help="Linear and Conv2d layers (default: the first, a middle and the last one)",
+    )
+    parser.add_argument(
+        "--batches",
+        type=count,
+        default=default.batches,
+        help="training batches to average over (%(default)s)",
+    )
+    parser.add_argument(
+        "--points", type=count, default=default.points, help="points a side of a landscape (%(default)s)"
+    )
+    parser.add_argument(
+        "--sigma", type=float, default=default.sigma, help="of the noise off the diagonal (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: RUN/analysis)")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of tables")
+    return parser
+
+
+def count(text: str) -> int:
+    if not text.isdigit() or int(text) < 2:
+        raise ArgumentTypeError(f"{text!r} is not a number of at least 2")
+    return int(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line; returns the exit code."""
+    try:
+        args = parser().parse_args(argv)
+        for name in args.what or ():
+            if name not in ANALYSES:
+                raise ConfigError(f"unknown --what {name!r}{nearest(name, ANALYSES)}")
+        if find_spec("matplotlib") is None:
+            raise MissingExtra("trainer.analyze", "matplotlib", "report")
+        subject = Subject(args.path)
+        step = subject.trainer.counters.step
+        found = analyse(subject, args)
+        written = write(found, args.out or subject.run / "analysis", subject.checkpoint.name, step)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        rows = {name: finding.rows for name, finding in found.items()}
+        place = {
+            "checkpoint": str(subject.checkpoint),
+            "step": step,
+            "figures": [str(path) for path in written],
+        }
+        print(json.dumps(finite({**place, **rows}), indent=2, allow_nan=False))
+    else:
+        show(found, written, Console())
+    return 0
+
+
+def analyse(subject: Subject, args: Namespace) -> dict[str, Finding]:
+    """What each analysis found. One that does not fit the run is left out with a note, unless it was asked for."""
+    settings = Settings(args.layers, args.batches, args.points, args.sigma)
+    found = {}
+    for name in dict.fromkeys(args.what or ANALYSES):
+        subject.load(subject.checkpoint)
+        try:
+            found[name] = ANALYSES[name](subject, settings)
+        except DoesNotFit as error:
+            if args.what:
+                raise
+            print(f"left out {name}: {error}", file=sys.stderr)
+    return found
+
+
+def write(found: dict[str, Finding], folder: Path, checkpoint: str, step: int) -> list[Path]:
+    """Draws what was found as PNG files, and as images in TensorBoard event files beside them.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+    from trainer.analyze.figures import FIGURES  # takes a second, and is not always installed
+
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with SummaryWriter(str(folder)) as board:
+            for name, finding in found.items():
+                written.append(folder / f"{name}_{checkpoint}.png")
+                FIGURES[name](finding.shown).savefig(written[-1], dpi=110)
+                with Image.open(written[-1]) as picture:
+                    board.add_image(f"analysis/{name}", np.asarray(picture), step, dataformats="HWC")
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written to: {error.strerror}; give another --out") from None
+    return written
+
+
+def show(found: dict[str, Finding], written: list[Path], console: Console) -> None:
+    """The numbers as tables, without lists, and where the figures are."""
+    for name, finding in found.items():
+        lists = {head for row in finding.rows for head, value in row.items() if isinstance(value, list)}
+        heads = [head for head in finding.rows[0] if head not in lists]
+        table = Table(title=name, title_justify="left")
+        for head in heads:
+            table.add_column(escape(head.replace("_", " ")), overflow="fold")
+        for row in finding.rows:
+            table.add_row(*(escape(text(row[head])) for head in heads))
+        console.print(table)
+    for path in written:
+        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+
+
+def text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

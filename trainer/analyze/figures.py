@@ -1,0 +1,160 @@
+"""What the analyses found, drawn."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from matplotlib.ticker import LogLocator
+from torch import Tensor
+
+from trainer.analyze.factors import diagonal_energy
+from trainer.analyze.gershgorin import Discs
+from trainer.analyze.landscape import Plane
+from trainer.analyze.preconditioner import Histogram
+from trainer.analyze.spectrum import signal_to_noise
+
+Key = tuple[str, str]
+"""A layer and its factor, A or G."""
+
+DECADES = 6
+"""Of a colour scale below the largest value."""
+LEVELS = 25
+LINEAR_BELOW = 1e-3
+"""Of the largest eigenvalue: so that negative ones are on the axis too."""
+BEFORE, AFTER = "C0", "C3"
+
+
+def panels(rows: int, columns: int, width: float = 4.6, height: float = 3.6) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def by_layer(found: Mapping[Key, Any]) -> tuple[Figure, dict[Key, Axes]]:
+    """A row for every layer, with A on the left and G on the right."""
+    layers = list(dict.fromkeys(layer for layer, _ in found))
+    figure, grid = panels(len(layers), 2)
+    return figure, {(layer, kind): grid[layers.index(layer), "AG".index(kind)] for layer, kind in found}
+
+
+def heat_map(figure: Figure, panel: Axes, matrix: Tensor, label: str) -> None:
+    """Absolute values on a logarithmic scale."""
+    values = matrix.abs().double().cpu().numpy()
+    top = values.max() or 1.0
+    low = top * 10**-DECADES
+    image = panel.imshow(values.clip(low), norm=LogNorm(low, top), cmap="magma", interpolation="nearest")
+    figure.colorbar(image, ax=panel, label=label, extend="min").minorticks_off()
+
+
+def factors(found: Mapping[Key, Tensor]) -> Figure:
+    figure, at = by_layer(found)
+    for (layer, kind), factor in found.items():
+        panel = at[layer, kind]
+        heat_map(figure, panel, factor, "absolute value")
+        panel.set_title(f"{layer}: {kind}, {100 * diagonal_energy(factor):.1f} % of energy on the diagonal")
+    return figure
+
+
+def spectrum(found: Mapping[Key, tuple[Tensor, Tensor]]) -> Figure:
+    figure, at = by_layer(found)
+    for (layer, kind), (factor, magnitudes) in found.items():
+        panel, ratio = at[layer, kind], signal_to_noise(factor)
+        heat_map(figure, panel, magnitudes, "magnitude")
+        panel.set_title(
+            f"{layer}: {kind}, " + ("diagonal" if ratio is None else f"signal to noise {ratio:.1f} dB")
+        )
+        panel.set_xlabel("frequency, 0 in the middle")
+    return figure
+
+
+def gershgorin(found: Mapping[Key, tuple[Discs, Discs]]) -> Figure:
+    """For every factor the discs in the complex plane, and the eigenvalues in order."""
+    figure, grid = panels(len(found), 2)
+    for (left, right), ((layer, kind), pair) in zip(grid, found.items(), strict=True):
+        for discs, color, label in zip(pair, (BEFORE, AFTER), ("before", "after noise"), strict=True):
+            circles = [
+                Circle((c, 0), r) for c, r in zip(discs.centres.tolist(), discs.radii.tolist(), strict=True)
+            ]
+            left.add_collection(PatchCollection(circles, facecolor="none", edgecolor=color, alpha=0.25))
+            marker = {"marker": "x" if color == AFTER else "o", "markersize": 4, "linestyle": "none"}
+            zeros = np.zeros(len(discs.eigenvalues))
+            left.plot(discs.eigenvalues, zeros, color=color, label=label, markerfacecolor="none", **marker)
+            order = range(1, len(discs.eigenvalues) + 1)
+            right.plot(
+                order, discs.eigenvalues.flip(0), color=color, label=label, markerfacecolor="none", **marker
+            )
+        left.axis("equal")
+        left.set(title=f"{layer}: Gershgorin discs of {kind}", xlabel="real", ylabel="imaginary")
+        right.set(title=f"{layer}: eigenvalues of {kind}", xlabel="number")
+        threshold = max(pair[0].eigenvalues[-1].item() * LINEAR_BELOW, 1e-300)
+        right.set_yscale("symlog", linthresh=threshold)
+        right.legend(frameon=False)
+    return figure
+
+
+def preconditioner(found: Mapping[tuple[str, str, int], Histogram]) -> Figure:
+    """For every layer F̃ on the left and Adam's second moment on the right, a line a checkpoint, late ones light."""
+    layers = list(dict.fromkeys(layer for layer, _, _ in found))
+    steps = sorted({step for _, _, step in found})
+    names = {"preconditioner": "F̃ (AdaFisher)", "second_moment": "second moment v̂ (Adam)"}
+    figure, grid = panels(len(layers), 2)
+    for (layer, what, step), histogram in found.items():
+        panel = grid[layers.index(layer), list(names).index(what)]
+        color = colors(steps)[step]
+        panel.stairs(histogram.share, histogram.log10, color=color, label=f"step {step}")
+        panel.set(title=f"{layer}: {names[what]}", xlabel="log₁₀ of the value", ylabel="share of the entries")
+    for panel in grid.flat:
+        panel.grid(alpha=0.3)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    shown = sorted({round(i) for i in np.linspace(0, len(handles) - 1, min(len(handles), 12))})
+    figure.legend(
+        [handles[i] for i in shown], [labels[i] for i in shown], loc="outside right upper", frameon=False
+    )
+    return figure
+
+
+def colors(steps: Sequence[int]) -> dict[int, Any]:
+    return {step: colormaps["viridis"](i / max(1, len(steps) - 1) * 0.9) for i, step in enumerate(steps)}
+
+
+def landscape(found: Sequence[Plane]) -> Figure:
+    figure, grid = panels(1, len(found), 5.6, 4.6)
+    titles = {
+        "random": "two filter-normalised random directions",
+        "trajectory": "the trajectory's principal directions",
+    }
+    for panel, plane in zip(grid[0], found, strict=True):
+        values = np.ma.masked_invalid(plane.losses.numpy())
+        low, high = max(float(values.min()), 1e-12), max(float(values.max()), 2e-12)
+        norm = LogNorm(low, max(high, 1.01 * low))
+        levels = np.geomspace(low, max(high, 1.01 * low), LEVELS)
+        filled = panel.contourf(
+            plane.x, plane.y, values.clip(low), levels, norm=norm, cmap="viridis", extend="both"
+        )
+        panel.contour(
+            plane.x, plane.y, values.clip(low), levels[::2], norm=norm, colors="white", linewidths=0.4
+        )
+        bar = figure.colorbar(filled, ax=panel, label="training loss", ticks=LogLocator(subs=(1, 2, 5)))
+        bar.minorticks_off()
+        bar.ax.yaxis.set_major_formatter("{x:.3g}")
+        if plane.path is not None:
+            panel.plot(*plane.path.T, color="C1", marker=".", linewidth=1)
+        panel.plot(0, 0, color="C3", marker="*", markersize=11)
+        panel.set_title(titles[plane.name])
+        for axis, share in zip((panel.xaxis, panel.yaxis), plane.explained or (), strict=False):
+            axis.set_label_text(f"{100 * share:.1f} % of the way")
+    return figure
+
+
+FIGURES: dict[str, Callable[[Any], Figure]] = {
+    "factors": factors,
+    "gershgorin": gershgorin,
+    "spectrum": spectrum,
+    "preconditioner": preconditioner,
+    "landscape": landscape,
+}

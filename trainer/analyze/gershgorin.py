@@ -1,0 +1,64 @@
+"""How close a factor's eigenvalues are to its diagonal: Gershgorin's discs, and what noise off the diagonal does.
+
+Every eigenvalue of a matrix lies in one of the discs around its diagonal entries, whose radius is the sum of the
+absolute values beside them in their row. By Weyl's inequality symmetric noise E moves no eigenvalue by more than ‖E‖₂.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainer.analyze.factors import of_layers
+from trainer.analyze.subject import Finding, Settings, Subject
+
+SEED = 0
+
+
+class Discs(NamedTuple):
+    """Of a symmetric matrix [d, d]: three vectors [d]."""
+
+    centres: Tensor
+    radii: Tensor
+    eigenvalues: Tensor
+    """In ascending order."""
+
+
+def discs(matrix: Tensor) -> Discs:
+    """In float64, as small eigenvalues need it."""
+    matrix = matrix.double()
+    diagonal = matrix.diagonal()
+    return Discs(diagonal, matrix.abs().sum(1) - diagonal.abs(), torch.linalg.eigvalsh(matrix))
+
+
+def with_noise(matrix: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    """The symmetric matrix with N(0, σ²) added off the diagonal, symmetrically."""
+    noise = torch.randn(matrix.shape, generator=generator, dtype=torch.float64).triu(1) * sigma
+    return matrix.double().cpu() + noise + noise.T
+
+
+def analyse(subject: Subject, settings: Settings) -> Finding:
+    """Discs and eigenvalues of every factor before and after noise."""
+    rows, shown = [], {}
+    for (layer, kind), factor in of_layers(subject, settings).items():
+        generator = torch.Generator().manual_seed(SEED)
+        before = discs(factor.cpu())
+        after = discs(with_noise(factor, settings.sigma, generator))
+        shift = (after.eigenvalues - before.eigenvalues).abs().max().item()
+        largest = before.eigenvalues[-1].item()
+        rows.append(
+            {
+                "layer": layer,
+                "factor": kind,
+                "size": len(factor),
+                "mean_diagonal": before.centres.mean().item(),
+                "mean_radius": before.radii.mean().item(),
+                "largest_eigenvalue": largest,
+                "largest_shift": shift,
+                "relative_shift": shift / largest if largest else None,
+                "eigenvalues": before.eigenvalues.tolist(),
+                "eigenvalues_with_noise": after.eigenvalues.tolist(),
+            }
+        )
+        shown[layer, kind] = before, after
+    return Finding(rows, shown)
