@@ -3,16 +3,10 @@
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 from trainer.errors import UserError
-
-CODE = Path(__file__).resolve().parent.parent
-"""The directory from which `launch` and `trainer` are imported."""
-
-COMPLETE = ".complete"
-"""In a snapshot: written last, with the commit that it was made of."""
+from trainer.source import CODE, MARK, git, source
 
 
 def take_snapshot(target: Path) -> None:
@@ -28,14 +22,13 @@ def take_snapshot(target: Path) -> None:
         copy = part / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(CODE / name, copy, follow_symlinks=False)
-    marker = {"commit": git("rev-parse", "HEAD").strip() or None, "copied_from": str(CODE)}
-    (part / COMPLETE).write_text(json.dumps(marker))
+    (part / MARK).write_text(json.dumps(source()))
     part.rename(target)
 
 
 def code_files() -> list[str]:
     """Paths below `CODE`; not those that were deleted but are still tracked, and no submodules."""
-    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard") or ""
     names = dict.fromkeys(name for name in listed.split("\0") if name)
     files = [name for name in names if os.path.lexists(CODE / name) and not (CODE / name).is_dir()]
     if f"{Path(__file__).parent.name}/{Path(__file__).name}" not in files:
@@ -44,12 +37,3 @@ def code_files() -> list[str]:
             f"set launch.snapshot=false to run the code in place"
         )
     return files
-
-
-def git(*arguments: str) -> str:
-    """What git says of the code; nothing where it has nothing to say."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=CODE, capture_output=True, text=True)
-    except FileNotFoundError:
-        return ""
-    return done.stdout if done.returncode == 0 else ""

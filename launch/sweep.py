@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.options import LaunchOptions, check_launch
-from launch.snapshot import CODE
 from trainer.errors import DataError, UserError
+from trainer.source import CODE
 from trainer.status import replace
 
 RECORD = "sweep.json"

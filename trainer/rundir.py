@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import yaml
 from trainer.distributed import Ranks
 from trainer.errors import UserError
 from trainer.monitor import Progress, Sink
+from trainer.source import source
 from trainer.status import replace, write_status
 
 CONFIG = "config.yaml"
@@ -176,16 +176,5 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_diff": _git("diff", "HEAD"),
+        **source(),
     }
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says of the code that runs; None where it is not in a repository."""
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

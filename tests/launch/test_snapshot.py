@@ -1,12 +1,15 @@
 """The copy of the code against what git would say of it."""
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from launch import snapshot
+from trainer import source
 from trainer.errors import UserError
+from trainer.source import MARK
 
 
 @pytest.fixture
@@ -18,7 +21,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (code / "script").chmod(0o755)
     (code / "gone.py").write_text("deleted before the snapshot\n")
     (code / ".gitignore").write_text("data/\n")
-    monkeypatch.setattr(snapshot, "CODE", code)
+    for module in (snapshot, source):
+        monkeypatch.setattr(module, "CODE", code)
     git(code, "init", "-q")
     git(code, "add", "-A")
     git(code, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "first")
@@ -40,12 +44,14 @@ def test_what_is_tracked_with_its_changes_and_what_is_new(repository: Path, tmp_
     copied = {
         str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*") if path.is_file()
     }
-    assert copied == {"launch/snapshot.py", "script", ".gitignore", "neu ä.py", "link", snapshot.COMPLETE}
+    assert copied == {"launch/snapshot.py", "script", ".gitignore", "neu ä.py", "link", MARK}
     assert (tmp_path / "copy" / "launch" / "snapshot.py").read_text() == "tracked = 2\n"
     assert (tmp_path / "copy" / "script").stat().st_mode & 0o111
     assert (tmp_path / "copy" / "link").is_symlink()
     assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o700
-    assert git(repository, "rev-parse", "HEAD").strip() in (tmp_path / "copy" / snapshot.COMPLETE).read_text()
+    told = json.loads((tmp_path / "copy" / MARK).read_text())
+    assert told["git_commit"] == git(repository, "rev-parse", "HEAD").strip()
+    assert "+tracked = 2" in told["git_diff"]
 
 
 def test_a_copy_that_fails_has_not_its_name(
@@ -61,6 +67,7 @@ def test_a_copy_that_fails_has_not_its_name(
 
 
 def test_code_outside_of_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "CODE", tmp_path)
+    for module in (snapshot, source):
+        monkeypatch.setattr(module, "CODE", tmp_path)
     with pytest.raises(UserError, match=r"launch\.snapshot=false"):
         snapshot.take_snapshot(tmp_path / "copy")
