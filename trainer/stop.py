@@ -1,6 +1,8 @@
 """Stopping on a signal: a handler only sets a flag, which the loop reads between two steps."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 
@@ -30,6 +32,20 @@ class StopFlag:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Processes that are started within do not see the signals of a StopFlag before they have one of their own.
+
+    We get those of that time after it. A signal sent to the whole job must not end data workers before the last step
+    has its batch, nor any process that has only begun to start.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, StopFlag.SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Stopped(Exception):

@@ -2,9 +2,7 @@
 
 import atexit
 import math
-import signal
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from trainer.data.base import Batch, LazySplit, Split
 from trainer.data.random import mix
 from trainer.errors import ConfigError, DataError
-from trainer.stop import StopFlag
+from trainer.stop import signals_blocked
 
 Plan = tuple[Tensor, int | None]
 """A batch to be made: sample numbers (int64 [B]) and the augmentation key."""
@@ -148,20 +146,6 @@ def fetch(split: Split, plans: Iterable[Plan], num_workers: int) -> Iterator[Bat
     finally:
         atexit.unregister(stop_workers)
         stop_workers()
-
-
-@contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Processes that are started within never see the signals that stop a run; we get those of that time after it.
-
-    A signal sent to the whole job must not end the workers before the last step has its batch, and one that comes
-    while they start would be too early for handlers of their own.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, StopFlag.SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Reader(Dataset[Any]):

@@ -69,20 +69,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write(report: Report, folder: Path) -> None:
-    """Writes report.md, report.csv and the plots.
+    """Writes report.md, report.csv and, where matplotlib is installed, the plots.
 
     Raises:
         ConfigError: the folder cannot be written to.
     """
-    from trainer.report.plots import plot_all  # takes a second, and is not always installed
-
+    figures: list[str] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        figures = plot_all(report, folder)
+        if find_spec("matplotlib"):
+            from trainer.report.plots import plot_all  # takes a second
+
+            figures = plot_all(report, folder)
         (folder / "report.md").write_text(markdown(report, figures))
         (folder / "report.csv").write_text(csv_text(report))
     except OSError as error:
-        raise ConfigError(f"--out {folder} cannot be written: {error.strerror}") from None
+        raise ConfigError(f"{folder} cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def show(report: Report, console: Console) -> None:
         console.print(grid)
     for line in verdicts(report):
         console.print(line, markup=False, highlight=False)
-    console.print(method(report), style="dim", markup=False, highlight=False)
+    for line in (method(report), *report.protocol):
+        console.print(line, style="dim", markup=False, highlight=False)
     for note in notes(report):
         console.print(f"Note: {note}", style="yellow", markup=False, highlight=False)
 
@@ -48,7 +49,10 @@ def markdown(report: Report, figures: list[str]) -> str:
         rows = [table.heads, ["---"] * len(table.heads), *table.rows]
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
         parts += [f"## {table.title}", "\n".join(lines)]
-    parts += ["## In words", "\n".join(f"* {line}" for line in [*verdicts(report), method(report)])]
+    parts += [
+        "## In words",
+        "\n".join(f"* {line}" for line in [*verdicts(report), method(report), *report.protocol]),
+    ]
     if found := notes(report):
         parts += ["## Notes", "\n".join(f"* {note}" for note in found)]
     parts += [f"![{name}]({name})" for name in figures]

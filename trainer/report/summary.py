@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import fmean, median
 
@@ -86,6 +86,8 @@ class Report:
     tests: int
     """Pairs of groups that were tested, for which the p values are corrected."""
     sensitivities: list[Sensitivity]
+    protocol: list[str] = field(default_factory=list)
+    """How the runs were made, in sentences, where that is known."""
 
 
 def make_report(runs: list[Run], *, by: str | None, metric: str | None, target: float | None) -> Report:

@@ -1,5 +1,6 @@
 """Numbers and verdicts as a person reads them."""
 
+import math
 import time
 
 from trainer import metrics
@@ -20,6 +21,8 @@ def number(metric: str, value: float) -> str:
 def interval(metric: str, value: Interval | None) -> str:
     if value is None:
         return NONE
+    if not math.isfinite(value.mean):
+        return "diverged"
     middle = number(metric, value.mean)
     return middle if value.half is None else f"{middle} ± {number(metric, value.half)}"
 

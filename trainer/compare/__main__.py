@@ -1,0 +1,95 @@
+"""``python -m trainer.compare``: see HELP."""
+
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from trainer.compare.command import parse_command
+from trainer.compare.protocol import Comparison, Outcome
+from trainer.compare.record import read_record, write_record
+from trainer.compare.runner import Interrupted, Runner
+from trainer.errors import UserError
+from trainer.report.__main__ import write
+from trainer.report.records import as_json
+from trainer.report.render import show, to_stdout
+from trainer.status import FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR
+
+HELP = """\
+python -m trainer.compare OPTION=VALUE[,VALUE] ... [budget_from=CONTENDER] [tune.OPTION=GRID ...] [compare.dir=FOLDER]
+
+Trains contenders, which are all combinations of what is swept but for the seed, interleaved, one at a time, each in a
+process of its own, and reports on them. Options are those of python -m trainer.
+
+  budget_from=adafisher          times a run of this contender with its own budget, and gives each the same training
+                                 seconds; without it, each has the budget of its config, such as loop.max_epochs=3
+  tune.lr=log(1e-4,1,9)          first tries nine values of optimizer.lr for each contender on a validation split
+                                 (data.holdout, if not given 0.1); the best one then runs with the seeds, on test
+  tune.lr=lin(0.1,0.9,5)         evenly spaced; or a list: tune.lr=[1e-3,1e-2]; several tune.OPTIONs make a grid
+  tune.lr.sgd=log(1e-3,10,9)     a grid for one contender, of as many values
+  compare.dir=FOLDER             where (default: outputs/comparisons/DATE_TIME); the same command with the folder of
+                                 a comparison that was interrupted goes on where it stopped
+  --json                         prints JSON instead of tables
+
+  python -m trainer.compare optimizer=adafisher,adamw,sgd seed=0,1,2 loop.max_epochs=3 budget_from=adafisher
+  python -m trainer.compare optimizer=adafisher,adamw seed=0,1,2 loop.max_epochs=3 'tune.lr=log(1e-4,1e-1,7)'
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or {"-h", "--help"} & set(argv):
+        print(HELP, end="")
+        return FINISHED
+    try:
+        return compare(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def compare(argv: Sequence[str]) -> int:
+    console = Console(stderr=True)
+    command = parse_command(argv)
+    folder = command.folder or Path("outputs", "comparisons", time.strftime("%Y-%m-%d_%H-%M-%S"))
+    recorded = read_record(command, folder)
+    if recorded is not None:
+        command = dataclasses.replace(command, contenders=recorded)
+    comparison = Comparison(command, folder.absolute())
+    configs = comparison.check()
+    try:
+        with Runner(folder.absolute(), console, command.runs) as runner:
+            if recorded is None:
+                runner.check(configs)
+                write_record(command, folder)
+            outcome = comparison.carry_out(runner)
+    except Interrupted:
+        words = shlex.join([*command.words, f"compare.dir={folder}"])
+        print(f"interrupted; go on with: python -m trainer.compare {words}", file=sys.stderr)
+        return PREEMPTED
+    write(outcome.report, folder / "report")
+    with to_stdout():
+        if command.json:
+            print(json.dumps(record(outcome, folder), indent=2, allow_nan=False))
+        else:
+            show(outcome.report, Console())
+            print(f"report, with plots: {folder / 'report'}")
+    return FINISHED
+
+
+def record(outcome: Outcome, folder: Path) -> dict:
+    """The outcome for a program."""
+    said = {"folder": str(folder), "seconds": outcome.seconds, "tuned": outcome.tuned}
+    return said | as_json(outcome.report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

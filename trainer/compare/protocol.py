@@ -1,0 +1,151 @@
+"""The protocol: a reference run sets the seconds, each contender is tuned, and its best runs with fresh seeds."""
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from trainer.compare.command import Command, Contender, Options, variant
+from trainer.compare.runner import Job, Runner
+from trainer.compose import file_name
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.metrics import higher_is_better
+from trainer.report.metrics import choose_metric
+from trainer.report.runs import Run, flatten
+from trainer.report.sensitivity import Sensitivity, sensitivities
+from trainer.report.summary import Report, make_report
+from trainer.report.sweep import group_keys
+from trainer.rundir import CONFIG, freeze
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    seconds: float | None
+    """That each contender trained; None: each had its own budget."""
+    tuned: dict[str, Options]
+    """What was best for each contender, by its label; one whose trials have all failed is missing."""
+    report: Report
+    """Of the runs with fresh seeds; its sensitivities are the tuning's, too."""
+
+
+class Comparison:
+    """The runs of a comparison, below ``reference``, ``tune`` and ``runs`` in its folder."""
+
+    def __init__(self, command: Command, folder: Path) -> None:
+        self.command = command
+        self.folder = folder
+        bare = [Run(folder, flatten(dataclasses.asdict(c.config)), "queued") for c in command.contenders]
+        keys = [key for key in group_keys(None, bare) if key not in command.tuned_options]
+        self.keys = keys or ["optimizer.name"]
+        """The options that make the contenders."""
+
+    def check(self) -> list[Config]:
+        """A config of each contender, to be built on trial.
+
+        Raises:
+            ConfigError: an option that is tuned, or a budget in seconds, does not fit a contender.
+        """
+        command = self.command
+        seconds = None if command.reference is None else 1.0
+        for each in command.contenders:
+            for options in command.trials.get(each.label, []):
+                variant(each.config, options, command.tuning_seed, seconds)
+        return [variant(each.config, {}, command.seeds[0], seconds) for each in command.contenders]
+
+    def carry_out(self, runner: Runner) -> Outcome:
+        """Makes all runs that are not there yet, and the report.
+
+        Raises:
+            UserError: a run cannot be started, the reference run failed, or there is nothing to compare.
+            Interrupted: by a signal.
+        """
+        command = self.command
+        seconds = self.measure(runner) if command.reference is not None else None
+        tuned, curves = self.tune(seconds, runner) if command.trials else ({}, [])
+        jobs = [
+            self.job("runs", each, tuned.get(each.label, {}), seed, seconds)
+            for i, seed in enumerate(command.seeds)
+            for each in rotated(command.contenders, i)
+            if each.label in tuned or not command.trials
+        ]
+        runs = runner.run(jobs, "run")
+        metric = choose_metric(None, runs)
+        metric = metric.replace("val", "test", 1) if command.trials else metric
+        report = make_report(runs, by=",".join(self.keys), metric=metric, target=None)
+        curves = [*report.sensitivities, *curves]
+        report = dataclasses.replace(report, sensitivities=curves, protocol=self.told(seconds, curves))
+        return Outcome(seconds, tuned, report)
+
+    def measure(self, runner: Runner) -> float:
+        """The training seconds that the reference takes for its own budget."""
+        command = self.command
+        (each,) = [c for c in command.contenders if c.label == command.reference]
+        (run,) = runner.run([self.job("reference", each, {}, command.seeds[0], None)], "reference")
+        seconds = [p.seconds for points in run.evaluations.values() for p in points if p.seconds is not None]
+        if run.state != "finished" or not seconds:
+            raise UserError(f"the reference run {run.path} is {run.state}: {run.error or 'it has no clock'}")
+        return float(f"{max(seconds):.4g}")
+
+    def tune(self, seconds: float | None, runner: Runner) -> tuple[dict[str, Options], list[Sensitivity]]:
+        """What is best for each contender on the validation split, and how the metric depends on it."""
+        command = self.command
+        trials = [
+            (each.label, command.trials[each.label][i], each)
+            for i in range(max(map(len, command.trials.values())))
+            for each in rotated(command.contenders, i)
+        ]
+        seed = command.tuning_seed
+        jobs = [self.job("tune", each, options, seed, seconds) for _, options, each in trials]
+        runs = runner.run(jobs, "tune")
+        metric = choose_metric(None, runs)
+        sign = 1 if higher_is_better(metric) else -1
+        best: dict[str, float] = {}
+        tuned: dict[str, Options] = {}
+        for (name, options, _), run in zip(trials, runs, strict=True):
+            value = sign * run.evaluations[metric][-1].value if run.state == "finished" else -math.inf
+            if value > best.get(name, -math.inf):
+                best[name], tuned[name] = value, options
+        curves = sensitivities(runs, [*self.keys, *command.tuned_options], metric)
+        return tuned, [curve for curve in curves if curve.key in command.tuned_options]
+
+    def job(self, part: str, each: Contender, options: Options, seed: int, seconds: float | None) -> Job:
+        """A run of a contender, its config frozen in its directory."""
+        words = [*(f"{key}={value}" for key, value in options.items()), f"seed={seed}"]
+        path = self.folder / part / file_name(",".join([each.label, *words]))
+        if not (path / CONFIG).exists():
+            budget = [] if seconds is None else [f"loop.max_time={seconds}"]
+            overrides = [*each.overrides, *(f"optimizer.{word}" for word in words[:-1]), words[-1], *budget]
+            path.mkdir(parents=True, exist_ok=True)
+            freeze(path, dataclasses.asdict(variant(each.config, options, seed, seconds)), overrides)
+        return Job(path, " ".join([each.label, *words]), seconds)
+
+    def told(self, seconds: float | None, curves: Sequence[Sensitivity]) -> list[str]:
+        """What was done, in sentences."""
+        command = self.command
+        if seconds is None:
+            told = ["Each contender had the budget of its own config."]
+        else:
+            told = [
+                f"Each contender trained for {seconds:g} s, as long as {command.reference} took for its budget."
+            ]
+        if command.trials:
+            trials = max(map(len, command.trials.values()))
+            metric = curves[0].metric if curves else "the validation split"
+            told.append(
+                f"{' and '.join(command.tuned_options)} of each: the best of {trials} trials by {metric}, with "
+                f"seed {command.tuning_seed}, on {command.contenders[0].config.data['holdout']:.0%} of the "
+                f"training set, held out in all runs."
+            )
+        return [*told, f"Command: python -m trainer.compare {shlex.join(command.words)}"]
+
+
+def rotated(items: Sequence[T], by: int) -> list[T]:
+    """Another one begins each round, so that a machine that grows slower or faster favours none."""
+    by %= len(items)
+    return [*items[by:], *items[:by]]

@@ -1,0 +1,183 @@
+"""Runs one after another, each in a process of its own, so that none profits from what another has warmed up."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.metrics import value
+from trainer.registry import import_plugin
+from trainer.report.runs import Run, read_run
+from trainer.status import FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR, read_status
+from trainer.stop import StopFlag, signals_blocked
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["trainer.__main__"])
+
+LOG = "output.log"
+"""What the processes print, in the comparison's folder."""
+
+
+class Interrupted(Exception):
+    """A signal ended the comparison between two runs or, with a checkpoint, in one."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run whose config is frozen in its directory."""
+
+    path: Path
+    label: str
+    seconds: float | None
+    """Its budget, as far as that is known."""
+
+
+class Runner:
+    """Within its context a bar shows how far all runs are, and a signal is passed on to the run under way.
+
+    Args:
+        folder: of the comparison.
+        console: for the bar and a line for each run.
+        total: of the runs.
+    """
+
+    def __init__(self, folder: Path, console: Console, total: int) -> None:
+        self.log = folder / LOG
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.bar = self.progress.add_task("", total=total)
+        self.done = 0
+        self.stop = StopFlag()
+
+    def __enter__(self) -> "Runner":
+        self.stop.__enter__()
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.stop.__exit__(kind, error, trace)
+
+    def check(self, configs: Sequence[Config]) -> None:
+        """Builds each run without training it.
+
+        Raises:
+            UserError: one cannot be built.
+        """
+        self.progress.update(self.bar, description="checking")
+        with tempfile.NamedTemporaryFile() as log:
+            self._wait(build_all, list(configs), Path(log.name))
+
+    def run(self, jobs: Sequence[Job], what: str) -> list[Run]:
+        """Trains those that have not ended yet, from where they stopped.
+
+        A run that fails is one of the results; to have it tried again, remove its directory.
+
+        Raises:
+            UserError: a run cannot be started.
+            Interrupted: by a signal.
+        """
+        for job in jobs:
+            if read_status(job.path).get("state") not in ("finished", "failed"):
+                self.progress.update(self.bar, description=f"{what}: {job.label}")
+                self._wait(train, job.path, self.log, job.seconds)
+                self._tell(what, job)
+            self.done += 1
+            self.progress.update(self.bar, completed=self.done)
+        return [read_run(job.path) for job in jobs]
+
+    def _tell(self, what: str, job: Job) -> None:
+        """Prints a line on a run that has ended."""
+        run, status = read_run(job.path), read_status(job.path)
+        if run.state == "finished":
+            primary = status["primary"]
+            end = f"{primary} {value(primary, status['metrics'][primary])}, {run.step} steps"
+        else:
+            end = f"{run.state}: {run.error or f'see {self.log}'}"
+        self.progress.console.print(
+            f"{what}: {job.label}: {end}", markup=False, highlight=False, soft_wrap=True
+        )
+
+    def _wait(
+        self, target: Callable[..., None], argument: Any, log: Path, seconds: float | None = None
+    ) -> None:
+        """Calls a function in a new process, which writes what it has to say to a log."""
+        if self.stop.received is not None:
+            raise Interrupted
+        before = log.stat().st_size if log.exists() else 0
+        process = FORKS.Process(target=target, args=(argument, log))
+        with signals_blocked():
+            process.start()
+        passed_on, began = False, time.monotonic()
+        while process.is_alive():
+            process.join(0.2)
+            if seconds is not None:
+                share = min(0.99, (time.monotonic() - began) / seconds)
+                self.progress.update(self.bar, completed=self.done + share)
+            if self.stop.received is not None and not passed_on:
+                passed_on = True
+                os.kill(process.pid or 0, signal.SIGTERM)
+        if process.exitcode == USER_ERROR:
+            raise UserError(last_error(log, before))
+        if self.stop.received is not None or process.exitcode in (PREEMPTED, INTERRUPTED):
+            raise Interrupted
+
+
+def train(path: Path, log: Path) -> None:
+    """What the process of a run does: the same as the command that goes on with it."""
+    from trainer.__main__ import main  # it has Hydra's command line in it
+
+    redirect(log)
+    sys.exit(main(["--config-path", str(path), "--config-name", "config"]))
+
+
+def build_all(configs: Sequence[Config], log: Path) -> None:
+    from trainer.run import build
+
+    redirect(log)
+    try:
+        for config in configs:
+            for module in config.plugins:
+                import_plugin(module)
+            build(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    sys.exit(FINISHED)
+
+
+def last_error(log: Path, start: int) -> str:
+    """The last error message in a file from this byte on."""
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else f"see {log}"
+
+
+def redirect(log: Path) -> None:
+    """Sends all that this process prints to the end of a file."""
+    with log.open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
