@@ -100,6 +100,7 @@ class Config:
     plugins: list[str] = field(default_factory=list)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dry_run: bool = False
+    profile: bool = False
     loop: LoopOptions = field(default_factory=LoopOptions)
     precision: PrecisionOptions = field(default_factory=PrecisionOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)

@@ -15,6 +15,7 @@ from trainer.agreement import Agreement, agree
 from trainer.config import Config
 from trainer.data import Batch, Data, eval_batches
 from trainer.errors import UserError
+from trainer.examples import Examples
 from trainer.faults import first_non_finite
 from trainer.meters import SampleRate, memory_mib
 from trainer.metrics import higher_is_better
@@ -82,6 +83,9 @@ class Trainer:
         self.parallel = parallel
         self.ranks = parallel.ranks
         self.device = parallel.device
+        self.examples = Examples(
+            self.model, data=data, objective=objective, precision=precision, parallel=parallel, config=config
+        )
 
         number, unit = config.loop.eval_interval
         self.eval_every = number if unit == "steps" else number * state.loader.batches_per_epoch
@@ -276,6 +280,7 @@ class Trainer:
         if self.monitors.options.histograms:
             parameters = {name: whole(p.detach()) for name, p in self.model.named_parameters()}
             self.monitors.histograms(self.progress(), parameters)
+        self.examples.show(self.progress(), self.monitors)
         self.keep_if_best(metrics[self.primary])
 
     def keep_if_best(self, value: float) -> None:

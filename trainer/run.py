@@ -21,7 +21,7 @@ from trainer.ema import EMA
 from trainer.errors import ConfigError, UserError, one_line
 from trainer.loop import Budget, Trainer, TrainingFailed
 from trainer.models import MODELS
-from trainer.monitor import Monitors, RunInfo, Status
+from trainer.monitor import Monitors, Profile, RunInfo, Status
 from trainer.objective import OBJECTIVES
 from trainer.optim import OPTIMIZERS, SCHEDULES, Schedule, param_groups
 from trainer.parallel import PARALLEL, Parallel
@@ -292,6 +292,9 @@ def _run(
     monitors = Monitors(
         info, config.monitor if ranks.first else dataclasses.replace(config.monitor, sinks=[])
     )
+    if config.profile and ranks.first:
+        profile = Profile(info, config.monitor.profile_steps, monitors)
+        monitors.sinks = {"profile": profile, **monitors.sinks}
     if restored is not None:
         if same_run:
             monitors.load_state_dict(restored.monitors)

@@ -62,13 +62,15 @@ class Data:
         facts: what a model may need. Images: num_classes, in_channels, image_size (an int, or height and
             width). Tokens: vocab_size, context_length.
         kind: what the inputs are.
-        decode: tokens (int64 [T]) to text, where tokens stand for text.
+        encode, decode: text to tokens (int64 [T]) and back, where tokens stand for text; encode raises ValueError
+            for what the vocabulary lacks.
     """
 
     train: Split
     evals: dict[str, Split]
     facts: dict[str, Any]
     kind: Literal["images", "tokens"]
+    encode: Callable[[str], Tensor] | None = None
     decode: Callable[[Tensor], str] | None = None
 
 

@@ -13,9 +13,10 @@ from trainer.data.tokens import PackedTokens
 from trainer.errors import ConfigError, DataError, MissingExtra, nearest
 from trainer.schema import Count, Range
 
+Encode = Callable[[str], Tensor]
 Decode = Callable[[Tensor], str]
-Encoded = tuple[np.ndarray, int, Decode]
-"""The tokens (integers [L]), the size of the vocabulary, and the way back."""
+Encoded = tuple[np.ndarray, int, Encode, Decode]
+"""The tokens (integers [L]), the size of the vocabulary, the same for other texts, and the way back."""
 
 
 @DATA.register("text")
@@ -31,11 +32,11 @@ def text(
     """A file, or a folder's .txt files in the order of their names; the end of it is what is evaluated on."""
     content = read_text(path)
     if tokenizer == "bytes":
-        tokens, vocab_size, decode = encode_bytes(content)
+        tokens, vocab_size, encode, decode = encode_bytes(content)
     else:
         characters = _characters(content, path)
-        encode = encode_chars if tokenizer == "chars" else _tiktoken(tokenizer)
-        tokens, vocab_size, decode = encode(characters)
+        tokenize = encode_chars if tokenizer == "chars" else _tiktoken(tokenizer)
+        tokens, vocab_size, encode, decode = tokenize(characters)
     cut = len(tokens) - round(len(tokens) * val_fraction)
     splits = {"train": tokens[:cut], "val": tokens[cut:]}
     for name, part in splits.items():
@@ -49,6 +50,7 @@ def text(
         evals={"val": PackedTokens(splits["val"], context_length, device)},
         facts={"vocab_size": vocab_size, "context_length": context_length},
         kind="tokens",
+        encode=encode,
         decode=decode,
     )
 
@@ -86,7 +88,11 @@ def _characters(content: bytes, path: str | None) -> str:
 def encode_bytes(content: bytes) -> Encoded:
     """Each byte is a token."""
     tokens = np.frombuffer(bytearray(content), dtype=np.uint8)
-    return tokens, 256, lambda ids: bytes(ids.tolist()).decode("utf-8", errors="replace")
+
+    def encode(text: str) -> Tensor:
+        return torch.tensor(list(text.encode()))
+
+    return tokens, 256, encode, lambda ids: bytes(ids.tolist()).decode("utf-8", errors="replace")
 
 
 def encode_chars(content: str) -> Encoded:
@@ -94,7 +100,17 @@ def encode_chars(content: str) -> Encoded:
     points = np.frombuffer(content.encode("utf-32-le"), dtype=np.uint32)
     vocabulary, tokens = np.unique(points, return_inverse=True)
     characters = [chr(point) for point in vocabulary]
-    return tokens.astype(np.int32), len(characters), lambda ids: "".join(characters[i] for i in ids.tolist())
+    numbers = {character: number for number, character in enumerate(characters)}
+
+    def encode(text: str) -> Tensor:
+        if unknown := sorted(set(text) - numbers.keys()):
+            raise ValueError(f"has {unknown[0]!r}, which does not occur in the data")
+        return torch.tensor([numbers[character] for character in text])
+
+    def decode(ids: Tensor) -> str:
+        return "".join(characters[i] for i in ids.tolist())
+
+    return tokens.astype(np.int32), len(characters), encode, decode
 
 
 def _tiktoken(name: str) -> Callable[[str], Encoded]:
@@ -113,8 +129,11 @@ def _tiktoken(name: str) -> Callable[[str], Encoded]:
             "folder that has it, or take bytes or chars"
         ) from None
 
-    def encode(content: str) -> Encoded:
-        tokens = np.array(encoding.encode_ordinary(content), dtype=np.int32)
-        return tokens, encoding.n_vocab, lambda ids: encoding.decode(ids.tolist())
+    def encode(text: str) -> Tensor:
+        return torch.tensor(encoding.encode_ordinary(text))
 
-    return encode
+    def tokenize(content: str) -> Encoded:
+        tokens = np.array(encoding.encode_ordinary(content), dtype=np.int32)
+        return tokens, encoding.n_vocab, encode, lambda ids: encoding.decode(ids.tolist())
+
+    return tokenize

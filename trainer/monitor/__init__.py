@@ -16,6 +16,7 @@ from trainer.monitor.base import (
     Sink,
     Status,
 )
+from trainer.monitor.profile import Profile
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -25,6 +26,7 @@ __all__ = [
     "Best",
     "MonitorOptions",
     "Monitors",
+    "Profile",
     "Progress",
     "RunInfo",
     "Sink",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer.metrics import higher_is_better
 from trainer.registry import Registry
+from trainer.schema import Count, Natural
 
 SINKS = Registry("sink")
 
@@ -33,6 +34,14 @@ class MonitorOptions:
     """Show histograms of the parameters at each evaluation."""
     curvature: bool = True
     """Follow the optimizer's curvature layer by layer, where it reports any."""
+    predictions: Natural = 16
+    """Images shown with their predicted class at each evaluation, wrong ones first (classification)."""
+    sample_tokens: Natural = 200
+    """Tokens that the model writes at each evaluation (text)."""
+    sample_prompt: str | None = None
+    """What it goes on from; None: the beginning of the text that is evaluated on."""
+    profile_steps: Count = 10
+    """Steps that ``profile=true`` records."""
 
     def __post_init__(self) -> None:
         for name in self.sinks:
@@ -101,6 +110,14 @@ class Sink:
     def images(self, progress: Progress, tag: str, images: Tensor) -> None:
         """A batch of inputs [N, C, H, W], C = 1 or 3, in any range."""
 
+    def predictions(
+        self, progress: Progress, tag: str, images: Tensor, predicted: Tensor, targets: Tensor
+    ) -> None:
+        """Images as in `images`, with the class that the model takes each for and the true one, int64 [N]."""
+
+    def text(self, progress: Progress, tag: str, text: str) -> None:
+        """Lines to be read as they are, such as what a language model wrote."""
+
     def histograms(self, progress: Progress, parameters: Mapping[str, Tensor]) -> None:
         """The parameters by name."""
 
@@ -121,7 +138,7 @@ class Sink:
 class Monitors(Sink):
     """All sinks of a run as one.
 
-    Whoever reports asks ``options`` first whether images, histograms and curvature are wanted. Ranks other
+    Whoever reports asks ``options`` first what is wanted beside metrics. Ranks other
     than the first have the same options with no sinks.
     """
 
@@ -150,6 +167,16 @@ class Monitors(Sink):
     def images(self, progress: Progress, tag: str, images: Tensor) -> None:
         for sink in self.sinks.values():
             sink.images(progress, tag, images)
+
+    def predictions(
+        self, progress: Progress, tag: str, images: Tensor, predicted: Tensor, targets: Tensor
+    ) -> None:
+        for sink in self.sinks.values():
+            sink.predictions(progress, tag, images, predicted, targets)
+
+    def text(self, progress: Progress, tag: str, text: str) -> None:
+        for sink in self.sinks.values():
+            sink.text(progress, tag, text)
 
     def histograms(self, progress: Progress, parameters: Mapping[str, Tensor]) -> None:
         for sink in self.sinks.values():

@@ -23,14 +23,13 @@ from omegaconf import OmegaConf
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2  # type: ignore[import-untyped]
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from trainer.monitor.base import SINKS, Best, Progress, RunInfo, Sink, Status
+from trainer.monitor.pictures import grid, judged
 
 COMPARED = ("seed", "model", "data", "optimizer", "schedule")
 """What of the config the HPARAMS page shows."""
-IMAGES, COLUMNS = 32, 8
 
 
 @SINKS.register("tensorboard")
@@ -73,6 +72,14 @@ class TensorBoard(Sink):
 
     def images(self, progress: Progress, tag: str, images: Tensor) -> None:
         self._writer.add_image(tag, grid(images), progress.step)
+
+    def predictions(
+        self, progress: Progress, tag: str, images: Tensor, predicted: Tensor, targets: Tensor
+    ) -> None:
+        self._writer.add_image(tag, judged(images, predicted, targets), progress.step)
+
+    def text(self, progress: Progress, tag: str, text: str) -> None:
+        self._writer.add_text(tag, verbatim(text), progress.step)
 
     def histograms(self, progress: Progress, parameters: Mapping[str, Tensor]) -> None:
         for name, parameter in parameters.items():
@@ -155,6 +162,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", option
 
 
+def verbatim(text: str) -> str:
+    """Markdown that shows the text as it is: lines that are indented are code, whatever is in them."""
+    return "".join(f"    {line}\n" for line in text.split("\n"))
+
+
 def layout(primary: str) -> dict[str, dict[str, list[Any]]]:
     """The CUSTOM SCALARS page: what belongs together in one chart. Tags are regular expressions."""
 
@@ -179,19 +191,3 @@ def layout(primary: str) -> dict[str, dict[str, list[Any]]]:
             "memory (MiB)": ["Multiline", ["^speed/memory_mib$"]],
         },
     }
-
-
-def grid(images: Tensor) -> Tensor:
-    """The first images side by side, [C, H, W] in 0 to 1: the batch's range stretched from black to white.
-
-    Small images are enlarged without smoothing, so that a person sees their pixels.
-    """
-    images = images[:IMAGES].detach().float().cpu()
-    low, high = images.aminmax()
-    images = (images - low) / (high - low).clamp_min(1e-12)
-    enlarge = max(1, 64 // images.shape[-1])
-    images = images.repeat_interleave(enlarge, dim=2).repeat_interleave(enlarge, dim=3)
-    missing = -len(images) % COLUMNS  # the last row is filled up with white
-    images = F.pad(images, (1, 1, 1, 1, 0, 0, 0, missing), value=1.0)
-    rows = images.unflatten(0, (-1, COLUMNS))  # [rows, COLUMNS, C, h, w]
-    return rows.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)

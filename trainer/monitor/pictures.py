@@ -1,0 +1,61 @@
+"""Batches of images as one picture."""
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional as F
+
+IMAGES, COLUMNS = 32, 8
+SIDE = 64
+"""Pixels to which small images are enlarged, at least."""
+JUDGED_SIDE, CAPTION = 96, 14
+RIGHT, WRONG = (0, 130, 60), (205, 30, 30)
+
+
+def grid(images: Tensor) -> Tensor:
+    """The first images side by side, [C, H, W] in 0 to 1: the batch's range stretched from black to white.
+
+    Small images are enlarged without smoothing, so that a person sees their pixels.
+    """
+    return side_by_side(F.pad(enlarged(stretched(images[:IMAGES]), SIDE), (1, 1, 1, 1), value=1.0))
+
+
+def judged(images: Tensor, predicted: Tensor, targets: Tensor) -> Tensor:
+    """Images side by side, [3, H, W] in 0 to 1, each below its class as predicted: green, or red with the true one."""
+    images = enlarged(stretched(images), JUDGED_SIDE)
+    images = images.expand(-1, 3, -1, -1)  # [N, 3, h, w]
+    captions = [
+        caption(prediction, target, images.shape[-1])
+        for prediction, target in zip(predicted.tolist(), targets.tolist(), strict=True)
+    ]
+    return side_by_side(F.pad(torch.cat([torch.stack(captions), images], 2), (2, 2, 2, 2), value=1.0))
+
+
+def caption(prediction: int, target: int, width: int) -> Tensor:
+    """White on green or red: [3, CAPTION, width] in 0 to 1."""
+    right = prediction == target
+    strip = Image.new("RGB", (width, CAPTION), RIGHT if right else WRONG)
+    text = str(prediction) if right else f"{prediction}, is {target}"
+    ImageDraw.Draw(strip).text((3, 1), text, fill="white")
+    return torch.from_numpy(np.array(strip)).movedim(-1, 0).float() / 255
+
+
+def stretched(images: Tensor) -> Tensor:
+    """On the CPU, with 0 the darkest value of all and 1 the brightest."""
+    images = images.detach().float().cpu()
+    low, high = images.aminmax()
+    return (images - low) / (high - low).clamp_min(1e-12)
+
+
+def enlarged(images: Tensor, side: int) -> Tensor:
+    """Every pixel a square, so large that images are about that wide."""
+    times = max(1, side // images.shape[-1])
+    return images.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
+
+
+def side_by_side(images: Tensor) -> Tensor:
+    """[N, C, h, w] -> [C, H, W] in rows of COLUMNS; the last one is filled up with white."""
+    images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, -len(images) % COLUMNS), value=1.0)
+    rows = images.unflatten(0, (-1, COLUMNS))  # [rows, COLUMNS, C, h, w]
+    return rows.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
