@@ -39,6 +39,7 @@ def test_targets_are_the_next_tokens_and_decoding_gives_the_text(poem, tokenizer
     assert torch.equal(inputs.flatten()[1:], targets.flatten()[:-1])
     text = data.decode(inputs.flatten())
     assert POEM.startswith(text)
+    assert torch.equal(data.encode(text), inputs.flatten())
     assert len(text.encode()) > 0.85 * len(POEM.encode())
     assert list(data.evals) == ["val"]
     assert data.kind == "tokens"

@@ -42,6 +42,8 @@ def test_every_sink_is_told_everything(tmp_path, calls):
     told.evaluation(now, {"test/loss": 1.0}, {})
     told.curvature(now, {"conv": {"share": 0.5}})
     told.images(now, "train", image)
+    told.predictions(now, "test", image, image, image)
+    told.text(now, "sample", "To be")
     told.histograms(now, {"weight": image})
     told.message("hello", "warning")
     state = told.state_dict()
@@ -53,10 +55,12 @@ def test_every_sink_is_told_everything(tmp_path, calls):
         ("evaluation", now, {"test/loss": 1.0}, {}),
         ("curvature", now, {"conv": {"share": 0.5}}),
         ("images", now, "train", image),
+        ("predictions", now, "test", image, image, image),
+        ("text", now, "sample", "To be"),
         ("histograms", now, {"weight": image}),
         ("message", "hello", "warning"),
         "state_dict",
-        ("load_state_dict", {"noted": 8}),
+        ("load_state_dict", {"noted": 10}),
         ("finish", "finished", {"test/loss": 1.0}),
     ]
     assert {call[0] for call in calls if isinstance(call, tuple)} | {"state_dict"} == set(METHODS)

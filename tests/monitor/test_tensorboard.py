@@ -1,5 +1,6 @@
 """What TensorBoard's own reader finds in the event files."""
 
+import html
 import io
 import math
 import re
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard import plugin_util
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.summary.writer import event_file_writer
 
 from tests.monitor.fake import CONFIG, loss, monitors, play, progress
+from trainer.monitor.pictures import RIGHT, WRONG
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +156,37 @@ def test_images_side_by_side(tmp_path, channels, count, side):
     assert (picture[0] == 255).all(), "a white frame"
     if len(shown) % 8:
         assert (picture[-cell:, -cell:] == 255).all(), "white where there is no image"
+
+
+def test_predictions_are_green_where_right_and_red_where_wrong(tmp_path):
+    told = monitors(tmp_path, "tensorboard")
+    images = torch.linspace(0, 1, 3).view(3, 1, 1, 1).expand(3, 1, 8, 8)
+    told.predictions(
+        progress(7), "test/predictions", images, torch.tensor([3, 8, 1]), torch.tensor([5, 8, 1])
+    )
+    told.finish("finished", {})
+    [event] = read(tmp_path).Images("test/predictions")
+    assert event.step == 7
+    picture = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB"))
+    width, height = 8 * 12 + 4, 8 * 12 + 14 + 4
+    assert picture.shape == (height, 8 * width, 3)
+    captions = [picture[3, number * width + 3] for number in range(3)]
+    assert [tuple(color) for color in captions] == [WRONG, RIGHT, RIGHT]
+    shades = [picture[height // 2, number * width + width // 2] for number in range(3)]
+    assert [tuple(shade) for shade in shades] == [(0, 0, 0), (127, 127, 127), (255, 255, 255)]
+
+
+def test_text_is_shown_as_it_is(tmp_path):
+    text = "# no heading\n\n    *indented* <b>\n```\n"
+    told = monitors(tmp_path, "tensorboard")
+    told.text(progress(3), "val/sample", text)
+    told.finish("finished", {})
+    [event] = read(tmp_path).Tensors("val/sample/text_summary")
+    assert event.step == 3
+    shown = plugin_util.markdown_to_safe_html(event.tensor_proto.string_val[0])
+    assert (
+        html.unescape(shown.removeprefix("<pre><code>").removesuffix("</code></pre>")).strip() == text.strip()
+    )
 
 
 def test_after_resuming_what_came_after_the_checkpoint_is_gone(tmp_path):

@@ -66,6 +66,8 @@ class Profile(Sink):
         self._profile, self._ended = None, True
 
     def _write(self, recorded: profile) -> None:
+        if self._progress.step < self._first:
+            return
         steps = f"steps {self._first} to {self._progress.step}"
         path = self.folder / f"{steps.replace(' ', '_')}.json.gz"
         self.folder.mkdir(exist_ok=True)
