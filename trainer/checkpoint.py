@@ -60,7 +60,7 @@ def write(
     part = folder / f".{final.name}.part"
     if ranks.first:
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        part.mkdir(parents=True, exist_ok=True)  # another rank may be at it already
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.save(dict(content), checkpoint_id=part, process_group=group, no_dist=group is None)
