@@ -58,5 +58,7 @@ def play(told: Monitors, first: int, last: int) -> dict[str, float]:
             told.curvature(now, {f"layer{i}": {"share": i / 10 + step / 1000} for i in range(3)})
             metrics = {"test/loss": loss(step) + 0.1, "test/accuracy": math.exp(-loss(step))}
             told.evaluation(now, metrics, {"eval_seconds": 0.1})
+            told.predictions(now, "test/predictions", torch.rand(4, 1, 8, 8), torch.arange(4), torch.zeros(4))
+            told.text(now, "val/sample", f"To be at step {step},\n  or not to be")
             told.histograms(now, {"conv.weight": torch.linspace(-step, step, 100)})
     return metrics

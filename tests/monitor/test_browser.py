@@ -1,5 +1,7 @@
 """What a person sees: TensorBoard's page of a run, opened in a real browser."""
 
+import json
+import math
 import re
 import shutil
 import socket
@@ -10,7 +12,7 @@ import urllib.request
 
 import pytest
 
-from tests.monitor.fake import monitors, play
+from tests.monitor.fake import CONFIG, loss, monitors, play
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = [
@@ -19,12 +21,19 @@ QUIET = [
 ]
 
 
-@pytest.fixture
-def page(tmp_path):
+OPTIMIZERS = {"first": "adafisher", "second": "adamw"}
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
     """The address at which TensorBoard shows two runs."""
-    for name in ("first", "second"):
+    tmp_path = tmp_path_factory.mktemp("tensorboard")
+    for number, (name, optimizer) in enumerate(OPTIMIZERS.items(), 1):
         (tmp_path / "runs" / name).mkdir(parents=True)
-        told = monitors(tmp_path / "runs" / name, "tensorboard")
+        options = {**CONFIG["optimizer"], "name": optimizer, "lr": number * 1e-3}
+        config = {**CONFIG, "seed": number, "optimizer": options}
+        told = monitors(tmp_path / "runs" / name, "tensorboard", config=config)
         told.finish("finished", play(told, 1, 60))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -45,21 +54,32 @@ def page(tmp_path):
         server.wait(10)
 
 
-def get(address):
+def get(address, question=None):
+    """What the server answers; a question is sent as JSON."""
+    data = None if question is None else json.dumps(question).encode()
+    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(address, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.read()
     except OSError:  # not up yet
         return b""
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
-def test_the_charts_of_two_runs_are_on_the_page(tmp_path, page):
+def looked_at(page, tmp_path):
+    """The document that the browser makes of a page, as soon as it has come to rest."""
     command = [BROWSER, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1400"]
-    command += ["--virtual-time-budget=20000", "--dump-dom", f"{page}/#timeseries"]
-    html = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    charts = re.findall(r'<tb-truncated-path[^>]* title="([^"]+)"', html)
-    assert charts[:4] == [
+    command += ["--virtual-time-budget=20000", "--dump-dom", page]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def charts_on(html):
+    return re.findall(r'<tb-truncated-path[^>]* title="([^"]+)"', html)
+
+
+@needs_browser
+def test_the_charts_of_two_runs_are_on_the_page(tmp_path, page):
+    html = looked_at(f"{page}/#timeseries", tmp_path)
+    assert charts_on(html)[:4] == [
         "best/test/accuracy",
         "best/test/loss",
         "by_seconds/test/accuracy",
@@ -70,3 +90,45 @@ def test_the_charts_of_two_runs_are_on_the_page(tmp_path, page):
     for run in ("first", "second"):
         start = table.index(run)
         assert table[start + 2 : start + 4] == ["0.7492", "50"]
+
+
+@needs_browser
+def test_the_predictions_of_two_runs_are_on_the_page(tmp_path, page):
+    html = looked_at(f"{page}/?tagFilter=predictions#timeseries", tmp_path)
+    assert charts_on(html) == ["test/predictions"] * 2
+    addresses = re.findall(r'<img[^>]* src="([^"]*image[^"]*)"', html)
+    assert len(addresses) == 2
+    for address in addresses:
+        assert get(f"{page}/{address}").startswith(b"\x89PNG")
+
+
+def test_what_was_written_is_in_the_text_tab(page):
+    """The tab itself is in a shadow DOM, which is not dumped: what it fetches."""
+    shown = json.loads(get(f"{page}/data/plugin/text/text?run=first&tag=val/sample/text_summary"))
+    assert [event["step"] for event in shown] == [10, 20, 30, 40, 50, 60]
+    assert "<pre><code>To be at step 60,\n  or not to be\n</code></pre>" in shown[-1]["text"]
+
+
+def test_runs_are_compared_in_the_hparams_tab(page):
+    """One row a run, with the options that differ, the final value of the primary metric and the best."""
+    experiment = json.loads(get(f"{page}/data/plugin/hparams/experiment", {"experimentName": ""}))
+    differing = {option["name"] for option in experiment["hparamInfos"] if option.get("differs")}
+    assert differing == {"optimizer.name", "optimizer.lr", "seed"}
+    names = ("test/accuracy", "best/test/accuracy", "test/loss")
+    assert {name for name in names if {"tag": name, "group": ""} in metric_names(experiment)} == set(names)
+
+    columns = [{"metric": {"tag": name, "group": ""}} for name in names]
+    columns += [{"hparam": name} for name in ("optimizer.name", "optimizer.lr")]
+    question = {"experimentName": "", "colParams": columns, "startIndex": 0, "sliceSize": 10}
+    question["allowedStatuses"] = ["STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_UNKNOWN", "STATUS_RUNNING"]
+    rows = json.loads(get(f"{page}/data/plugin/hparams/session_groups", question))["sessionGroups"]
+    assert {row["name"]: row["hparams"]["optimizer.name"] for row in rows} == OPTIMIZERS
+    for row in rows:
+        values = {value["name"]["tag"]: value for value in row["metricValues"]}
+        final, best = values["test/accuracy"], values["best/test/accuracy"]
+        assert (final["trainingStep"], final["value"]) == (60, pytest.approx(math.exp(-loss(60))))
+        assert (best["trainingStep"], best["value"]) == (50, pytest.approx(math.exp(-loss(50))))
+
+
+def metric_names(experiment):
+    return [metric["name"] for metric in experiment["metricInfos"]]

@@ -6,10 +6,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-IMAGES, COLUMNS = 32, 8
-SIDE = 64
-"""Pixels to which small images are enlarged, at least."""
-JUDGED_SIDE, CAPTION = 96, 14
+# small images are enlarged to about SIDE pixels; where there is something to read, fewer and larger ones
+IMAGES, COLUMNS, SIDE = 32, 8, 64
+JUDGED_COLUMNS, JUDGED_SIDE, CAPTION = 4, 96, 14
 RIGHT, WRONG = (0, 130, 60), (205, 30, 30)
 
 
@@ -18,7 +17,7 @@ def grid(images: Tensor) -> Tensor:
 
     Small images are enlarged without smoothing, so that a person sees their pixels.
     """
-    return side_by_side(F.pad(enlarged(stretched(images[:IMAGES]), SIDE), (1, 1, 1, 1), value=1.0))
+    return side_by_side(F.pad(enlarged(stretched(images[:IMAGES]), SIDE), (1, 1, 1, 1), value=1.0), COLUMNS)
 
 
 def judged(images: Tensor, predicted: Tensor, targets: Tensor) -> Tensor:
@@ -29,7 +28,9 @@ def judged(images: Tensor, predicted: Tensor, targets: Tensor) -> Tensor:
         caption(prediction, target, images.shape[-1])
         for prediction, target in zip(predicted.tolist(), targets.tolist(), strict=True)
     ]
-    return side_by_side(F.pad(torch.cat([torch.stack(captions), images], 2), (2, 2, 2, 2), value=1.0))
+    return side_by_side(
+        F.pad(torch.cat([torch.stack(captions), images], 2), (2, 2, 2, 2), value=1.0), JUDGED_COLUMNS
+    )
 
 
 def caption(prediction: int, target: int, width: int) -> Tensor:
@@ -54,8 +55,8 @@ def enlarged(images: Tensor, side: int) -> Tensor:
     return images.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
 
 
-def side_by_side(images: Tensor) -> Tensor:
-    """[N, C, h, w] -> [C, H, W] in rows of COLUMNS; the last one is filled up with white."""
-    images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, -len(images) % COLUMNS), value=1.0)
-    rows = images.unflatten(0, (-1, COLUMNS))  # [rows, COLUMNS, C, h, w]
+def side_by_side(images: Tensor, columns: int) -> Tensor:
+    """[N, C, h, w] -> [C, H, W] in rows of so many; the last one is filled up with white."""
+    images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, -len(images) % columns), value=1.0)
+    rows = images.unflatten(0, (-1, columns))  # [rows, columns, C, h, w]
     return rows.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
