@@ -168,8 +168,8 @@ def test_predictions_are_green_where_right_and_red_where_wrong(tmp_path):
     [event] = read(tmp_path).Images("test/predictions")
     assert event.step == 7
     picture = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB"))
-    width, height = 8 * 12 + 4, 8 * 12 + 14 + 4
-    assert picture.shape == (height, 4 * width, 3)
+    width, height = 8 * 12 + 4, 8 * 12 + 20 + 4
+    assert picture.shape == (height, 6 * width, 3)
     captions = [picture[3, number * width + 3] for number in range(3)]
     assert [tuple(color) for color in captions] == [WRONG, RIGHT, RIGHT]
     shades = [picture[height // 2, number * width + width // 2] for number in range(3)]

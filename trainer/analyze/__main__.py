@@ -19,6 +19,7 @@ from trainer.analyze import factors, gershgorin, landscape, preconditioner, spec
 from trainer.analyze.subject import DoesNotFit, Finding, Settings, Subject
 from trainer.errors import ConfigError, MissingExtra, UserError, nearest
 from trainer.monitor.jsonl import finite
+from trainer.status import FINISHED, INTERRUPTED, USER_ERROR
 
 ANALYSES: dict[str, Callable[[Subject, Settings], Finding]] = {
     "factors": factors.analyse,
@@ -96,7 +97,9 @@ def main(argv: list[str] | None = None) -> int:
         written = write(found, args.out or subject.run / "analysis", subject.checkpoint.name, step)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
     if args.json:
         rows = {name: finding.rows for name, finding in found.items()}
         place = {
@@ -107,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(finite({**place, **rows}), indent=2, allow_nan=False))
     else:
         show(found, written, Console())
-    return 0
+    return FINISHED
 
 
 def analyse(subject: Subject, args: Namespace) -> dict[str, Finding]:

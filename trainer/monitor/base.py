@@ -34,7 +34,7 @@ class MonitorOptions:
     """Show histograms of the parameters at each evaluation."""
     curvature: bool = True
     """Follow the optimizer's curvature layer by layer, where it reports any."""
-    predictions: Natural = 16
+    predictions: Natural = 18
     """Images shown with their predicted class at each evaluation, wrong ones first (classification)."""
     sample_tokens: Natural = 200
     """Tokens that the model writes at each evaluation (text)."""

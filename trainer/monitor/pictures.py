@@ -2,13 +2,13 @@
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
 # small images are enlarged to about SIDE pixels; where there is something to read, fewer and larger ones
 IMAGES, COLUMNS, SIDE = 32, 8, 64
-JUDGED_COLUMNS, JUDGED_SIDE, CAPTION = 4, 96, 14
+JUDGED_COLUMNS, JUDGED_SIDE, CAPTION = 6, 96, 20
 RIGHT, WRONG = (0, 130, 60), (205, 30, 30)
 
 
@@ -38,7 +38,7 @@ def caption(prediction: int, target: int, width: int) -> Tensor:
     right = prediction == target
     strip = Image.new("RGB", (width, CAPTION), RIGHT if right else WRONG)
     text = str(prediction) if right else f"{prediction}, is {target}"
-    ImageDraw.Draw(strip).text((3, 1), text, fill="white")
+    ImageDraw.Draw(strip).text((3, 1), text, fill="white", font=ImageFont.load_default(CAPTION - 4))
     return torch.from_numpy(np.array(strip)).movedim(-1, 0).float() / 255
 
 
