@@ -22,6 +22,7 @@ from trainer.config import Config, check_config
 from trainer.errors import ConfigError, nearest
 from trainer.report.runs import flatten
 from trainer.report.sweep import label
+from trainer.schema import plain
 
 FOLDER, BUDGET, TUNE = "compare.dir", "budget_from", "tune."
 HOLDOUT = 0.1
@@ -143,7 +144,7 @@ def prepared(config: Config, tuned: bool) -> Config:
 
 
 def contender(point: list[str], swept: set[str], config: Config) -> Contender:
-    components = flatten(dataclasses.asdict(config)).keys()
+    components = flatten(plain(config)).keys()
     values = {}
     for override in parse_overrides(point):
         key = override.key_or_group
@@ -202,7 +203,7 @@ def variant(config: Config, options: Options, seed: int, seconds: float | None) 
     Raises:
         ConfigError: the optimizer has no such option, or the value is out of its range.
     """
-    values = dataclasses.asdict(config)
+    values = plain(config)
     values["optimizer"] |= options
     values["seed"] = seed
     if seconds is not None:

@@ -20,6 +20,7 @@ from trainer.report.sensitivity import Sensitivity, sensitivities
 from trainer.report.summary import Report, make_report
 from trainer.report.sweep import group_keys
 from trainer.rundir import CONFIG, freeze
+from trainer.schema import plain
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ class Comparison:
     def __init__(self, command: Command, folder: Path) -> None:
         self.command = command
         self.folder = folder
-        bare = [Run(folder, flatten(dataclasses.asdict(c.config)), "queued") for c in command.contenders]
+        bare = [Run(folder, flatten(plain(c.config)), "queued") for c in command.contenders]
         keys = [key for key in group_keys(None, bare) if key not in command.tuned_options]
         self.keys = keys or ["optimizer.name"]
         """The options that make the contenders."""
@@ -122,7 +123,7 @@ class Comparison:
             budget = [] if seconds is None else [f"loop.max_time={seconds}"]
             overrides = [*each.overrides, *(f"optimizer.{word}" for word in words[:-1]), words[-1], *budget]
             path.mkdir(parents=True, exist_ok=True)
-            freeze(path, dataclasses.asdict(variant(each.config, options, seed, seconds)), overrides)
+            freeze(path, plain(variant(each.config, options, seed, seconds)), overrides)
         return Job(path, " ".join([each.label, *words]), seconds)
 
     def told(self, seconds: float | None, curves: Sequence[Sensitivity]) -> list[str]:

@@ -1,6 +1,5 @@
 """What a comparison's folder says of itself, so that the same command goes on with it."""
 
-import dataclasses
 import shlex
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from omegaconf import OmegaConf
 from trainer.compare.command import Command, Contender
 from trainer.compose import resolve
 from trainer.errors import DataError, UserError
+from trainer.schema import plain
 from trainer.status import replace
 
 RECORD = "comparison.yaml"
@@ -22,7 +22,10 @@ def write_record(command: Command, folder: Path) -> None:
     Raises:
         UserError: it cannot be made.
     """
-    contenders = [dataclasses.asdict(c) | {"names": sorted(c.names)} for c in command.contenders]
+    contenders = [
+        {"label": c.label, "names": sorted(c.names), "overrides": c.overrides, "config": plain(c.config)}
+        for c in command.contenders
+    ]
     record = {"command": command.words, "contenders": contenders}
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,9 @@ from trainer.status import FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR, read_st
 from trainer.stop import StopFlag, signals_blocked
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["trainer.__main__"])
+FORKS.set_forkserver_preload(
+    ["trainer.__main__", "torch._dynamo"]
+)  # which every optimizer of torch's imports
 
 LOG = "output.log"
 """What the processes print, in the comparison's folder."""

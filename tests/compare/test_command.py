@@ -1,0 +1,107 @@
+"""What a command line asks for, without running it."""
+
+import re
+
+import pytest
+
+from trainer.compare.command import Command, parse_command, variant
+from trainer.errors import ConfigError
+
+
+def parse(*argv: str) -> Command:
+    return parse_command(argv)
+
+
+def test_contenders_are_all_that_is_swept_but_the_seed() -> None:
+    command = parse(
+        "optimizer=adafisher,sgd", "precision=fp32,bf16", "data.batch_size=32,64", "seed=range(2,5)"
+    )
+    assert [c.label for c in command.contenders] == [
+        f"{optimizer} {precision} batch_size={size}"
+        for optimizer in ("adafisher", "sgd")
+        for precision in ("fp32", "bf16")
+        for size in (32, 64)
+    ]
+    assert command.seeds == [2, 3, 4]
+    assert command.tuning_seed == 5
+    last = command.contenders[-1].config
+    assert (last.optimizer["name"], last.precision.name, last.data["batch_size"]) == ("sgd", "bf16", 64)
+    assert command.runs == 24
+
+
+def test_a_config_file_of_ones_own_is_a_contender(tmp_path) -> None:
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "paper.yaml").write_text("defaults: [adafisher]\nrule: paper\n")
+    command = parse("optimizer=adafisher,paper", "--config-dir", str(tmp_path), "budget_from=paper")
+    assert [c.label for c in command.contenders] == ["adafisher", "paper"]
+    assert [c.config.optimizer["rule"] for c in command.contenders] == ["calibrated", "paper"]
+    assert command.reference == "paper"
+
+
+def test_runs_do_not_write_to_the_terminal() -> None:
+    (only,) = parse("monitor.sinks=[console,jsonl]").contenders
+    assert only.label == "adafisher"
+    assert only.config.monitor.sinks == ["jsonl"]
+
+
+def test_trials() -> None:
+    command = parse(
+        "optimizer=adamw,sgd", "tune.lr=log(1e-3,0.1,3)", "tune.lr.sgd=[1,2,3]", "tune.weight_decay=[0,0.1]"
+    )
+    assert list(command.trials) == ["adamw", "sgd"]
+    assert {len(trials) for trials in command.trials.values()} == {6}
+    assert command.trials["sgd"][:3] == [
+        {"lr": 1, "weight_decay": 0},
+        {"lr": 1, "weight_decay": 0.1},
+        {"lr": 2, "weight_decay": 0},
+    ]
+    assert command.tuned_options == ["optimizer.lr", "optimizer.weight_decay"]
+    assert command.runs == 12 + 2
+
+
+def test_what_is_tuned_leaves_something_to_tune_on() -> None:
+    assert parse("tune.lr=[1,2]").contenders[0].config.data["holdout"] == 0.1
+    assert parse("tune.lr=[1,2]", "data.holdout=0.3").contenders[0].config.data["holdout"] == 0.3
+    assert parse("optimizer=adamw").contenders[0].config.data["holdout"] == 0
+
+
+def test_a_variant_has_one_budget() -> None:
+    (only,) = parse("loop.max_epochs=3").contenders
+    timed = variant(only.config, {"lr": 0.5}, 7, 1.5)
+    assert (timed.loop.max_epochs, timed.loop.max_steps, timed.loop.max_time) == (None, None, 1.5)
+    assert (timed.seed, timed.optimizer["lr"], timed.optimizer["beta"]) == (7, 0.5, 0.9)
+    assert variant(only.config, {}, 0, None).loop.max_epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("optimizer=adamw,sgd budget_from=sdg", "budget_from: unknown contender 'sdg'; did you mean sgd?"),
+        ("optimizer=adamw,sgd precision=fp32,bf16 budget_from=sgd", "names sgd fp32 and sgd bf16: take one"),
+        ("optimizer=adamw,adamx", "unknown option optimizer=adamx; did you mean"),
+        (
+            "optimizer=adamw,sgd tune.lr.adam=[1,2]",
+            "tune.lr.adam: unknown contender 'adam'; did you mean adamw",
+        ),
+        (
+            "optimizer=adamw,sgd tune.lr=[1,2] tune.lr.sgd=[1,2,3]",
+            "the same number of trials, not adamw 2, sgd 3",
+        ),
+        ("optimizer=adamw,sgd tune.lr.sgd=[1,2,3]", "the same number of trials, not adamw 0, sgd 3"),
+        ("optimizer=adamw,sgd tune.lr=0.1", "tune.lr=0.1 is wrong: it must be log"),
+        ("optimizer=adamw,adamw", "adamw takes part twice"),
+        ("seed=1,1", "seed=1 takes part twice"),
+        ("seed=a,b", "seed=a is wrong: it must be an integer"),
+        ("budget_from=sgd budget_from=sgd", "budget_from is given twice"),
+        ("hydra.run.dir=x", "name its folder with compare.dir=FOLDER"),
+        ("dry_run=true", "a comparison cannot be dry"),
+        ("--multirun", "a comparison takes no --multirun"),
+        ("--config-path conf", "a comparison takes no --config-path"),
+        ("--jsn", "--jsn"),
+        ("optimiser=adamw", "unknown option optimiser; did you mean optimizer"),
+    ],
+)
+def test_mistakes(argv: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        parse(*argv.split())
+    assert "\n" not in str(error.value)

@@ -1,0 +1,209 @@
+"""Comparisons on the digits, with real processes and tiny budgets."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trainer.compare.__main__ import main
+from trainer.compare.protocol import rotated
+from trainer.report.runs import Run, read_run, read_runs
+from trainer.status import read_status
+
+TINY = ["model.widths=[4]", "monitor.sinks=[jsonl]", "checkpoint.keep_best=false", "loop.log_every=2"]
+
+
+def compare(capsys: pytest.CaptureFixture[str], folder: Path, *argv: str) -> dict[str, Any]:
+    assert main([*TINY, *argv, f"compare.dir={folder}", "--json"]) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)
+
+
+def by_start(runs: list[Run]) -> list[str]:
+    """The names of the runs in the order in which they trained."""
+    return [
+        run.path.name for run in sorted(runs, key=lambda run: (run.path / "metrics.jsonl").stat().st_mtime)
+    ]
+
+
+def test_equal_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = compare(capsys, tmp_path / "c", "optimizer=adafisher,sgd", "seed=0,1,2", "loop.max_steps=6")
+    assert (found["metric"], found["by"], found["seconds"]) == ("test/accuracy", ["optimizer.name"], None)
+    assert [(g["group"], g["counted"], g["steps"]) for g in found["groups"]] == [
+        ("adafisher", 3, 6),
+        ("sgd", 3, 6),
+    ]
+    assert [
+        c["verdict"].startswith(("No difference", "No claim", "sgd", "ada")) for c in found["comparisons"]
+    ]
+    runs = read_runs([tmp_path / "c" / "runs"])
+    assert by_start(runs) == [
+        "adafisher,seed=0",
+        "sgd,seed=0",
+        "sgd,seed=1",
+        "adafisher,seed=1",
+        "adafisher,seed=2",
+        "sgd,seed=2",
+    ]
+    assert len({run.process for run in runs}) == 6, "each in a process of its own"
+    assert not any("Memory" in note for note in found["notes"])
+    page = (tmp_path / "c" / "report" / "report.md").read_text()
+    assert "Command: python -m trainer.compare" in page
+
+
+def test_equal_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["optimizer=sgd,adamw", "loop.max_steps=30", "budget_from=sgd"]
+    found = compare(capsys, tmp_path / "c", *options)
+    reference = read_run(tmp_path / "c" / "reference" / "sgd,seed=0")
+    seconds = reference.evaluations["test/loss"][-1].seconds
+    assert found["seconds"] == pytest.approx(seconds, rel=1e-3)
+    for run in read_runs([tmp_path / "c" / "runs"]):
+        assert run.config["loop.max_time"] == found["seconds"]
+        assert run.config["loop.max_steps"] is None
+        last = run.evaluations["test/loss"]
+        assert last[-1].seconds >= found["seconds"], "no run ends before"
+        assert last[-1].step > 0
+
+
+def test_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SGD at a rate of 1e-9 learns nothing, so that 0.1 must win; so must AdamW's 1e-2."""
+    grids = ["tune.lr=[1e-9,1e-8,1e-2]", "tune.lr.sgd=[1e-9,0.1,1e-8]"]
+    found = compare(
+        capsys,
+        tmp_path / "c",
+        "optimizer=adamw,sgd",
+        "seed=3,4",
+        "loop.max_steps=25",
+        "data.holdout=0.2",
+        *grids,
+    )
+    assert found["tuned"] == {"adamw": {"lr": 1e-2}, "sgd": {"lr": 0.1}}
+    trials = read_runs([tmp_path / "c" / "tune"])
+    assert {run.seed for run in trials} == {5}
+    assert by_start(trials)[:4] == [
+        "adamw,lr=1e-09,seed=5",
+        "sgd,lr=1e-09,seed=5",
+        "sgd,lr=0.1,seed=5",
+        "adamw,lr=1e-08,seed=5",
+    ]
+    runs = read_runs([tmp_path / "c" / "runs"])
+    assert {(run.config["optimizer.name"], run.config["optimizer.lr"], run.seed) for run in runs} == {
+        ("adamw", 1e-2, 3),
+        ("adamw", 1e-2, 4),
+        ("sgd", 0.1, 3),
+        ("sgd", 0.1, 4),
+    }
+    assert {run.config["data.holdout"] for run in [*trials, *runs]} == {0.2}
+    assert (found["metric"], found["by"]) == ("test/accuracy", ["optimizer.name"])
+    (sensitivity,) = found["sensitivities"]
+    assert (sensitivity["metric"], sensitivity["option"]) == ("val/accuracy", "optimizer.lr")
+    edges = {curve["group"]: curve["at_edge"] for curve in sensitivity["curves"]}
+    assert edges == {"adamw": True, "sgd": True}
+    assert sum("at the edge" in note for note in found["notes"]) == 2
+    assert (tmp_path / "c" / "report" / "val_accuracy_against_optimizer.lr.png").exists()
+
+
+def test_a_failed_trial_is_not_chosen_and_a_failed_run_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rate of 1e30 makes everything infinite."""
+    options = ["optimizer=sgd", "loop.max_steps=25", "loop.max_bad_steps=2"]
+    found = compare(capsys, tmp_path / "tuned", *options, "tune.lr=[1e30,0.1]")
+    assert found["tuned"] == {"sgd": {"lr": 0.1}}
+    found = compare(capsys, tmp_path / "failed", *options, "optimizer.lr=1e30,0.1")
+    failed, fine = found["groups"]
+    assert (failed["failed"], fine["finished"]) == (1, 1)
+
+
+def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "c"
+    argv = [*TINY, "optimizer=sgd,adamw", "loop.max_epochs=3", "loop.eval_every=5", "seed=0,1"]
+
+    def interrupt() -> None:
+        """While the second run trains."""
+        while read_status(folder / "runs" / "adamw,seed=0").get("state") != "running":
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert main([*argv, f"compare.dir={folder}"]) == 75
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("interrupted; go on with: python -m trainer.compare ")
+    states = {run.path.name: run.state for run in read_runs([folder / "runs"])}
+    assert states == {
+        "sgd,seed=0": "finished",
+        "adamw,seed=0": "preempted",
+        "adamw,seed=1": "queued",
+        "sgd,seed=1": "queued",
+    }
+    first = (folder / "runs" / "sgd,seed=0" / "status.json").read_text()
+    found = compare(capsys, folder, *argv[len(TINY) :])
+    assert [group["counted"] for group in found["groups"]] == [2, 2]
+    assert (folder / "runs" / "sgd,seed=0" / "status.json").read_text() == first, "it did not run again"
+    # The interrupted run ends with the numbers of one that was not.
+    whole = compare(capsys, tmp_path / "whole", *argv[len(TINY) :])
+    for ours, theirs in zip(found["groups"], whole["groups"], strict=True):
+        assert ours["final_mean"] == theirs["final_mean"]
+
+
+def test_what_is_frozen_counts_and_another_command_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "c"
+    compare(capsys, folder, "optimizer=sgd", "loop.max_steps=2")
+    shutil.rmtree(folder / "runs")
+    record = yaml.safe_load((folder / "comparison.yaml").read_text())
+    record["contenders"][0]["config"]["loop"]["max_steps"] = 3  # as if conf/ had been edited since
+    (folder / "comparison.yaml").write_text(yaml.safe_dump(record))
+    assert compare(capsys, folder, "optimizer=sgd", "loop.max_steps=2")["groups"][0]["steps"] == 3
+    assert main(["optimizer=adamw", f"compare.dir={folder}"]) == 2
+    assert (
+        "holds another comparison, which goes on with: python -m trainer.compare" in capsys.readouterr().err
+    )
+    (folder / "comparison.yaml").write_text("command: [")
+    assert main(["optimizer=sgd", f"compare.dir={folder}"]) == 2
+    assert "comparison.yaml cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["optimizer=adamw,sgd", "budget_from=sgd", "schedule.warmup=20"], "loop.max_time does not fix"),
+        (["optimizer=adamw,sgd", "tune.lrr=[1,2]"], "unknown option optimizer.lrr; did you mean lr?"),
+        (["optimizer=adamw,sgd", "tune.lr=[1,-2]"], "optimizer.lr=-2 is wrong: it must be a number >= 0"),
+        (
+            ["optimizer=adamw,sgd", "data=text", "model=gpt", "data.path=nowhere"],
+            "data.path=nowhere cannot be",
+        ),
+    ],
+)
+def test_a_mistake_leaves_nothing(
+    argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*argv, f"compare.dir={tmp_path / 'c'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["loop.max_steps=1", f"compare.dir={tmp_path / 'file' / 'c'}"]) == 2
+    assert "cannot be made: Not a directory" in capsys.readouterr().err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "budget_from=" in capsys.readouterr().out
+
+
+def test_every_contender_begins_a_round() -> None:
+    assert [rotated("abc", i) for i in range(4)] == [list("abc"), list("bca"), list("cab"), list("abc")]
