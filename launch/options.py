@@ -59,7 +59,7 @@ class SlurmOptions(CommonOptions):
     exclude: str | None = None
     signal_seconds: Count = 120
     """Before the time limit, or at preemption, a run gets SIGUSR2 that long before it is killed."""
-    sbatch: dict[str, Any] = field(default_factory=dict)
+    sbatch: dict[str, Any] | None = None
     """More options of sbatch by their long names."""
     setup: list[str] = field(default_factory=list)
     """Shell commands that a job executes first."""

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from launch.options import LaunchOptions, check_launch
 from trainer.compose import (
     compose,
+    compose_points,
     file_name,
     hydra_session,
     load_plugins,
@@ -48,7 +49,7 @@ def compose_sweep(arguments: list[str]) -> tuple[LaunchOptions, list[Point]]:
     with hydra_session(args) as session:
         options = launch_options(session, args, launch)
         points = sweep_points(train)
-        composed = [compose(session, args, point) for point in points]
+        composed = compose_points(session, args, points)
     configs = [resolve(config) for config in composed]
     names = point_names(points)
     return options, [Point(*parts) for parts in zip(names, points, configs, strict=True)]

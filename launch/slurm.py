@@ -96,7 +96,7 @@ def parameters(sweep: Sweep) -> dict[str, Any]:
         "constraint": options.constraint,
         "exclude": options.exclude,
         "signal_delay_s": options.signal_seconds,
-        "additional_parameters": {"requeue": True, **options.sbatch},
+        "additional_parameters": {"requeue": True, **(options.sbatch or {})},
         "setup": [*options.setup, f"cd {shlex.quote(str(sweep.code))} || exit 1"],
         "srun_args": [f"--wait={STRAGGLERS_SECONDS}", f"--cpus-per-task={options.cpus_per_task}"],
         "teardown": [f"{python} -m launch.ending {shlex.quote(str(sweep.jobs))} $?"],

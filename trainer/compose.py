@@ -1,6 +1,7 @@
 """From a command line to configs: Hydra composes them, every mistake becomes one line."""
 
 import argparse
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
@@ -15,6 +17,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -131,15 +134,47 @@ def compose(hydra: Hydra, args: argparse.Namespace, overrides: list[str]) -> Dic
         raise ConfigError(_first_line(error)) from None
 
 
+def compose_points(hydra: Hydra, args: argparse.Namespace, points: list[list[str]]) -> list[DictConfig]:
+    """The configs of many points, without Hydra's own node; those that differ only in values are composed once.
+
+    Raises:
+        ConfigError: as `compose`.
+    """
+    loader = hydra.config_loader
+    assert isinstance(loader, ConfigLoaderImpl)
+    bases: dict[tuple[str, ...], DictConfig] = {}
+    composed = []
+    for point in points:
+        groups, values = [], []
+        for text, override in zip(point, parse_overrides(point), strict=True):
+            plain = override.type is OverrideType.CHANGE
+            if plain and not loader.repository.group_exists(override.key_or_group):
+                values.append(override)
+            else:
+                groups.append(text)
+        try:
+            if tuple(groups) not in bases:
+                bases[tuple(groups)] = without_hydra(compose(hydra, args, groups))
+            config = copy.deepcopy(bases[tuple(groups)])
+            ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        except (ConfigError, HydraException, OmegaConfBaseException):
+            config = without_hydra(compose(hydra, args, point))  # says what is wrong
+        composed.append(config)
+    return composed
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
 def resolve(config: DictConfig) -> Config:
     """The typed, checked config of a composed one.
 
     Raises:
         ConfigError: as `check_config`; also an interpolation that leads nowhere and a missing value.
     """
-    ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
-        values = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(without_hydra(config), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error)) from None
     assert isinstance(values, dict)

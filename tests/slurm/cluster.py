@@ -20,7 +20,7 @@ COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "sacct", "slurmdbd", "mar
 
 TINY = (
     f"data=text data.path={Path(__file__).parents[2] / 'LICENSE'} data.context_length=32 data.batch_size=8 model=gpt "
-    "model.layers=2 model.width=32 model.heads=2 model.dropout=0.1 optimizer=adamw loop.log_every=1 device=cpu "
+    "model.layers=2 model.width=32 model.heads=2 model.dropout=0.1 loop.log_every=1 device=cpu "
     "monitor.sinks=[jsonl,runlog] checkpoint.every_minutes=null checkpoint.keep_best=false launch.cpus_per_task=1 "
 )
 """A run of milliseconds a step."""
@@ -83,11 +83,11 @@ class Launched:
         log = self.rows[number].log
         return log.read_text() if log else ""
 
-    def wait(self, seconds: float = 180) -> list[Standing]:
+    def wait(self, seconds: float = 400) -> list[Standing]:
         until(lambda: not any(row.under_way for row in self.rows), seconds, self.directory)
         return self.rows
 
-    def trains(self, step: int, seconds: float = 90) -> int:
+    def trains(self, step: int, seconds: float = 200) -> int:
         """Waits until the first run has come to a step, in its newest start; returns the step."""
 
         def there() -> bool:

@@ -45,7 +45,7 @@ WAYS: dict[str, tuple[str, Callable[[Launched], object], bool]] = {
     "USR2": ("", lambda run: slurm("scancel", "--signal=USR2", run.job), True),
     "TERM": ("", lambda run: slurm("scancel", "--signal=TERM", run.job), True),
     "early": ("", lambda run: slurm("scancel", "--signal=TERM", run.job), True),
-    "limit": ("launch.time=1 launch.signal_seconds=30 loop.max_steps=400", lambda run: None, True),
+    "limit": ("launch.time=1 launch.signal_seconds=10 loop.max_steps=250", lambda run: None, True),
     "preempt": (
         "",
         lambda run: slurm("sbatch", "-p", "urgent", "-N4", "--exclusive", "--wrap=sleep 5"),

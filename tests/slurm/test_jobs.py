@@ -1,0 +1,176 @@
+"""Sweeps on a real Slurm: jobs that are disturbed finish with the bits of those that are not."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from tests.kill_and_resume import compare
+from tests.slurm.cluster import DISTURBED, TINY, Launched, slurm, until
+from tests.slurm.conftest import Sweeps
+from trainer.report.runs import read_runs
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(600)
+ONE = f"{TINY} launch.gpus_per_node=0 loop.max_steps=6"
+FOUR = f"{TINY} {DISTURBED} launch.nodes=2 launch.gpus_per_node=2 parallel=fsdp"
+
+
+@pytest.fixture(scope="session")
+def grid(sweeps: Sweeps) -> Launched:
+    return sweeps("grid", f"{ONE} optimizer=adafisher,adamw,sgd seed=0,1 launch.array_parallelism=2")
+
+
+@pytest.fixture(scope="session")
+def preempted(sweeps: Sweeps) -> Launched:
+    """Starts three times, with a wait before each, while other tests go on."""
+    always = "plugins=[tests.slurm.plugins] monitor.sinks=[jsonl,runlog,preempted] launch.max_requeues=2"
+    return sweeps("preempted", f"{ONE} {always}")
+
+
+def test_a_job_of_four_tasks_on_two_nodes_disturbed_three_times(sweeps: Sweeps, preempted: Launched) -> None:
+    calm, run = sweeps("calm", FOUR), sweeps("disturbed", FOUR)
+
+    run.trains(8)
+    pids = run.pids()
+    assert len(pids) == 4
+    slurm("scancel", "--signal=USR2", run.job)
+    until(lambda: run.rows[0].restarts == 1, 200, run)
+
+    run.trains(20)
+    os.kill(run.pids()[-1], signal.SIGKILL)
+    until(lambda: run.rows[0].restarts == 2, 200, run)
+
+    run.trains(35)
+    slurm("scontrol", "requeue", run.job)
+    row = run.wait()[0]
+    assert (row.state, row.restarts, row.step) == ("finished", 3, 60), row.reason
+    assert calm.wait()[0].state == "finished"
+    assert compare(run.run, calm.run) == []
+
+    log = (run.run / "run.log").read_text()
+    first, last = re.findall(r"stopped by \w+ at step (\d+)", log)
+    resumed = re.findall(r"going on from .*step_(\d+)", log)
+    assert [int(resumed[0]), int(resumed[2])] == [int(first), int(last)]  # no step twice after a signal
+    identities = re.findall(
+        r"hostname=(node\d), local_rank=(\d)\(2\), node=(\d)\(2\), global_rank=(\d)", all_logs(calm)
+    )
+    assert sorted((rank, node, local) for _, local, node, rank in identities) == [
+        ("0", "0", "0"),
+        ("1", "0", "1"),
+        ("2", "1", "0"),
+        ("3", "1", "1"),
+    ]
+    assert len({host for host, *_ in identities}) == 2
+
+
+def all_logs(run: Launched) -> str:
+    return "".join(path.read_text() for path in sorted((run.directory / "jobs").glob("*_log.out")))
+
+
+def test_a_grid_as_an_array(grid: Launched, capsys: pytest.CaptureFixture[str]) -> None:
+    running: list[int] = []
+
+    def over() -> bool:
+        states = [row.slurm for row in grid.rows]
+        running.append(states.count("RUNNING"))
+        return all(state == "COMPLETED" for state in states)
+
+    until(over, 400, grid)
+    assert max(running) <= 2
+    rows = grid.rows
+    assert [(row.state, row.slurm, row.step, row.restarts) for row in rows] == [
+        ("finished", "COMPLETED", 6, 0)
+    ] * 6
+    assert {row.job for row in rows} == {f"{rows[0].job.split('_')[0]}_{index}" for index in range(6)}
+    reported = {run.path.name: run for run in read_runs([grid.directory])}
+    assert {row.name: row.step for row in rows} == {name: run.step for name, run in reported.items()}
+    for row in rows:
+        run = reported[row.name]
+        assert run.state == "finished"
+        assert row.value == pytest.approx(run.evaluations[row.metric][-1].value)
+    assert main(["status", str(grid.directory)]) == 0
+    assert "6 finished" in capsys.readouterr().out
+    assert main(["wait", str(grid.directory)]) == 0
+
+
+def test_only_the_owner_can_write_what_a_job_executes(grid: Launched) -> None:
+    for folder in (grid.directory, grid.directory / "code", grid.directory / "jobs", grid.run):
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_finished_run_that_is_started_again_does_nothing(grid: Launched) -> None:
+    before = {path: path.stat().st_mtime_ns for path in grid.run.rglob("*") if path.name != "job.json"}
+    job = grid.job
+    slurm("scontrol", "requeue", job)
+    until(lambda: "finished already at step 6" in grid.log(), 90, grid)
+    until(lambda: slurm("squeue", "-h", "-j", job).strip() == "", 60, grid)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert grid.rows[0].state == "finished"
+
+
+def test_requeues_are_bounded(preempted: Launched) -> None:
+    row = preempted.wait()[0]
+    assert (row.state, row.restarts) == ("failed", 2)
+    assert re.fullmatch(r"stopped by SIGUSR2 at step \d; launch\.max_requeues=2 is used up", row.reason)
+
+
+def test_one_fails_and_is_run_again(
+    sweeps: Sweeps, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [tmp_path / "there.txt", tmp_path / "missing.txt"]
+    texts[0].write_text("to be or not to be " * 200)
+    sweep = sweeps("failing", f"{ONE} data.path={texts[0]},{texts[1]}")
+    rows = sweep.wait()
+    assert [row.state for row in rows] == ["finished", "failed"]
+    assert str(texts[1]) in rows[1].reason
+    assert main(["wait", str(sweep.directory)]) == 1
+
+    texts[1].write_text("that is the question " * 200)
+    capsys.readouterr()
+    assert main(["rerun", str(sweep.directory), "--failed"]) == 0
+    assert capsys.readouterr().out == f"again: {rows[1].name}\n"
+    again = sweep.wait()
+    assert [row.state for row in again] == ["finished", "finished"]
+    assert again[0].job == rows[0].job
+    assert again[1].job != rows[1].job
+
+
+def test_cancelled_runs_stay_so_and_have_a_checkpoint(sweeps: Sweeps) -> None:
+    run = sweeps("cancelled", f"{TINY} {DISTURBED} launch.gpus_per_node=0")
+    run.trains(3)
+    assert main(["cancel", str(run.directory)]) == 0
+    row = run.wait()[0]
+    assert row.state == "cancelled"
+    assert 3 <= row.step < 60
+    assert list((run.run / "checkpoints").glob(f"step_*{row.step}"))
+
+
+def test_what_was_submitted_is_what_runs(sweeps: Sweeps, tmp_path: Path) -> None:
+    """Code and configs are edited while the job waits in the queue."""
+    code = tmp_path / "code"
+    subprocess.run(["git", "clone", "-q", ROOT, code], check=True)
+    for name in ("trainer", "launch", "conf"):  # as they are, committed or not
+        subprocess.run(["cp", "-rT", ROOT / name, code / name], check=True)
+    directory = tmp_path / "sweep"
+    line = f"{ONE} optimizer.lr=0.25 launch.sbatch={{hold:true}} launch.dir={directory}"
+    subprocess.run([sys.executable, "-m", "launch", *line.split()], cwd=code, check=True, timeout=120)
+    sweep = Launched(directory)
+    assert sweep.rows[0].state == "queued"
+    for path in [*(code / "trainer").rglob("*.py"), *(code / "launch").rglob("*.py")]:
+        path.write_text("raise SystemExit('edited')\n")
+    for path in (code / "conf").rglob("*.yaml"):
+        path.write_text("edited: true\n")
+    slurm("scontrol", "release", sweep.job)
+    row = sweep.wait()[0]
+    assert row.state == "finished", sweep.log()
+    environment = json.loads((sweep.run / "environment.json").read_text())
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert environment["git_commit"] == commit.strip()
+    assert "optimizer.lr=0.25" in (sweep.run / "overrides.yaml").read_text()
