@@ -97,12 +97,14 @@ class Ranks:
                 dist.destroy_process_group()
 
     def start(self, device: torch.device, timeout: float) -> None:
-        """Starts the process group: NCCL for GPUs, Gloo for CPUs.
+        """Starts the process group, NCCL for GPUs, Gloo for CPUs, unless it runs already.
 
         Args:
             timeout: seconds after which a collective that some rank does not join fails.
         """
         assert self.store is not None
+        if dist.is_initialized():
+            return
         if device.type == "cuda":
             torch.cuda.set_device(device)
         self.store.set_timeout(timedelta(seconds=timeout))

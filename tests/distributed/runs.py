@@ -1,0 +1,93 @@
+"""Trainers in float64, and what is compared of them."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from trainer.compose import compose, hydra_session, load_plugins, resolve
+from trainer.data import Batch
+from trainer.data.base import Split
+from trainer.distributed import Ranks
+from trainer.loop import Trainer
+from trainer.monitor import MonitorOptions, Monitors
+from trainer.parallel import whole
+from trainer.run import build, describe
+
+ARGS = Namespace(config_path=None, config_dir=None, config_name=None)
+PLUGINS = ["plugins=[tests.distributed.models]"]
+
+
+class Wide(Split):
+    """A split whose images are float64."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batch(self, indices: Tensor, key: int | None) -> Batch:
+        inputs, targets = self.split.batch(indices, key)
+        return inputs.double() if inputs.is_floating_point() else inputs, targets
+
+
+def trainer_of(ranks: Ranks, *overrides: str, dtype: torch.dtype = torch.float64) -> Trainer:
+    """A run's trainer, without sinks."""
+    load_plugins(PLUGINS)
+    with hydra_session(ARGS) as session:
+        config = resolve(compose(session, ARGS, [*PLUGINS, *overrides]))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        trainer = build(config, ranks)
+    finally:
+        torch.set_default_dtype(before)
+    if dtype == torch.float64:
+        trainer.state.loader.split = Wide(trainer.state.loader.split)
+        for name, split in trainer.data.evals.items():
+            trainer.data.evals[name] = Wide(split)
+    trainer.monitors = Monitors(describe(trainer, Path(), 0), MonitorOptions(sinks=[]))
+    return trainer
+
+
+def steps(trainer: Trainer, count: int) -> Trainer:
+    for _ in range(count):
+        trainer.train_step()
+    return trainer
+
+
+def outcome(trainer: Trainer) -> dict[str, Any]:
+    """All that should not depend on the number of ranks."""
+    metrics = trainer.evaluate_splits("")
+    tensors = trainer.state.tensors()
+    return {
+        "model": gathered(tensors["model"]),
+        "optimizer": gathered(tensors["optimizer"]["state"]),
+        "ema": gathered(tensors.get("ema", {})),
+        "metrics": metrics,
+        "window": torch.stack(trainer.state.window).sum(0) if trainer.state.window else None,
+        "norm": trainer.counters.grad_norm,
+    }
+
+
+def gathered(tree: Any) -> Any:
+    """The same with tensors whole and detached from everything."""
+    return tree_map(lambda leaf: whole(leaf.detach()).clone() if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def assert_same(one: Any, other: Any, tolerance: float = 1e-9, where: str = "") -> None:
+    """Two nested structures are equal to a relative and absolute tolerance."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], tolerance, f"{where}/{key}")
+    elif isinstance(one, Tensor):
+        torch.testing.assert_close(other, one, rtol=tolerance, atol=tolerance, msg=lambda m: f"{where}: {m}")
+    elif isinstance(one, float):
+        assert abs(one - other) <= tolerance * max(1.0, abs(one)), f"{where}: {other} instead of {one}"
+    else:
+        assert one == other, where

@@ -1,0 +1,67 @@
+"""Any strategy on any number of ranks trains as one rank does."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.ranks import on_ranks
+from tests.distributed.runs import assert_same, outcome, steps, trainer_of
+from trainer.distributed import ALONE, Ranks
+
+CONV = (
+    "model=uneven data.batch_size=48 data.crop_padding=0 data.eval_batch_size=50 loop.ema=0.9 loop.clip_norm=0.5 "
+    "loop.label_smoothing=0.1 schedule=constant"
+)
+GPT = (
+    "data=synthetic_tokens model=gpt model.layers=3 model.width=20 model.heads=2 data.batch_size=24 "
+    "data.train_samples=96 data.val_samples=31 data.context_length=9"
+)
+CASES = {
+    "conv adamw, micro-batches": f"{CONV} optimizer=adamw loop.accumulate=2",
+    "gpt sgd, recomputed": f"{GPT} optimizer=sgd loop.activation_checkpointing=full",
+    "gpt nadam, every second block recomputed": f"{GPT} optimizer=nadam loop.activation_checkpointing=2",
+}
+STEPS = 4
+
+
+def trajectories(ranks: Ranks, cases: dict[str, str]) -> dict[str, Any]:
+    return {name: outcome(steps(trainer_of(ranks, *line.split()), STEPS)) for name, line in cases.items()}
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    return trajectories(ALONE, CASES)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "strategy"),
+    [
+        (2, "parallel=ddp parallel.bucket_mb=0.001"),
+        (3, "parallel=fsdp"),
+        (4, "parallel=fsdp parallel.units=500 parallel.reshard_after_forward=false"),
+        (4, "parallel=hsdp parallel.replicas=2"),
+    ],
+)
+def test_as_on_one_rank(world_size: int, strategy: str, alone: dict[str, Any]) -> None:
+    cases = {name: f"{line} {strategy}" for name, line in CASES.items()}
+    ranks = on_ranks(world_size, trajectories, cases)
+    for name in CASES:
+        for one in ranks:
+            assert_same(alone[name], one[name], where=name)
+
+
+def test_muon_on_shards() -> None:
+    """It orthogonalises in bfloat16, so that its updates agree to that only."""
+    line = f"{GPT} optimizer=muon"
+    expected = trajectories(ALONE, {"muon": line})["muon"]["model"]
+    sharded = on_ranks(2, trajectories, {"muon": f"{line} parallel=fsdp"})[0]["muon"]["model"]
+    start = trajectories(ALONE, {"muon": f"{line} optimizer.lr=0 optimizer.adamw_lr=0"})["muon"]["model"]
+    for name in expected:
+        moved = torch.linalg.vector_norm(expected[name] - start[name])
+        assert torch.linalg.vector_norm(expected[name] - sharded[name]) < 0.05 * moved, name
+
+
+def test_the_cases_do_train(alone: dict[str, Any]) -> None:
+    for result in alone.values():
+        assert all(torch.isfinite(p).all() for p in result["model"].values())
