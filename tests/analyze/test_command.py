@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer import checkpoint
 from trainer.__main__ import main as train
 from trainer.analyze import __main__ as command
+from trainer.compose import CONF
 
 NAMES = list(command.ANALYSES)
 SMALL = ["--batches", "2", "--points", "3"]
@@ -132,6 +134,15 @@ def test_what_does_not_fit_is_left_out_and_said(language: Path, capsys: pytest.C
     assert "preconditioner" not in found
     assert [plane["plane"] for plane in found["landscape"]] == ["random"]
     assert {row["layer"] for row in found["factors"]} == {"blocks.0.attention.qkv", "blocks.0.mlp.0", "head"}
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_of_several_ranks_on_one(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frozen = OmegaConf.load(copied / "config.yaml")
+    frozen.parallel, frozen.device = OmegaConf.load(CONF / "parallel" / "fsdp.yaml"), "cuda"
+    frozen.loop.compile = True
+    OmegaConf.save(frozen, copied / "config.yaml")
+    assert command.main([str(copied), *SMALL, "--what", "spectrum"]) == 0, capsys.readouterr().err
 
 
 @pytest.fixture

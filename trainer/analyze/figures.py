@@ -101,7 +101,7 @@ def preconditioner(found: Mapping[tuple[str, str, int], Histogram]) -> Figure:
     """For every layer F̃ on the left and Adam's second moment on the right, a line a checkpoint, late ones light."""
     layers = list(dict.fromkeys(layer for layer, _, _ in found))
     steps = sorted({step for _, _, step in found})
-    names = {"preconditioner": "F̃ (AdaFisher)", "second_moment": "second moment v̂ (Adam)"}
+    names = {"adafisher": "F̃ (AdaFisher)", "adam": "second moment v̂ (Adam)"}
     figure, grid = panels(len(layers), 2)
     for (layer, what, step), histogram in found.items():
         panel = grid[layers.index(layer), list(names).index(what)]

@@ -172,5 +172,5 @@ def row(plane: Plane, here: float) -> dict[str, Any]:
         "x": plane.x.tolist(),
         "y": plane.y.tolist(),
         "losses": plane.losses.tolist(),
-        "path": plane.path.tolist() if plane.path is not None else None,
+        **({} if plane.path is None else {"path": plane.path.tolist()}),
     }

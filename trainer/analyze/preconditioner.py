@@ -92,7 +92,7 @@ def analyse(subject: Subject, settings: Settings) -> Finding:
         moments = second_moment(gradients(subject, settings.batches, layers))
         for name, moment in moments.items():
             preconditioner = optimizer.preconditioner(layers[name].weight)
-            for of, values in ("preconditioner", preconditioner), ("second_moment", moment):
+            for of, values in ("adafisher", preconditioner), ("adam", moment):
                 found.setdefault((name, of), {})[step] = statistics(values)
                 shown[name, of, step] = histogram(values)
     if not shown:

@@ -165,9 +165,10 @@ def open_run(run: Path) -> Trainer:
         raise ConfigError(f"{run / CONFIG} cannot be read: {one_line(error)[:200]}") from None
     if not isinstance(frozen, DictConfig):
         raise ConfigError(f"{run / CONFIG} is not the config of a run")
-    here = {"device": "auto", "parallel": {"name": "none"}, "loop": {"compile": False}}
+    frozen["device"], frozen["parallel"] = "auto", {"name": "none"}
+    OmegaConf.update(frozen, "loop.compile", False)
     load_plugins([])
-    return build(resolve(DictConfig(OmegaConf.merge(frozen, here))))
+    return build(resolve(frozen))
 
 
 def largest_side(module: Known) -> int:
