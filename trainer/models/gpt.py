@@ -100,7 +100,8 @@ class GPT(nn.Module):
             raise ConfigError(
                 f"model.context_length={self.context_length} is less than the {time} tokens of a sequence"
             )
-        positions = torch.arange(time, device=tokens.device)  # [T]
+        # [B, T]: looked up for each sample, so that a layer's rows are samples for whoever watches it
+        positions = torch.arange(time, device=tokens.device).expand(tokens.shape)
         x = self.dropout(self.tokens(tokens) + self.positions(positions))  # [B, T, width]
         for block in self.blocks:
             x = block(x)

@@ -322,7 +322,7 @@ class AdaFisher(Optimizer):
         that are sharded, the column and row means of g² where they may be needed, and the whole of each S."""
         ranks = shards.ranks_of(params)
         if ranks is None:
-            return dict(seen)
+            return {**seen}
         parts: dict[Any, tuple[Tensor, ...]] = {}
         if self.needs_refresh:  # a layer that one rank did not call others may have called
             parts |= {m: seen.get(m) or self._no_rows(m, layer) for m, layer in self._capture.layers.items()}
@@ -430,7 +430,9 @@ class AdaFisher(Optimizer):
         params = self._params_with_gradient()
         seen: dict[nn.Module, Rows] = {}
         if self.needs_refresh:
-            seen = self._capture.collect(scale, per_sample=self.rule != "released")
+            ranks = shards.ranks_of([*params])
+            size = ranks.group.size() if ranks else 1
+            seen = self._capture.collect(scale, per_sample=self.rule != "released", ranks=size)
         else:  # until a layer is captured its parameters have the factors of their first gradient
             params = {param: gamma for param, gamma in params.items() if not self._has_factors(param)}
         if params:
@@ -576,7 +578,8 @@ class AdaFisher(Optimizer):
     def _update_square(self, param: Tensor, group: dict[str, Any]) -> Tensor:
         """The squared norm of an update, without weight decay and learning rate, of the rows here."""
         if self.rule == "calibrated":
-            return torch.tensor(update.UPDATE_RMS**2 * shards.local(param).numel(), device=param.device)
+            numel = shards.local(param).numel()
+            return torch.tensor(update.UPDATE_RMS**2 * numel, dtype=torch.float64, device=param.device)
         exp_avg, pairs = shards.local(self.state[param]["exp_avg"]), self._factors(param).local
         unbias = 1 - group["beta"] ** self.state[param]["step"].item()
         return (

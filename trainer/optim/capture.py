@@ -52,16 +52,17 @@ class Capture:
         """Drops what was captured."""
         self._seen.clear()
 
-    def collect(self, scale: float | Tensor, per_sample: bool) -> dict[nn.Module, Rows]:
+    def collect(self, scale: float | Tensor, per_sample: bool, ranks: int = 1) -> dict[nn.Module, Rows]:
         """H and S of every layer that got a gradient, summed over its rows; drops what was captured.
 
         Args:
             scale: what a GradScaler multiplied the loss with.
-            per_sample: S of the gradients of each sample's loss, else of their mean over all micro-batches.
+            per_sample: S of the gradients of each sample's loss, else of their mean over all micro-batches of so
+                many ranks.
         """
         sums = {}
         for module, seen in self._seen.items():
-            unit = (seen.samples if per_sample else 1) / scale
+            unit = (seen.samples if per_sample else 1 / ranks) / scale
             sums[module] = Rows(seen.H, seen.S * unit**2, seen.H.new_full((1,), seen.weight))
         self.clear()
         return sums

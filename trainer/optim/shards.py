@@ -14,7 +14,6 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from trainer.optim.factors import View
 
-
 Key = TypeVar("Key", bound=Hashable)
 
 
