@@ -39,16 +39,12 @@ def first_non_finite(model: nn.Module, batches: list[Batch], precision: Precisio
                 found.insert(0, "")  # all the same the ranks run through the model together
             with precision.autocast():
                 model(inputs)
-    if found:
-        mine = f"the output of {found[0]}" if found[0] else "the inputs"
-    else:
-        named = [(name, local(p.grad)) for name, p in model.named_parameters() if p.grad is not None]
-        bad = [name for name, grad in named if not grad.isfinite().all()]
-        mine = f"the gradient of {bad[-1]}" if bad else ""
-    return first_said(parallel.ranks.exchange(mine))
-
-
-def first_said(places: list[str]) -> str:
-    """The place that the first rank with any names; on which rank it is, unless all say the same."""
-    rank, place = next(((rank, place) for rank, place in enumerate(places) if place), (0, "the loss"))
-    return place if len(set(places)) == 1 else f"{place} on rank {rank}"
+    places = parallel.ranks.exchange(found[:1])
+    for rank, place in enumerate(places):
+        if place:  # a gradient would tell less: all ranks have a share in it
+            what = f"the output of {place[0]}" if place[0] else "the inputs"
+            return what if all(other == place for other in places) else f"{what} on rank {rank}"
+    named = [(name, local(p.grad)) for name, p in model.named_parameters() if p.grad is not None]
+    mine = [name for name, grad in named if not grad.isfinite().all()]
+    bad = {name for names in parallel.ranks.exchange(mine) for name in names}
+    return next((f"the gradient of {name}" for name, _ in reversed(named) if name in bad), "the loss")

@@ -48,20 +48,22 @@ def on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> 
     return results
 
 
-def start_trainer(world_size: int, overrides: Sequence[str], log: Path | None = None) -> list[BaseProcess]:
+def start_trainer(
+    world_size: int, overrides: Sequence[str], log: Path | None = None, **environ: str
+) -> list[BaseProcess]:
     """``python -m trainer`` on so many ranks; all they print goes to ``log`` with the rank's number behind."""
-    processes = [
-        FORKS.Process(target=_train, args=(environ, list(overrides), f"{log or os.devnull}{rank if log else ''}"))
-        for rank, environ in enumerate(environments(world_size))
-    ]
+    processes = []
+    for rank, own in enumerate(environments(world_size)):
+        file = f"{log}{rank}" if log else os.devnull
+        processes.append(FORKS.Process(target=_train, args=({**own, **environ}, list(overrides), file)))
     for process in processes:
         process.start()
     return processes
 
 
-def train(world_size: int, overrides: Sequence[str], log: Path | None = None) -> list[int]:
+def train(world_size: int, overrides: Sequence[str], log: Path | None = None, **environ: str) -> list[int]:
     """As `start_trainer`; waits for the end and returns the exit codes."""
-    return end(start_trainer(world_size, overrides, log))
+    return end(start_trainer(world_size, overrides, log, **environ))
 
 
 def end(processes: Sequence[BaseProcess], deadline: float | None = None) -> list[int]:
