@@ -3,10 +3,9 @@
 import dataclasses
 import json
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
@@ -14,6 +13,7 @@ from launch import local, slurm
 from launch.standing import Standing, standings
 from launch.sweep import Run, Sweep, read_sweep
 from launch.table import follow, table, wait, watch
+from trainer.command_line import Parser
 from trainer.errors import ConfigError, UserError, nearest
 from trainer.status import CRASHED, FINISHED, INTERRUPTED, USER_ERROR
 
@@ -57,11 +57,6 @@ def main(argv: list[str] | None = None) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
-
-
-class Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see python -m launch --help)")
 
 
 def arguments(argv: list[str]) -> Namespace:

@@ -2,11 +2,11 @@
 
 import json
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from trainer.analyze import factors, gershgorin, landscape, preconditioner, spectrum
 from trainer.analyze.subject import DoesNotFit, Finding, Settings, Subject
+from trainer.command_line import Parser
 from trainer.errors import ConfigError, MissingExtra, UserError, nearest
 from trainer.monitor.jsonl import finite
 from trainer.status import FINISHED, INTERRUPTED, USER_ERROR
@@ -28,11 +29,6 @@ ANALYSES: dict[str, Callable[[Subject, Settings], Finding]] = {
     "preconditioner": preconditioner.analyse,
     "landscape": landscape.analyse,
 }
-
-
-class Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
 def parser() -> Parser:

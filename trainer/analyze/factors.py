@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.analyze.subject import DoesNotFit, Finding, Known, Settings, Subject, progress
+from trainer.analyze.subject import DoesNotFit, Finding, Known, Settings, Subject
+from trainer.command_line import progress
 from trainer.optim.capture import Capture
 from trainer.optim.factors import Layer, factor_dtype
 
@@ -112,7 +113,7 @@ def of_layers(subject: Subject, settings: Settings) -> dict[tuple[str, str], Ten
     layers, batches = subject.layers(settings.layers), subject.batches(settings.batches)
 
     def backward() -> None:
-        for batch in progress(batches, len(batches), "factors"):
+        for batch in progress(batches, "factors"):
             (subject.loss(subject.model(batch[0]), batch) / len(batches)).backward()
 
     subject.model.train()

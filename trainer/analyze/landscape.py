@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trainer.analyze.subject import Finding, Settings, Subject, progress
+from trainer.analyze.subject import Finding, Settings, Subject
+from trainer.command_line import progress
 
 SEED = 0
 REACH = 1.0
@@ -83,7 +84,7 @@ def losses_on(
     first, second = directions
     values = [
         loss({name: w + a * first[name] + b * second[name] for name, w in centre.items()})
-        for b, a in progress(places, len(places), "landscape")
+        for b, a in progress(places, "landscape")
     ]
     return torch.tensor(values, dtype=torch.float64).view(len(y), len(x))
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.analyze.subject import DoesNotFit, Finding, Known, Settings, Subject, progress
+from trainer.analyze.subject import DoesNotFit, Finding, Known, Settings, Subject
+from trainer.command_line import progress
 
 BETA2 = 0.999
 MOST_BINS = 60
@@ -87,7 +88,7 @@ def analyse(subject: Subject, settings: Settings) -> Finding:
     layers = subject.layers(settings.layers)
     found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
     shown = {}
-    for place in progress(subject.checkpoints, len(subject.checkpoints), "preconditioner"):
+    for place in progress(subject.checkpoints, "preconditioner"):
         step = subject.load(place)
         moments = second_moment(gradients(subject, settings.batches, layers))
         for name, moment in moments.items():

@@ -1,17 +1,14 @@
 """What is analysed: the model of a run at one of its checkpoints, opened for reading."""
 
 import pickle
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from yaml import YAMLError
 
@@ -27,8 +24,6 @@ Known = nn.Linear | nn.Conv2d
 """Layers whose full factors are computed."""
 LARGEST = 1024
 """Columns of a layer that is looked at without being asked for: eigenvalues take time with their cube."""
-
-Item = TypeVar("Item")
 
 
 class DoesNotFit(UserError):
@@ -175,11 +170,3 @@ def largest_side(module: Known) -> int:
     """Columns or rows of a layer's weight, whichever are more."""
     rows = len(module.weight)
     return max(rows, module.weight.numel() // rows)
-
-
-def progress(items: Iterable[Item], total: int, doing: str) -> Iterator[Item]:
-    """Goes through the items with a bar in the terminal, if there is one."""
-    console = Console(stderr=True)
-    yield from track(
-        items, doing, total=total, console=console, transient=True, disable=not console.is_terminal
-    )

@@ -2,23 +2,17 @@
 
 import json
 import sys
-from argparse import ArgumentParser
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
+from trainer.command_line import Parser
 from trainer.errors import ConfigError, MissingExtra, UserError
 from trainer.report.records import as_json, csv_text
 from trainer.report.render import markdown, show, to_stdout
 from trainer.report.runs import read_runs
 from trainer.report.summary import Report, make_report
-
-
-class Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see python -m trainer.report --help)")
 
 
 def parser() -> Parser:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from rich.console import Console
-from rich.progress import track
 
+from trainer.command_line import progress
 from trainer.errors import DataError
 from trainer.status import STATUS
 
@@ -84,9 +83,7 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
                 f"{folder} has no run in it: a run is a directory with config.yaml and status.json"
             )
         paths |= dict.fromkeys(path.resolve() for path in found)
-    terminal = Console(stderr=True)
-    shown = track(list(paths), "reading", console=terminal, transient=True, disable=not terminal.is_terminal)
-    runs = [read_run(path) for path in shown]
+    runs = [read_run(path) for path in progress(paths, "reading")]
     if all(run.state == "unreadable" for run in runs):
         raise DataError(f"{runs[0].path / CONFIG} cannot be read as a run's config, nor can any other one")
     return runs
