@@ -17,8 +17,8 @@ from pathlib import Path
 from submitit.core.utils import JobPaths
 from submitit.helpers import DelayedSubmission
 
-from launch.task import Task, restart_count
-from trainer.status import CRASHED, FINISHED, PREEMPTED, USER_ERROR, read_status, write_status
+from launch.task import Task, read_job, restart_count
+from trainer.status import CRASHED, FINISHED, PREEMPTED, read_status, write_status
 
 TRIES = 5
 """Of a requeue, while Slurm's controller does not answer."""
@@ -41,7 +41,10 @@ def conclude(run: Path, code: int, logs: Sequence[Path], restarts: int, limit: i
     if status.get("state") == "finished":
         return False
     if code < PREEMPTED:
-        mark(run, "failed", last_words(logs, "error: " if code == USER_ERROR else "crashed: "))
+        told = status.get("state") == "failed" and status["time"] >= read_job(run).get(
+            "time", 0
+        )  # in this start
+        mark(run, "failed", status["error"] if told else last_words(logs))
         return False
     reason = str(status.get("error") or "stopped") if code == PREEMPTED else killed(code)
     if restarts < limit:
@@ -59,12 +62,15 @@ def killed(code: int) -> str:
     return f"a task was ended by {names[code]}" if code in names else f"a task ended with exit code {code}"
 
 
-def last_words(logs: Sequence[Path], mark: str) -> str:
-    """The last line that begins with a mark, without it, in the first log that has one; or else any last line."""
+def last_words(logs: Sequence[Path]) -> str:
+    """The last error in the first log that has one; or else the last line that a task has written."""
     tails = [tail(log) for log in logs]
-    marked = [[line.removeprefix(mark) for line in lines if line.startswith(mark)] for lines in tails]
-    found = next((lines for lines in (*marked, *tails) if lines), [f"see {logs[0]}"])
-    return found[-1]
+    errors = [
+        [line.partition(": ")[2] for line in lines if line.startswith(("error: ", "crashed: "))]
+        for lines in tails
+    ]
+    words = [[line for line in lines if not line.startswith(("srun: ", "slurmstepd"))] for lines in tails]
+    return next((lines[-1] for lines in (*errors, *words, *tails) if lines), f"see {logs[0]}")
 
 
 def tail(log: Path) -> list[str]:

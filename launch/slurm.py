@@ -32,8 +32,7 @@ OPTIONS = {
     "memory|--mem": "mem",
     "feature": "constraint",
     "node name|exclude": "exclude",
-    "cpu count": "cpus_per_task",
-    "node count|node configuration": "nodes, launch.gpus_per_node, launch.cpus_per_task or launch.mem",
+    "node count|node config|cpu count|processors": "nodes, .gpus_per_node, .cpus_per_task or .mem",
     "job array": "array_parallelism, or launch fewer runs at a time",
     "unrecognized option": "sbatch",
 }

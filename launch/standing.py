@@ -1,6 +1,5 @@
 """How the runs of a sweep stand, by their own status and by the queue."""
 
-import json
 import os
 import socket
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from submitit.core.utils import JobPaths
 
 from launch import local, slurm
 from launch.sweep import Run, Sweep
-from launch.task import JOB
+from launch.task import read_job
 from trainer.errors import UserError
 from trainer.status import read_status
 
@@ -149,11 +148,3 @@ def judge(
     if said == "preempted" and started:
         return "preempted", error
     return "lost", f"Slurm says {job.account}" if job.account else "its job is gone without a word"
-
-
-def read_job(run: Path) -> dict[str, Any]:
-    """What `launch.task.write_job` wrote; empty before the first start."""
-    try:
-        return json.loads((run / JOB).read_text())
-    except (OSError, ValueError):
-        return {}

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
@@ -37,6 +38,14 @@ def train(run: Path, cwd: Path) -> None:
 
 def write_job(run: Path, job: str, restarts: int) -> None:
     replace(run / JOB, json.dumps({"job": job, "restarts": restarts, "time": time.time()}))
+
+
+def read_job(run: Path) -> dict[str, Any]:
+    """What `write_job` wrote; empty before the first start."""
+    try:
+        return json.loads((run / JOB).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def restart_count() -> int:

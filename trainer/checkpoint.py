@@ -55,23 +55,42 @@ def write(
 
     Args:
         group: of all ranks, on CPUs, for this alone.
+
+    Raises:
+        CheckpointError: the disk is full or does not take it for another reason; nothing is left of it then.
     """
     final = path_of(folder, step)
     part = folder / f".{final.name}.part"
-    if ranks.first:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True, exist_ok=True)  # another rank may be at it already
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.save(dict(content), checkpoint_id=part, process_group=group, no_dist=group is None)
-    if ranks.first:
-        files = {file.name: file.stat().st_size for file in part.iterdir()}
-        _write(part / MANIFEST, json.dumps({"step": step, "files": files}))
-        if final.exists():  # of an earlier life of the run, which went on from before it
-            remove(final)
-        part.rename(final)
-        _sync(folder)
+    try:
+        if ranks.first:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True, exist_ok=True)  # another rank may be at it already
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.save(dict(content), checkpoint_id=part, process_group=group, no_dist=group is None)
+        if ranks.first:
+            files = {file.name: file.stat().st_size for file in part.iterdir()}
+            _write(part / MANIFEST, json.dumps({"step": step, "files": files}))
+            if final.exists():  # of an earlier life of the run, which went on from before it
+                remove(final)
+            part.rename(final)
+            _sync(folder)
+    except (CheckpointException, OSError) as error:
+        if ranks.first:
+            shutil.rmtree(part, ignore_errors=True)
+        raise CheckpointError(f"the checkpoint {final} cannot be written: {_cause(error)}") from error
     return final
+
+
+def _cause(error: BaseException) -> str:
+    """What the file system said, below what torch made of it."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    causes = [error]
+    while below := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(below)
+    said = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
+    return said[0] if said else one_line(error)
 
 
 def path_of(folder: Path, step: int) -> Path:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from launch.ending import conclude
+from launch.task import write_job
 from trainer.status import read_status, write_status
 
-LOG = "epoch 1\ncrashed: ValueError: bad\nerror: /data does not exist\nsubmitit: done\n"
+LOG = "epoch 1\nerror: /data does not exist\nsubmitit: done\n"
 LIMIT = 3
 
 
@@ -36,7 +37,7 @@ LIMIT = 3
         (("running", None), 139, LIMIT, False, "failed", "SIGSEGV; launch.max_requeues=3"),
         (None, 143, 0, True, "preempted", "SIGTERM"),
         (("failed", "ValueError: bad"), 1, 0, False, "failed", "ValueError: bad"),
-        (None, 1, 0, False, "failed", "ValueError: bad"),
+        (None, 1, 0, False, "failed", "/data does not exist"),
         (None, 2, 0, False, "failed", "/data does not exist"),
     ],
 )
@@ -68,3 +69,26 @@ def test_without_requeues_a_preempted_run_stays_preempted(tmp_path: Path) -> Non
 def test_no_log(tmp_path: Path) -> None:
     conclude(tmp_path, 1, [tmp_path / "log"], 0, LIMIT)
     assert str(tmp_path / "log") in read_status(tmp_path)["error"]
+
+
+def test_an_error_of_an_earlier_start(tmp_path: Path) -> None:
+    write_status(tmp_path, "failed", error="of old")
+    write_job(tmp_path, "1", 0)
+    log = tmp_path / "log"
+    log.write_text(LOG)
+    conclude(tmp_path, 2, [log], 0, LIMIT)
+    assert read_status(tmp_path)["error"] == "/data does not exist"
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("crashed: ValueError: bad\nsubmitit: done\n", "ValueError: bad"),
+        ("Traceback\n  File x\nValueError: bad\nsrun: error: node1: task 0: Exited\n", "ValueError: bad"),
+        ("srun: error: Unable to create step\n", "srun: error: Unable to create step"),
+    ],
+)
+def test_last_words(log: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(log)
+    conclude(tmp_path, 1, [tmp_path / "none", tmp_path / "log"], 0, LIMIT)
+    assert read_status(tmp_path)["error"] == words

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,18 @@ from tests.slurm.cluster import Launched, missing, start, stop, submit
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
+def small_disk() -> Iterator[Path]:
+    """A megabyte, mounted before the cluster starts so that its nodes see it, too."""
+    disk = Path(tempfile.mkdtemp(prefix="disk-"))
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True)
+    yield disk
+    if mounted.returncode == 0:
+        subprocess.run(["umount", "-l", disk], check=True)
+    disk.rmdir()
+
+
+@pytest.fixture(scope="session")
+def cluster(small_disk: Path) -> Iterator[None]:
     if reason := missing():
         if os.environ.get("SLURM_TESTS") == "required":
             pytest.fail(reason)
