@@ -121,7 +121,8 @@ class Benchmark:
             optimizer._capture.attach()
             plain()
             with torch.no_grad():
-                optimizer._refresh(1.0)
+                seen = optimizer._capture.collect(1.0, per_sample=True)
+                optimizer._refresh(optimizer._params_with_gradient(), seen)
             optimizer._capture.detach()
 
         optimizer._capture.detach()

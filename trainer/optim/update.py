@@ -21,7 +21,7 @@ UPDATE_RMS = 0.2
 """Root mean square of a calibrated update before the learning rate: the usual size of an AdamW step."""
 
 _TINY = 1e-30  # rms of an update that is zero
-_BLOCK = 2**19  # elements: more costs cache misses, less costs calls
+_BLOCK = 2**18  # elements: more costs cache misses, less costs calls
 _SMALL = 2**16  # parameters up to this many elements are updated together, so that their calls do not add up
 _LARGE_BLOCK = 2**22  # a GPU wants large launches
 
