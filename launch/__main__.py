@@ -124,11 +124,14 @@ def find_run(sweep: Sweep, name: str) -> Run:
 
 def cancel(args: Namespace) -> int:
     sweep = read_sweep(args.directory)
-    rows = [row for row in standings(sweep)[0] if row.under_way or row.state == "unknown"]
-    jobs = [row.job for row in rows if row.job]
-    if jobs:
-        (slurm if sweep.options.name == "slurm" else local).cancel(jobs)
-    print(f"cancelled {len(jobs)} of {len(sweep.runs)} runs")
+    under_way = {row.name for row in standings(sweep)[0] if row.under_way or row.state == "unknown"}
+    runs = [run for run in sweep.runs if run.name in under_way and run.jobs]
+    if runs:
+        (slurm if sweep.options.name == "slurm" else local).cancel([run.jobs[-1] for run in runs])
+    for run in runs:
+        run.cancelled = run.jobs[-1]
+    sweep.write()
+    print(f"cancelled {len(runs)} of {len(sweep.runs)} runs")
     return FINISHED
 
 

@@ -51,8 +51,28 @@ def compose_sweep(arguments: list[str]) -> tuple[LaunchOptions, list[Point]]:
         points = sweep_points(train)
         composed = compose_points(session, args, points)
     configs = [resolve(config) for config in composed]
+    for config in configs:
+        check_tasks(options, config)
     names = point_names(points)
     return options, [Point(*parts) for parts in zip(names, points, configs, strict=True)]
+
+
+def check_tasks(options: LaunchOptions, config: Config) -> None:
+    """Whether a run has use for as many processes as it is given.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    parallel = config.parallel["name"]
+    if parallel == "none" and options.tasks > 1:
+        raise ConfigError(
+            f"launch.nodes={options.nodes} and launch.gpus_per_node={options.gpus_per_node} give a run "
+            f"{options.tasks} processes: choose parallel=ddp, fsdp or hsdp"
+        )
+    if parallel != "none" and options.tasks == 1:
+        raise ConfigError(
+            f"parallel={parallel} needs more than one process: set launch.gpus_per_node or launch.nodes above 1"
+        )
 
 
 def split(overrides: list[str]) -> tuple[list[str], list[str]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
-from submitit.slurm.slurm import _make_sbatch_string
+from submitit.slurm.slurm import SlurmInfoWatcher, _make_sbatch_string
 
 from launch.options import SlurmOptions
 from launch.sweep import Run, Sweep
@@ -144,11 +144,9 @@ def queued(jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 def ended(jobs: Sequence[str]) -> dict[str, str]:
     """How Slurm says that jobs have ended, where it keeps accounts."""
-    said = ask(
-        ["sacct", "-X", "--noheader", "--parsable2", "--jobs", ",".join(main_ids(jobs)), "-o", "JobID,State"]
-    )
-    rows = [line.split("|", 1) for line in said.stdout.splitlines()] if said.returncode == 0 else []
-    return dict(rows)
+    said = ask(["sacct", "-X", "--parsable2", "--jobs", ",".join(main_ids(jobs)), "-o", "JobID,State"])
+    rows = SlurmInfoWatcher().read_info(said.stdout) if said.returncode == 0 else {}
+    return {job: row["State"] for job, row in rows.items()}
 
 
 def cancel(jobs: Sequence[str]) -> None:

@@ -103,7 +103,8 @@ def stand(sweep: Sweep, run: Run, job: Job | None) -> Standing:
     newest = run.jobs[-1] if run.jobs else None
     started = newest is not None and record.get("job") == newest
     current = started and status.get("time", 0) >= record["time"]
-    state, reason = judge(status, job, started=started, current=current)
+    cancelled = newest is not None and run.cancelled == newest
+    state, reason = judge(status, job, started=started, current=current, cancelled=cancelled)
     primary = status.get("primary")
     in_slurm = job and sweep.options.name == "slurm"
     return Standing(
@@ -121,7 +122,7 @@ def stand(sweep: Sweep, run: Run, job: Job | None) -> Standing:
 
 
 def judge(
-    status: Mapping[str, Any], job: Job | None, *, started: bool, current: bool
+    status: Mapping[str, Any], job: Job | None, *, started: bool, current: bool, cancelled: bool
 ) -> tuple[str, str | None]:
     """State and reason of a run.
 
@@ -130,6 +131,7 @@ def judge(
         job: None if the queue cannot be asked.
         started: whether the run's newest job has started.
         current: whether status.json was written since it last did.
+        cancelled: whether ``python -m launch cancel`` was told to end it.
     """
     said, error = status.get("state"), status.get("error")
     if said == "finished":
@@ -143,7 +145,7 @@ def judge(
         return "queued", (error if started and error else why)
     if said == "failed" and started:
         return "failed", error
-    if job.account and job.account.startswith("CANCELLED"):
+    if cancelled or (job.account and job.account.startswith("CANCELLED")):
         return "cancelled", error if started else None
     if said == "preempted" and started:
         return "preempted", error

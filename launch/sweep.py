@@ -27,6 +27,8 @@ class Run:
     """As composed, those of the whole sweep included."""
     jobs: list[str] = field(default_factory=list)
     """Ids, the newest last; none before it is submitted."""
+    cancelled: str | None = None
+    """The job that ``python -m launch cancel`` has ended."""
 
 
 @dataclass

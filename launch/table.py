@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from launch.standing import STATES, Standing, standings
@@ -22,7 +22,8 @@ COLORS = {"finished": "green", "failed": "red", "lost": "red", "running": "cyan"
 def table(rows: Sequence[Standing], trouble: str | None) -> RenderableType:
     metrics = {row.metric for row in rows if row.metric}
     metric = metrics.pop() if len(metrics) == 1 else "metric"
-    shown = Table("run", "state", "job", "by Slurm", "step", metric, "restarts", "reason")
+    state = Column("state", no_wrap=True, min_width=9)
+    shown = Table("run", state, "job", "by Slurm", "step", metric, "restarts", "reason")
     for row in rows:
         shown.add_row(
             row.name,

@@ -16,7 +16,14 @@ from trainer.compose import (
 
 def test_a_grid_is_composed_point_by_point() -> None:
     options, points = compose_sweep(
-        ["optimizer=adamw,sgd", "seed=range(2)", "optimizer.lr=0.1", "launch.nodes=2", "launch.dir=here"]
+        [
+            "optimizer=adamw,sgd",
+            "seed=range(2)",
+            "optimizer.lr=0.1",
+            "parallel=ddp",
+            "launch.nodes=2",
+            "launch.dir=here",
+        ]
     )
     assert isinstance(options, SlurmOptions)
     assert (options.nodes, options.dir) == (2, "here")

@@ -103,8 +103,14 @@ def test_the_queue_with_and_without_accounts(tmp_path: Path, monkeypatch: pytest
     fake(tmp_path, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
     with pytest.raises(UserError, match="Unable to contact"):
         queued(["7"])
-    fake(tmp_path, "sacct", "echo '7_2|CANCELLED by 0'")
-    assert ended(["7_2"]) == {"7_2": "CANCELLED by 0"}
+    fake(tmp_path, "sacct", "echo 'JobID|State'; echo '7_2|FAILED'; echo '7_[3,5-6%9]|CANCELLED by 0'")
+    states = ended(["7_2", "7_3"])
+    assert {f"7_{number}": states[f"7_{number}"] for number in (2, 3, 5, 6)} == {
+        "7_2": "FAILED",
+        "7_3": "CANCELLED by 0",
+        "7_5": "CANCELLED by 0",
+        "7_6": "CANCELLED by 0",
+    }
     fake(tmp_path, "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
     assert ended(["7_2"]) == {}
 

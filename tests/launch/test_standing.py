@@ -35,4 +35,11 @@ FAILED, FINISHED = {"state": "failed", "error": "bad"}, {"state": "finished", "e
 def test_judge(
     status: dict[str, Any], job: Job | None, started: bool, current: bool, expected: tuple[str, str | None]
 ) -> None:
-    assert judge(status, job, started=started, current=current) == expected
+    assert judge(status, job, started=started, current=current, cancelled=False) == expected
+
+
+def test_cancelled_by_us_without_accounts() -> None:
+    assert judge({}, Job(None), started=False, current=False, cancelled=True) == ("cancelled", None)
+    assert judge(FINISHED, Job(None), started=True, current=True, cancelled=True) == ("finished", None)
+    completing = Job(("COMPLETING", "None"))
+    assert judge(RUNNING, completing, started=True, current=True, cancelled=True) == ("running", None)

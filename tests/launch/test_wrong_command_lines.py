@@ -20,6 +20,8 @@ WRONG = [
     ("dry_run=true", "python -m launch --dry-run"),
     ("--cfg job", "--cfg is for python -m trainer"),
     ("--no-such-flag", "--no-such-flag"),
+    ("launch.nodes=2", "choose parallel=ddp"),
+    ("parallel=fsdp", "set launch.gpus_per_node"),
     # a run, as python -m trainer says it
     ("modell=cnn", "unknown option modell; did you mean model"),
     ("optimizer=adafisher,adamm", "unknown option optimizer=adamm; did you mean"),
