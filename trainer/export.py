@@ -1,0 +1,79 @@
+"""``python -m trainer.export RUN``: the weights of a checkpoint as one plain file, for use elsewhere."""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from trainer import checkpoint
+from trainer.command_line import Parser
+from trainer.errors import CheckpointError, UserError, one_line
+from trainer.status import FINISHED, USER_ERROR
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog="python -m trainer.export",
+        description="Writes the weights of a checkpoint, of however many ranks, as one safetensors file. "
+        "In PyTorch: model.load_state_dict(safetensors.torch.load_file(FILE)).",
+    )
+    parser.add_argument("path", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/model.safetensors")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--best", action="store_true", help="the run's best checkpoint instead of the newest")
+    parser.add_argument("--ema", action="store_true", help="the averaged weights instead of the raw ones")
+    return parser
+
+
+def export(path: Path, out: Path | None, *, best: bool, ema: bool) -> Path:
+    """Writes the file, replaced as a whole, and returns its path.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it cannot be read.
+    """
+    if best:
+        path = path / "checkpoints" / checkpoint.BEST
+    source = _source(path)
+    out = out or (source.parent.parent / "model.safetensors")
+    try:
+        content = checkpoint.read(source, part="model")
+        if ema:
+            content |= checkpoint.read(source, part="ema")
+    except checkpoint.UNREADABLE as error:
+        raise CheckpointError(f"{source} is damaged: {one_line(error)}") from None
+    if ema and "ema" not in content:
+        raise CheckpointError(f"{source} has no averaged weights: the run had loop.ema=null")
+    weights: dict[str, torch.Tensor] = content["model"]
+    if ema:  # all but buffers of integers, which are not averaged
+        weights |= content["ema"]["average"]
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: the folder {out.parent} does not exist")
+    half = out.with_name(f".{out.name}.part")
+    # a tied weight is in the file under each of its names, so that a strict load finds it
+    save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, half)
+    half.replace(out)
+    return out
+
+
+def _source(path: Path) -> Path:
+    if (path / checkpoint.MANIFEST).is_file():
+        return path.resolve()
+    if found := checkpoint.whole(path / "checkpoints"):
+        return found[0]
+    what = "has no checkpoints" if path.is_dir() else "does not exist"
+    raise CheckpointError(f"{path} {what}: give a run directory or one of its checkpoints")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        options = parser().parse_args(arguments)
+        print(export(options.path, options.out, best=options.best, ema=options.ema))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    return FINISHED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
