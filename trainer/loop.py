@@ -24,7 +24,7 @@ from trainer.objective import Objective
 from trainer.parallel import Parallel, local, whole
 from trainer.precision import Precision
 from trainer.saver import Saver
-from trainer.state import TrainState
+from trainer.state import TrainState, random_state, set_random_state
 from trainer.stop import StopFlag, Stopped
 
 
@@ -117,6 +117,8 @@ class Trainer:
         present = checkpoint.path_of(folder, self.counters.step)
         went_on_from_it = self.ranks.from_first(present.exists)
         self.saved_at, self.saved_step = time.monotonic(), self.counters.step if went_on_from_it else -1
+        if self.counters.step > 0 and self.parallel.needs_rehearsal:
+            self.rehearse()
         self.show_images()
         while not self.finished():
             refreshes = getattr(self.optimizer, "needs_refresh", False)
@@ -138,6 +140,17 @@ class Trainer:
             self.evaluate()
         self.save()
         self.saver.wait()
+
+    def rehearse(self) -> None:
+        """Goes through the next step without taking it, so that it is not the first one in this process."""
+        place, numbers = self.state.loader.state_dict(), random_state()
+        saved_buffers = [buffer.clone() for buffer in self.buffers]
+        self.model.train()
+        self.forward_backward(self.state.loader.next_batch())
+        self.optimizer.zero_grad()
+        self.restore(saved_buffers)
+        self.state.loader.load_state_dict(place)
+        set_random_state(numbers)
 
     def show_images(self) -> None:
         """Shows the first batch of a new run as it will be augmented; the loader goes back to its start."""
@@ -226,8 +239,7 @@ class Trainer:
 
     def skip_step(self, batches: list[Batch], agreed: Agreement, saved_buffers: list[Tensor]) -> None:
         """Undoes what the forward pass changed, and counts the fault."""
-        for buffer, saved in zip(self.buffers, saved_buffers, strict=True):
-            buffer.copy_(saved)
+        self.restore(saved_buffers)
         scaler = self.precision.scaler
         if scaler.is_enabled() and scaler.get_scale() > 1 and agreed.losses_finite:
             return  # an overflow that a smaller loss scale will mend
@@ -243,6 +255,10 @@ class Trainer:
                 f"{self.counters.skipped_in_a_row} steps in a row were not finite, the last at step {step}: "
                 f"loss {loss:g}, first in {where}; lower optimizer.lr, set loop.clip_norm, or look at the data"
             )
+
+    def restore(self, saved_buffers: list[Tensor]) -> None:
+        for buffer, saved in zip(self.buffers, saved_buffers, strict=True):
+            buffer.copy_(saved)
 
     def report(self) -> None:
         """Tells the monitors the training metrics since the last report."""

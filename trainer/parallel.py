@@ -49,7 +49,8 @@ class Parallel:
         precision: by name.
     """
 
-    shards_parameters = False
+    needs_rehearsal = False
+    """Whether the first backward pass adds gradients up in another order than all later ones."""
 
     def __init__(self, ranks: Ranks, device: torch.device, precision: str) -> None:
         self.ranks = ranks
@@ -81,6 +82,8 @@ class Parallel:
 @PARALLEL.register("ddp")
 class DDP(Parallel):
     """The whole model on every rank; gradients are averaged while the backward pass goes on."""
+
+    needs_rehearsal = True  # torch sorts its messages by the order in which gradients came in the first pass
 
     def __init__(
         self,
@@ -120,8 +123,6 @@ class DDP(Parallel):
 @PARALLEL.register("fsdp")
 class FSDP(Parallel):
     """Parameters, gradients and optimizer state cut up over all ranks, gathered unit by unit (FSDP2)."""
-
-    shards_parameters = True
 
     def __init__(
         self,
