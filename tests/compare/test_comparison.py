@@ -14,6 +14,7 @@ import yaml
 
 from trainer.compare.__main__ import main
 from trainer.compare.protocol import rotated
+from trainer.compare.runner import has_ended
 from trainer.report.runs import Run, read_run, read_runs
 from trainer.status import read_status
 
@@ -150,6 +151,14 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, capsys: pytest.Capt
     whole = compare(capsys, tmp_path / "whole", *argv[len(TINY) :])
     for ours, theirs in zip(found["groups"], whole["groups"], strict=True):
         assert ours["final_mean"] == theirs["final_mean"]
+
+
+def test_what_has_ended() -> None:
+    assert has_ended({"state": "finished"})
+    assert has_ended({"state": "failed", "error": "10 steps in a row were not finite"})
+    assert not has_ended({"state": "failed", "error": "KeyboardInterrupt: "})
+    assert not any(has_ended({"state": state}) for state in ("running", "preempted"))
+    assert not has_ended({})
 
 
 def test_what_is_frozen_counts_and_another_command_is_refused(

@@ -2,12 +2,12 @@
 
 import multiprocessing
 import os
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -101,7 +101,7 @@ class Runner:
             Interrupted: by a signal.
         """
         for job in jobs:
-            if read_status(job.path).get("state") not in ("finished", "failed"):
+            if not has_ended(read_status(job.path)):
                 self.progress.update(self.bar, description=f"{what}: {job.label}")
                 self._wait(train, job.path, self.log, job.seconds)
                 self._tell(what, job)
@@ -129,6 +129,7 @@ class Runner:
             raise Interrupted
         before = log.stat().st_size if log.exists() else 0
         process = FORKS.Process(target=target, args=(argument, log))
+        resource_tracker.ensure_running()  # as it starts, it unblocks signals
         with signals_blocked():
             process.start()
         passed_on, began = False, time.monotonic()
@@ -139,11 +140,17 @@ class Runner:
                 self.progress.update(self.bar, completed=self.done + share)
             if self.stop.received is not None and not passed_on:
                 passed_on = True
-                os.kill(process.pid or 0, signal.SIGTERM)
+                process.terminate()  # SIGTERM, on which a run writes a checkpoint
         if process.exitcode == USER_ERROR:
             raise UserError(last_error(log, before))
         if self.stop.received is not None or process.exitcode in (PREEMPTED, INTERRUPTED):
             raise Interrupted
+
+
+def has_ended(status: Mapping[str, Any]) -> bool:
+    """Whether a run has a result; one that was interrupted at once, without a checkpoint, says that it failed."""
+    state, error = status.get("state"), str(status.get("error"))
+    return state == "finished" or (state == "failed" and not error.startswith("KeyboardInterrupt"))
 
 
 def train(path: Path, log: Path) -> None:
