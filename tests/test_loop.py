@@ -16,10 +16,11 @@ from torch.optim.swa_utils import AveragedModel
 from tests.kill_and_resume import differences
 from trainer.__main__ import main
 from trainer.agreement import Agreement
+from trainer.build import build
 from trainer.compose import compose, hydra_session, resolve
 from trainer.loop import Trainer, TrainingFailed
 from trainer.monitor import MonitorOptions, Monitors
-from trainer.run import build, describe
+from trainer.run import describe
 from trainer.stop import StopFlag
 
 ARGS = Namespace(config_path=None, config_dir=None, config_name=None)

@@ -60,6 +60,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
     parser.error = refuse  # type: ignore[method-assign]
     args = parser.parse_args(argv)
+    args.overrides = join_dry_run(args.overrides)
     if args.config_path:
         args.config_path = str(Path(args.config_path).resolve())
         if not Path(args.config_path, f"{args.config_name or 'config'}.yaml").is_file():
@@ -67,6 +68,17 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
                 f"{args.config_path} has no {args.config_name or 'config'}.yaml: give a run directory"
             )
     return args
+
+
+def join_dry_run(overrides: list[str]) -> list[str]:
+    """``dry_run.world_size=64`` as a value of ``dry_run``, in whose place ``true`` may stand too."""
+    options = [
+        o.removeprefix("dry_run.").replace("=", ": ", 1) for o in overrides if o.startswith("dry_run.")
+    ]
+    if not options:
+        return overrides
+    others = [o for o in overrides if not o.startswith(("dry_run.", "dry_run="))]
+    return [*others, f"dry_run={{{', '.join(options)}}}"]
 
 
 def load_plugins(overrides: list[str]) -> None:

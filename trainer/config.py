@@ -87,6 +87,13 @@ class CheckpointOptions:
 
 
 @dataclass(frozen=True)
+class DryRun:
+    """A dry run that shows what a run on other ranks would hold."""
+
+    world_size: Count
+
+
+@dataclass(frozen=True)
 class Config:
     """A run. The registry groups stay mappings, checked against what their component registered."""
 
@@ -99,7 +106,7 @@ class Config:
     seed: int = 0
     plugins: list[str] = field(default_factory=list)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    dry_run: bool = False
+    dry_run: bool | DryRun = False
     profile: bool = False
     loop: LoopOptions = field(default_factory=LoopOptions)
     precision: PrecisionOptions = field(default_factory=PrecisionOptions)

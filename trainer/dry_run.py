@@ -10,12 +10,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from trainer.config import Config
+from trainer.build import build, build_model, build_optimizer, initialize_lazy_layers, load_data
+from trainer.config import Config, DryRun
+from trainer.data import Data, TrainLoader
 from trainer.distributed import Ranks
+from trainer.ema import EMA
+from trainer.errors import ConfigError
 from trainer.loop import Trainer
+from trainer.memory import Held, Parts, mebibytes, parts_of
 from trainer.meters import memory_mib
 from trainer.monitor import MonitorOptions, Monitors
-from trainer.run import build, describe
+from trainer.run import describe
 
 STEPS = 2
 
@@ -23,13 +28,18 @@ STEPS = 2
 def dry_run(config: Config, ranks: Ranks) -> None:
     """Builds everything, shows parameters, curvature and memory, times two steps and an evaluation.
 
+    With ``dry_run.world_size`` it shows what a run on so many ranks would hold, without holding it.
+
     Raises:
-        UserError: as `trainer.run.build`.
+        UserError: as `trainer.build.build`.
     """
+    console = Console(quiet=not ranks.first)
+    if isinstance(config.dry_run, DryRun):
+        plan(config, config.dry_run.world_size, console)
+        return
     trainer = build(config, ranks)
     info = describe(trainer, Path(), 0)
     trainer.monitors = Monitors(info, MonitorOptions(sinks=[]))
-    console = Console(quiet=not ranks.first)
     console.print(info.summary, highlight=False)
     console.print(parameter_table(trainer))
     steps = [timed(trainer.train_step) for _ in range(STEPS)]
@@ -45,6 +55,58 @@ def dry_run(config: Config, ranks: Ranks) -> None:
         console.print(
             f"{trainer.budget.steps} steps at the last one's pace: {left:.1f} minutes", highlight=False
         )
+
+
+def plan(config: Config, world_size: int, console: Console) -> None:
+    """Shows what each of so many ranks would hold, beside what one rank alone would.
+
+    Raises:
+        ConfigError: the strategy or the batch does not fit so many ranks.
+    """
+    strategy, replicas = config.parallel["name"], config.parallel.get("replicas", 1)
+    if strategy == "none":
+        raise ConfigError(f"dry_run.world_size={world_size} needs parallel=ddp, fsdp or hsdp")
+    if replicas is None or world_size % replicas:
+        raise ConfigError(
+            f"parallel.replicas={replicas or 'null'} is wrong: say how many copies on {world_size} ranks"
+        )
+    data = load_data(config, torch.device("cpu"))
+    TrainLoader(
+        data.train,
+        batch_size=config.data["batch_size"],
+        seed=config.seed,
+        world_size=world_size,
+        micro_batches=config.loop.accumulate,
+    )
+    try:
+        parts = planned_parts(config, data, torch.device("meta"))
+    except (
+        RuntimeError,
+        NotImplementedError,
+    ):  # its making needs numbers, or the optimizer's first step does
+        parts = planned_parts(config, data, torch.device("cpu"))
+    shards = 1 if strategy == "ddp" else world_size // replicas
+    alone, each = mebibytes(parts, Held.bytes_here), mebibytes(parts, lambda held: held.bytes_in(shards))
+    table = Table(
+        "part", "one rank", f"each of {world_size}", title=f"MiB without activations, parallel={strategy}"
+    )
+    for part in alone:
+        table.add_row(part, f"{alone[part]:.2f}", f"{each[part]:.2f}")
+    console.print(table)
+
+
+def planned_parts(config: Config, data: Data, device: torch.device) -> Parts:
+    """The tensors of a run; on the device ``meta`` they have shapes only."""
+    with device:
+        model = build_model(config, data)
+        initialize_lazy_layers(model, data)
+        ema = EMA(model, config.loop.ema) if config.loop.ema is not None else None
+        optimizer = build_optimizer(config, model)
+        if not optimizer.state:  # it makes it in its first step
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+            optimizer.step()
+    return parts_of(model, optimizer, ema)
 
 
 def timed(action: Any) -> float:
@@ -72,29 +134,12 @@ def shape(tensor: Tensor) -> str:
 
 
 def memory_table(trainer: Trainer) -> Table:
-    """Bytes by part, after the first steps have made what is made on the way."""
-    parameters = list(trainer.model.parameters())
-    parts = {
-        "parameters": parameters,
-        "buffers": list(trainer.model.buffers()),
-        # the loop frees the gradients after each step; they are as large as what is trained
-        "gradients": [p for p in parameters if p.requires_grad],
-        "optimizer state": list(trainer.optimizer.state.values()),
-        "averaged weights": list(trainer.state.ema.average.values()) if trainer.state.ema else [],
-    }
-    table = Table("part", "MiB", title="memory")
-    for part, tensors in parts.items():
-        table.add_row(part, f"{nbytes(tensors) / 2**20:.2f}")
-    table.add_row("peak, all in all", f"{memory_mib(trainer.device):.2f}")
+    """Mebibytes by part on each rank, after the first steps have made what is made on the way."""
+    parts = parts_of(trainer.model, trainer.optimizer, trainer.state.ema)
+    here = {**mebibytes(parts, Held.bytes_here), "peak, with activations": memory_mib(trainer.device)}
+    ranks = trainer.ranks.exchange(here)
+    heads = [f"rank {rank}" for rank in range(len(ranks))] if len(ranks) > 1 else ["MiB"]
+    table = Table("part", *heads, title="memory in MiB" if len(ranks) > 1 else "memory")
+    for part in here:
+        table.add_row(part, *(f"{rank[part]:.2f}" for rank in ranks))
     return table
-
-
-def nbytes(value: Any) -> int:
-    """Bytes of all tensors in a nested structure."""
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, dict):
-        return nbytes(list(value.values()))
-    if isinstance(value, list | tuple):
-        return sum(nbytes(item) for item in value)
-    return 0

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from trainer.parallel import local
+from trainer.optim.shards import local
 
 
 class EMA:

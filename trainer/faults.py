@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data import Batch
-from trainer.parallel import Parallel, local
+from trainer.optim.shards import local
+from trainer.parallel import Parallel
 from trainer.precision import Precision
 
 

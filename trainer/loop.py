@@ -21,7 +21,8 @@ from trainer.meters import SampleRate, memory_mib
 from trainer.metrics import higher_is_better
 from trainer.monitor import Monitors, Progress
 from trainer.objective import Objective
-from trainer.parallel import Parallel, local, whole
+from trainer.optim.shards import local, whole
+from trainer.parallel import Parallel
 from trainer.precision import Precision
 from trainer.saver import Saver
 from trainer.state import TrainState, random_state, set_random_state

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from trainer.build import build
 from trainer.compose import compose, hydra_session, load_plugins, resolve
 from trainer.data import Batch
 from trainer.data.base import Split
 from trainer.distributed import Ranks
 from trainer.loop import Trainer
 from trainer.monitor import MonitorOptions, Monitors
-from trainer.parallel import whole
-from trainer.run import build, describe
+from trainer.optim.shards import whole
+from trainer.run import describe
 
 ARGS = Namespace(config_path=None, config_dir=None, config_name=None)
 PLUGINS = ["plugins=[tests.distributed.models]"]

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from trainer import checkpoint
+from trainer.build import build
 from trainer.compose import load_plugins, resolve
 from trainer.data import Batch
 from trainer.errors import CheckpointError, ConfigError, DataError, UserError, nearest, one_line
 from trainer.loop import Trainer
-from trainer.run import build
 from trainer.rundir import CONFIG
 
 Known = nn.Linear | nn.Conv2d

@@ -162,7 +162,7 @@ def train(path: Path, log: Path) -> None:
 
 
 def build_all(configs: Sequence[Config], log: Path) -> None:
-    from trainer.run import build
+    from trainer.build import build
 
     redirect(log)
     try:
