@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.compare.grids import grid_values
 from trainer.compose import (
-    compose,
+    compose_points,
     hydra_session,
     load_plugins,
     parse_arguments,
@@ -120,8 +120,12 @@ def compose_all(args: Namespace, tuned: bool) -> tuple[list[int], list[Contender
     seed_points = sweep_points([text for text, o in parsed if o.key_or_group == "seed"])
     points = sweep_points([text for text, o in parsed if o.key_or_group != "seed"])
     with hydra_session(args) as session:
-        configs = [resolve(compose(session, args, [*point, *seed_points[0]])) for point in points]
-        seeds = [resolve(compose(session, args, [*points[0], *seed])).seed for seed in seed_points]
+        grid = [
+            *([*point, *seed_points[0]] for point in points),
+            *([*points[0], *seed] for seed in seed_points),
+        ]
+        composed = [resolve(config) for config in compose_points(session, args, grid)]
+    configs, seeds = composed[: len(points)], [config.seed for config in composed[len(points) :]]
     if any(config.dry_run for config in configs):
         raise ConfigError(
             "a comparison cannot be dry: look at each contender with python -m trainer dry_run=true"
