@@ -97,6 +97,18 @@ def test_a_frozen_config_is_the_same_run(tmp_path: Path) -> None:
     assert compare(tmp_path / "second", tmp_path / "first") == []
 
 
+def test_a_group_is_chosen_anew_on_top_of_a_frozen_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(TINY, tmp_path / "first")
+    again = ["--config-path", str(tmp_path / "first"), "--config-name", "config"]
+    again += [f"hydra.run.dir={tmp_path / 'second'}", "optimizer=sgd", "precision=bf16", "parallel=none"]
+    assert main(again) == 0
+    assert "with sgd, cpu, bf16" in capsys.readouterr().out
+    assert main([*again, "schedule=cosin"]) == 2
+    assert "did you mean cosine" in capsys.readouterr().err
+
+
 def test_resuming_from_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finish(TINY, tmp_path / "first")
     assert (

@@ -16,6 +16,9 @@ from trainer.schema import Count, Fraction, NonNegative, Positive, check_options
 
 REGISTRIES: dict[str, Registry] = {r.kind: r for r in (MODELS, DATA, OPTIMIZERS, SCHEDULES, PARALLEL)}
 
+GROUPS = {*REGISTRIES, "precision"}
+"""Those whose choice has a name."""
+
 DEFAULT_EPOCHS = 20
 """The budget of a run that names none."""
 
@@ -120,7 +123,11 @@ def check_config(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: an option is unknown, of the wrong type, out of range, or excludes another.
     """
-    checked = check_options(options_of(Config), values, "")
+    # on top of a frozen config, group=name is a value in place of the group's
+    named = {
+        group: {"name": name} for group, name in values.items() if group in GROUPS and isinstance(name, str)
+    }
+    checked = check_options(options_of(Config), {**values, **named}, "")
     for group, registry in REGISTRIES.items():
         checked[group] = registry.check(checked[group])
     config = made(Config, checked)
