@@ -30,8 +30,8 @@ def refused(capsys: pytest.CaptureFixture[str], directory: Path, overrides: str)
     ("overrides", "words", "option"),
     [
         ("launch.partition=nix", "invalid partition", "launch.partition"),
-        ("launch.nodes=99", "processors requested", "launch.nodes"),
-        ("launch.gpus_per_node=9", "node configuration", ".gpus_per_node"),
+        ("launch.nodes=99 parallel=ddp", "processors requested", "launch.nodes"),
+        ("launch.gpus_per_node=9 parallel=ddp", "node configuration", ".gpus_per_node"),
         ("launch.mem=999G", "emory", "launch.mem"),
         ("launch.time=soon", "Invalid --time", "launch.time"),
         ("launch.constraint=fast", "feature", "launch.constraint"),
