@@ -7,31 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainer.optim import shards, update
+from trainer.optim import refresh, shards, update
 from trainer.optim.capture import Capture, Rows
 from trainer.optim.diagnostics import curvature, momentum_square
-from trainer.optim.factors import (
-    Layer,
-    View,
-    factor_dtype,
-    gradient_factors,
-    gradient_means,
-    gradient_view,
-    layer_of,
-)
+from trainer.optim.factors import Layer, factor_dtype, gradient_view, layer_of
+from trainer.optim.refresh import Curvature, Use
 from trainer.optim.rules import RULES
 
 __all__ = ["AdaFisher", "AdaFisherW"]
-
-
-class Use(NamedTuple):
-    """One layer that a parameter belongs to; a tied weight has several. No module: its gradient is the source."""
-
-    module: nn.Module | None
-    kind: str
-    view: View
-    suffix: str
-    """Of the keys of H, S and refreshes in the parameter's state."""
 
 
 class Work(NamedTuple):
@@ -40,13 +23,6 @@ class Work(NamedTuple):
     params: list[Tensor]
     lists: tuple[list[Any], ...]
     options: dict[str, Any]
-
-
-class Curvature(NamedTuple):
-    """H' and S' of every use of a parameter: for all of it, and for the rows that are on this rank."""
-
-    whole: list[update.Pair]
-    local: list[update.Pair]
 
 
 class Coverage(NamedTuple):
@@ -308,93 +284,23 @@ class AdaFisher(Optimizer):
         Args:
             params: those to refresh, with γ.
         """
-        sums = self._sums(list(params), seen)
-        if self._capture.layers and self._steps == 0 and not any(isinstance(key, nn.Module) for key in sums):
+        layers = self._capture.layers
+        pending = [p for p in params if not self.state[p]["captured"] and not self._is_plain(p)]
+        sums = refresh.sums_over_ranks(
+            list(params), pending, self._uses, self.state, seen, layers if self.needs_refresh else {}
+        )
+        if layers and self._steps == 0 and not any(isinstance(key, nn.Module) for key in sums):
             raise RuntimeError(
                 "AdaFisher has captured no layer: between making it and step(), call the model in training mode "
                 "and loss.backward(); for a model whose layers are not called, choose capture='gradient'"
             )
         for param, gamma in params.items():
-            self._refresh_parameter(param, sums, gamma)
-
-    def _sums(self, params: list[Tensor], seen: dict[nn.Module, Rows]) -> dict[Any, tuple[Tensor, ...]]:
-        """What a refresh needs, summed over all ranks by one all-reduce: what each layer saw and, of parameters
-        that are sharded, the column and row means of g² where they may be needed, and the whole of each S."""
-        ranks = shards.ranks_of(params)
-        if ranks is None:
-            return {**seen}
-        parts: dict[Any, tuple[Tensor, ...]] = {}
-        if self.needs_refresh:  # a layer that one rank did not call others may have called
-            parts |= {m: seen.get(m) or self._no_rows(m, layer) for m, layer in self._capture.layers.items()}
-        for param in params:
-            if not shards.is_sharded(param):
-                continue
-            if not self.state[param]["captured"] and not self._is_plain(param):
-                square = shards.placed(param, shards.local(_square(param)))
-                parts[param] = gradient_means(square, self._uses[param][0].view)
-            for use in self._uses[param]:
-                S = self.state[param][f"S{use.suffix}"]
-                if shards.is_sharded(S):
-                    parts[param, use.suffix] = (shards.placed(param, S.to_local()),)
-        if not parts:
-            return parts
-        sums = shards.summed(parts, ranks)
-        modules = [key for key in sums if isinstance(key, nn.Module)]
-        counts = torch.cat([sums[module][-1] for module in modules]).tolist() if modules else []
-        for module, count in zip(modules, counts, strict=True):
-            if not count:  # no rank called it
-                del sums[module]
-        return sums
-
-    def _no_rows(self, module: nn.Module, layer: Layer) -> Rows:
-        view, weight = layer.views["weight"], module._parameters["weight"]
-        assert weight is not None
-        H, S, count = (
-            torch.zeros(size, dtype=factor_dtype(weight.dtype), device=weight.device)
-            for size in (view.H_size, view.S_size, (1,))
-        )
-        return Rows(H, S, count)
-
-    def _refresh_parameter(self, param: Tensor, sums: dict[Any, tuple[Tensor, ...]], gamma: float) -> None:
-        state, uses = self.state[param], self._uses[param]
-        seen = [(use, Rows(*sums[use.module]).means()) for use in uses if use.module in sums]
-        if seen and not state["captured"]:
-            state["captured"] = 1
-            for use in uses:  # the factors of the gradient have another scale
-                state[f"refreshes{use.suffix}"] = 0
-        if not seen and not state["captured"] and not self._is_plain(param):
-            view = uses[0].view
-            columns, rows = sums.get(param) or gradient_means(_square(param), view)
-            factors = gradient_factors(columns, rows, view)
-            seen = [(uses[0], factors)] if factors else []
-        for use, (H, S) in seen:
-            state["refreshed"] = self._steps
-            state[f"refreshes{use.suffix}"] += 1
-            count, average = state[f"refreshes{use.suffix}"], RULES[self.rule].average
-            averages = (state[f"H{use.suffix}"], self._whole_S(param, use, sums))
-            for old, new in zip(averages, (use.view.own(H), S), strict=True):
-                average(old, new.to(old.dtype), gamma, count)
-            if shards.S_is_sharded(param, use.view):
-                state[f"S{use.suffix}"].to_local().copy_(averages[1][shards.rows(param)])
-        if seen:
-            self._curvature[param] = self._normalised(param, sums)
-
-    def _whole_S(self, param: Tensor, use: Use, sums: dict[Any, tuple[Tensor, ...]]) -> Tensor:
-        """S of all rows: from the sums of this refresh where it is sharded; else of the state."""
-        if (param, use.suffix) in sums:
-            return sums[param, use.suffix][0]
-        return shards.whole(self.state[param][f"S{use.suffix}"])
-
-    def _normalised(self, param: Tensor, sums: dict[Any, tuple[Tensor, ...]]) -> Curvature:
-        """H' and S' of every use that was refreshed."""
-        state, uses = self.state[param], self._uses[param]
-        uses = [use for use in uses if state[f"refreshes{use.suffix}"]] or uses[:1]
-        averages = [(state[f"H{use.suffix}"], self._whole_S(param, use, sums)) for use in uses]
-        normalised = RULES[self.rule].normalise(averages)
-        whole = [use.view.pair(*pair) for use, pair in zip(uses, normalised, strict=True)]
-        if not shards.is_sharded(param):
-            return Curvature(whole, whole)
-        return Curvature(whole, [shards.local_pair(param, uses[0].view, pair) for pair in whole])
+            uses, state = self._uses[param], self.state[param]
+            fresh = refresh.fresh_factors(param, uses, state, sums, fallback=not self._is_plain(param))
+            if fresh:
+                refresh.average(param, state, sums, fresh, RULES[self.rule], gamma)
+                state["refreshed"] = self._steps
+                self._curvature[param] = refresh.normalised(param, uses, state, sums, RULES[self.rule])
 
     def _is_plain(self, param: Tensor) -> bool:
         """The released code gives parameters of layers that it does not know F̃ = 1."""
@@ -403,7 +309,8 @@ class AdaFisher(Optimizer):
     def _factors(self, param: Tensor) -> Curvature:
         """H' and S' since the last refresh. After a restart all ranks take part in gathering them."""
         if param not in self._curvature:
-            self._curvature[param] = self._normalised(param, {})
+            rule = RULES[self.rule]
+            self._curvature[param] = refresh.normalised(param, self._uses[param], self.state[param], {}, rule)
         return self._curvature[param]
 
     def _damping(self, param: Tensor, group: dict[str, Any]) -> float:
@@ -585,13 +492,6 @@ class AdaFisher(Optimizer):
         return (
             momentum_square(exp_avg.view(self._shape(param)), pairs, self._damping(param, group)) / unbias**2
         )
-
-
-def _square(param: Tensor) -> Tensor:
-    """g², in the precision of factors."""
-    grad = param.grad
-    assert grad is not None
-    return grad.detach().to(factor_dtype(grad.dtype)).square()
 
 
 class AdaFisherW(AdaFisher):
