@@ -13,9 +13,9 @@ from launch import local, slurm
 from launch.standing import Standing, standings
 from launch.sweep import Run, Sweep, read_sweep
 from launch.table import follow, table, wait, watch
-from trainer.command_line import Parser
+from trainer.command_line import Parser, exit_code
 from trainer.errors import ConfigError, UserError, nearest
-from trainer.status import CRASHED, FINISHED, INTERRUPTED, USER_ERROR
+from trainer.status import CRASHED, FINISHED
 
 HELP = """\
 python -m launch [launch=slurm|local] [GROUP=NAME ...] [OPTION=VALUE[,VALUE] ...] [--dry-run]
@@ -39,24 +39,21 @@ Options of the launch itself begin with launch. and stand in conf/launch; all ot
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        if not argv or argv[0] in ("-h", "--help"):
-            print(HELP, end="")
-            return FINISHED
-        command = COMMANDS.get(argv[0])
-        if command:
-            return command(arguments(argv))
-        if argv[0].isalpha():
-            raise ConfigError(f"unknown command {argv[0]}{nearest(argv[0], COMMANDS)}")
-        from launch.submit import launch  # composing needs torch, which takes seconds to import
+    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv))
 
-        return launch(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        return INTERRUPTED
+
+def run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return FINISHED
+    command = COMMANDS.get(argv[0])
+    if command:
+        return command(arguments(argv))
+    if argv[0].isalpha():
+        raise ConfigError(f"unknown command {argv[0]}{nearest(argv[0], COMMANDS)}")
+    from launch.submit import launch  # composing needs torch, which takes seconds to import
+
+    return launch(argv)
 
 
 def arguments(argv: list[str]) -> Namespace:

@@ -1,6 +1,7 @@
 """Every test starts from the same random numbers, on one thread, with nothing of the last one's left."""
 
 import os
+from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -13,3 +14,18 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[int, str], None]:
+    """Checks that a command with this exit code told of a mistake in one line, with the hint, and of nothing else."""
+
+    def check(code: int, hint: str) -> None:
+        out, err = capsys.readouterr()
+        assert code == 2
+        assert out == ""
+        assert err.count("\n") == 1
+        assert err.startswith("error: ")
+        assert hint in err
+
+    return check

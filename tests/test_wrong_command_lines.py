@@ -1,5 +1,6 @@
 """Every mistake a user can make: exit code 2, one line that helps, nothing left on disk."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,18 +101,16 @@ WRONG = [
 
 @pytest.mark.parametrize(("line", "hint"), WRONG, ids=[line for line, _ in WRONG])
 def test_one_line_and_nothing_left(
-    line: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    line: str,
+    hint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[[int, str], None],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if line == "device=cuda":
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    code = main(line.split(" "))
-    out, err = capsys.readouterr()
-    assert code == 2
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("error: ")
-    assert hint in err
+    refused(main(line.split(" ")), hint)
     assert list(tmp_path.iterdir()) == []
 
 

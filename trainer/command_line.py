@@ -1,13 +1,15 @@
-"""What the commands beside training share: mistakes in one line, progress bars."""
+"""What the commands beside training share: exit codes, mistakes in one line, progress bars."""
 
+import sys
 from argparse import ArgumentParser
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import track
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, UserError
+from trainer.status import INTERRUPTED, USER_ERROR
 
 Item = TypeVar("Item")
 
@@ -17,6 +19,17 @@ class Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """What a command returns; a user's error is told in one line, and Ctrl-C ends it without a traceback."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def progress(items: Collection[Item], doing: str) -> Iterable[Item]:

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from trainer import checkpoint
-from trainer.command_line import Parser
+from trainer.command_line import Parser, exit_code
 from trainer.errors import CheckpointError, UserError, one_line
-from trainer.status import FINISHED, USER_ERROR
+from trainer.status import FINISHED
 
 
 def parser() -> Parser:
@@ -66,13 +66,12 @@ def _source(path: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
+    def command() -> int:
         options = parser().parse_args(arguments)
         print(export(options.path, options.out, best=options.best, ema=options.ema))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    return FINISHED
+        return FINISHED
+
+    return exit_code(command)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Every mistake in a launch: exit code 2, one line that helps, nothing submitted, nothing left on disk."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,16 +39,14 @@ WRONG = [
 
 @pytest.mark.parametrize(("line", "hint"), WRONG, ids=[line for line, _ in WRONG])
 def test_one_line_and_nothing_left(
-    line: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    line: str,
+    hint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[[int, str], None],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = main(line.split(" "))
-    out, err = capsys.readouterr()
-    assert code == 2
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("error: ")
-    assert hint in err
+    refused(main(line.split(" ")), hint)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,10 +17,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from trainer.analyze import factors, gershgorin, landscape, preconditioner, spectrum
 from trainer.analyze.subject import DoesNotFit, Finding, Settings, Subject
-from trainer.command_line import Parser
-from trainer.errors import ConfigError, MissingExtra, UserError, nearest
+from trainer.command_line import Parser, exit_code
+from trainer.errors import ConfigError, MissingExtra, nearest
 from trainer.monitor.jsonl import finite
-from trainer.status import FINISHED, INTERRUPTED, USER_ERROR
+from trainer.status import FINISHED
 
 ANALYSES: dict[str, Callable[[Subject, Settings], Finding]] = {
     "factors": factors.analyse,
@@ -80,22 +80,19 @@ def count(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
-    try:
-        args = parser().parse_args(argv)
-        for name in args.what or ():
-            if name not in ANALYSES:
-                raise ConfigError(f"unknown --what {name!r}{nearest(name, ANALYSES)}")
-        if find_spec("matplotlib") is None:
-            raise MissingExtra("trainer.analyze", "matplotlib", "report")
-        subject = Subject(args.path)
-        step = subject.trainer.counters.step
-        found = analyse(subject, args)
-        written = write(found, args.out or subject.run / "analysis", subject.checkpoint.name, step)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return exit_code(lambda: run(parser().parse_args(argv)))
+
+
+def run(args: Namespace) -> int:
+    for name in args.what or ():
+        if name not in ANALYSES:
+            raise ConfigError(f"unknown --what {name!r}{nearest(name, ANALYSES)}")
+    if find_spec("matplotlib") is None:
+        raise MissingExtra("trainer.analyze", "matplotlib", "report")
+    subject = Subject(args.path)
+    step = subject.trainer.counters.step
+    found = analyse(subject, args)
+    written = write(found, args.out or subject.run / "analysis", subject.checkpoint.name, step)
     if args.json:
         rows = {name: finding.rows for name, finding in found.items()}
         place = {

@@ -10,7 +10,7 @@ number of positions.) The labels are the data's, so that this is the empirical F
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -128,17 +128,20 @@ def of_layers(subject: Subject, settings: Settings) -> dict[tuple[str, str], Ten
     }
 
 
+def heading(key: tuple[str, str], factor: Tensor) -> dict[str, Any]:
+    """What tells a factor's row from the others."""
+    return {"layer": key[0], "factor": key[1], "size": len(factor)}
+
+
 def analyse(subject: Subject, settings: Settings) -> Finding:
     """Heat maps of the factors, and the share of their energy on the diagonal."""
     factors = of_layers(subject, settings)
     rows = [
         {
-            "layer": layer,
-            "factor": kind,
-            "size": len(factor),
+            **heading(key, factor),
             "mean_diagonal": factor.diagonal().mean().item(),
             "diagonal_energy": diagonal_energy(factor),
         }
-        for (layer, kind), factor in factors.items()
+        for key, factor in factors.items()
     ]
     return Finding(rows, factors)

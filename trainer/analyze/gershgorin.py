@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.analyze.factors import of_layers
+from trainer.analyze.factors import heading, of_layers
 from trainer.analyze.subject import Finding, Settings, Subject
 
 SEED = 0
@@ -40,7 +40,7 @@ def with_noise(matrix: Tensor, sigma: float, generator: torch.Generator) -> Tens
 def analyse(subject: Subject, settings: Settings) -> Finding:
     """Discs and eigenvalues of every factor before and after noise."""
     rows, shown = [], {}
-    for (layer, kind), factor in of_layers(subject, settings).items():
+    for key, factor in of_layers(subject, settings).items():
         generator = torch.Generator().manual_seed(SEED)
         before = discs(factor.cpu())
         after = discs(with_noise(factor, settings.sigma, generator))
@@ -48,9 +48,7 @@ def analyse(subject: Subject, settings: Settings) -> Finding:
         largest = before.eigenvalues[-1].item()
         rows.append(
             {
-                "layer": layer,
-                "factor": kind,
-                "size": len(factor),
+                **heading(key, factor),
                 "mean_diagonal": before.centres.mean().item(),
                 "mean_radius": before.radii.mean().item(),
                 "largest_eigenvalue": largest,
@@ -60,5 +58,5 @@ def analyse(subject: Subject, settings: Settings) -> Finding:
                 "eigenvalues_with_noise": after.eigenvalues.tolist(),
             }
         )
-        shown[layer, kind] = before, after
+        shown[key] = before, after
     return Finding(rows, shown)

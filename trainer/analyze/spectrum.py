@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from trainer.analyze.factors import of_layers
+from trainer.analyze.factors import heading, of_layers
 from trainer.analyze.subject import Finding, Settings, Subject
 
 
@@ -29,12 +29,7 @@ def analyse(subject: Subject, settings: Settings) -> Finding:
     """Spectrum and signal-to-noise ratio of every factor."""
     factors = of_layers(subject, settings)
     rows = [
-        {
-            "layer": layer,
-            "factor": kind,
-            "size": len(factor),
-            "signal_to_noise_db": signal_to_noise(factor),
-        }
-        for (layer, kind), factor in factors.items()
+        {**heading(key, factor), "signal_to_noise_db": signal_to_noise(factor)}
+        for key, factor in factors.items()
     ]
     return Finding(rows, {key: (factor, magnitudes(factor)) for key, factor in factors.items()})

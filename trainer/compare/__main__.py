@@ -10,15 +10,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trainer.command_line import exit_code
 from trainer.compare.command import parse_command
 from trainer.compare.protocol import Comparison, Outcome
 from trainer.compare.record import read_record, write_record
 from trainer.compare.runner import Interrupted, Runner
-from trainer.errors import UserError
 from trainer.report.__main__ import write
 from trainer.report.records import as_json
 from trainer.report.render import show, to_stdout
-from trainer.status import FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR
+from trainer.status import FINISHED, PREEMPTED
 
 HELP = """\
 python -m trainer.compare OPTION=VALUE[,VALUE] ... [budget_from=CONTENDER] [tune.OPTION=GRID ...] [compare.dir=FOLDER]
@@ -47,13 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP, end="")
         return FINISHED
-    try:
-        return compare(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return exit_code(lambda: compare(argv))
 
 
 def compare(argv: Sequence[str]) -> int:

@@ -2,17 +2,19 @@
 
 import json
 import sys
+from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 
-from trainer.command_line import Parser
-from trainer.errors import ConfigError, MissingExtra, UserError
+from trainer.command_line import Parser, exit_code
+from trainer.errors import ConfigError, MissingExtra
 from trainer.report.records import as_json, csv_text
 from trainer.report.render import markdown, show, to_stdout
 from trainer.report.runs import read_runs
 from trainer.report.summary import Report, make_report
+from trainer.status import FINISHED
 
 
 def parser() -> Parser:
@@ -44,22 +46,21 @@ def number(text: str) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
-    try:
-        args = parser().parse_args(argv)
-        if args.out and find_spec("matplotlib") is None:
-            raise MissingExtra("--out", "matplotlib", "report")
-        report = make_report(read_runs(args.folders), by=args.by, metric=args.metric, target=args.target)
-        if args.out:
-            write(report, args.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: run(parser().parse_args(argv)))
+
+
+def run(args: Namespace) -> int:
+    if args.out and find_spec("matplotlib") is None:
+        raise MissingExtra("--out", "matplotlib", "report")
+    report = make_report(read_runs(args.folders), by=args.by, metric=args.metric, target=args.target)
+    if args.out:
+        write(report, args.out)
     with to_stdout():
         if args.json:
             print(json.dumps(as_json(report), indent=2, allow_nan=False))
         else:
             show(report, Console())
-    return 0
+    return FINISHED
 
 
 def write(report: Report, folder: Path) -> None:
