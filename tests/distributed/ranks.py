@@ -1,4 +1,7 @@
-"""Starts ranks on this machine: functions to be compared, or the trainer as a user starts it."""
+"""Starts ranks on this machine: functions to be compared, or the trainer as a user starts it.
+
+One rank, too, is a process of its own: what it registers does not reach other tests.
+"""
 
 import multiprocessing
 import os

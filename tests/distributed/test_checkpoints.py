@@ -15,7 +15,7 @@ from tests.distributed.runs import assert_same, outcome, steps, trainer_of
 from tests.kill_and_resume import compare
 from trainer import checkpoint
 from trainer.__main__ import main
-from trainer.distributed import ALONE, Ranks
+from trainer.distributed import Ranks
 from trainer.saver import Saver
 
 LINES = {
@@ -36,9 +36,7 @@ BEFORE, AFTER = 4, 6
 def run(layout: str, function: Any, root: Path) -> list[dict[str, Any]]:
     world_size, parallel = LAYOUTS[layout]
     lines = {name: f"{line} schedule=constant {parallel}" for name, line in LINES.items()}
-    return on_ranks(world_size, function, lines, layout, root) if world_size > 1 else [
-        function(ALONE, lines, layout, root)
-    ]  # fmt: skip
+    return on_ranks(world_size, function, lines, layout, root)
 
 
 def save(ranks: Ranks, lines: dict[str, str], layout: str, root: Path) -> None:
@@ -70,12 +68,22 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_saved_on_any_ranks_goes_on_on_any_others(layout: str, root: Path) -> None:
-    expected = {
-        name: outcome(steps(trainer_of(ALONE, *line.split(), "schedule=constant"), BEFORE + AFTER))
+def undisturbed(ranks: Ranks) -> dict[str, dict[str, Any]]:
+    return {
+        name: outcome(steps(trainer_of(ranks, *line.split(), "schedule=constant"), BEFORE + AFTER))
         for name, line in LINES.items()
     }
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, dict[str, Any]]:
+    return on_ranks(1, undisturbed)[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_saved_on_any_ranks_goes_on_on_any_others(
+    layout: str, root: Path, expected: dict[str, dict[str, Any]]
+) -> None:
     for one in run(layout, load, root):
         for saved in LAYOUTS:
             assert_same(expected, one[saved], where=f"saved by {saved}, on {layout}: ")

@@ -7,7 +7,7 @@ import torch
 
 from tests.distributed.ranks import on_ranks
 from tests.distributed.runs import assert_same, outcome, steps, trainer_of
-from trainer.distributed import ALONE, Ranks
+from trainer.distributed import Ranks
 
 CONV = (
     "model=uneven data.batch_size=48 data.crop_padding=0 data.eval_batch_size=50 loop.ema=0.9 loop.clip_norm=0.5 "
@@ -31,7 +31,7 @@ def trajectories(ranks: Ranks, cases: dict[str, str]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
-    return trajectories(ALONE, CASES)
+    return on_ranks(1, trajectories, CASES)[0]
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,10 @@ def test_as_on_one_rank(world_size: int, strategy: str, alone: dict[str, Any]) -
 def test_muon_on_shards() -> None:
     """It orthogonalises in bfloat16, so that its updates agree to that only."""
     line = f"{GPT} optimizer=muon"
-    expected = trajectories(ALONE, {"muon": line})["muon"]["model"]
+    still = f"{line} optimizer.lr=0 optimizer.adamw_lr=0"
+    whole = on_ranks(1, trajectories, {"muon": line, "still": still})[0]
+    expected, start = whole["muon"]["model"], whole["still"]["model"]
     sharded = on_ranks(2, trajectories, {"muon": f"{line} parallel=fsdp"})[0]["muon"]["model"]
-    start = trajectories(ALONE, {"muon": f"{line} optimizer.lr=0 optimizer.adamw_lr=0"})["muon"]["model"]
     for name in expected:
         moved = torch.linalg.vector_norm(expected[name] - start[name])
         assert torch.linalg.vector_norm(expected[name] - sharded[name]) < 0.05 * moved, name
