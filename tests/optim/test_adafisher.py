@@ -397,7 +397,7 @@ def test_groups_have_their_own_options() -> None:
     assert all(torch.equal(a, b) for a, b in zip(still, model[0].parameters(), strict=True))
     moved = (*head, *model[3].parameters())
     assert not any(torch.equal(a, b) for a, b in zip(before, moved, strict=True))
-    assert [group["damping"] for group in optimizer.param_groups] == [0.03, 1.0, 0.03]
+    assert [group["damping"] for group in optimizer.param_groups] == [0.01, 1.0, 0.01]
 
 
 def test_a_group_added_between_refreshes_moves_at_once() -> None:

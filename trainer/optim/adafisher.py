@@ -13,16 +13,9 @@ from trainer.optim.diagnostics import curvature, momentum_square
 from trainer.optim.factors import Layer, factor_dtype, gradient_view, layer_of
 from trainer.optim.refresh import Curvature, Use
 from trainer.optim.rules import RULES
+from trainer.optim.work import Work
 
 __all__ = ["AdaFisher", "AdaFisherW"]
-
-
-class Work(NamedTuple):
-    """A group's parameters that are updated; their lists of ``update``, cut to the rows here; its options."""
-
-    params: list[Tensor]
-    lists: tuple[list[Any], ...]
-    options: dict[str, Any]
 
 
 class Coverage(NamedTuple):
@@ -72,7 +65,7 @@ class AdaFisher(Optimizer):
         params: parameters, named parameters or groups with options of their own; left out, all of the model's.
         lr: learning rate η ≥ 0. Calibrated: 1e-2, on the scale of AdamW's; else 1e-3.
         beta: decay β of the momentum, 0 ≤ β < 1.
-        damping: λ > 0. Calibrated: 0.03, relative; λ → ∞ is plain momentum. Else 1e-3, absolute.
+        damping: λ > 0. Calibrated: 0.01, relative; λ → ∞ is plain momentum. Else 1e-3, absolute.
         gamma: weight γ of the old factors, 0 ≤ γ < 1. Calibrated: 0.95; else 0.8. (In one reading of the paper γ
             weights the new ones; here it never does.)
         weight_decay: κ ≥ 0. Decoupled: 1e-2; else 5e-4.
@@ -156,6 +149,7 @@ class AdaFisher(Optimizer):
         self._names = {param: name for name, param in self.model.named_parameters()}
         self._uses: dict[Tensor, list[Use]] = {}
         self._curvature: dict[Tensor, Curvature] = {}  # since the last refresh
+        self._works: list[Work] = []  # as of the last refresh
         self._steps = 0
         layers: dict[nn.Module, Layer] = {}
         for module in self.model.modules() if self.capture == "hooks" else ():
@@ -172,6 +166,7 @@ class AdaFisher(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
+        self._works = []
         group = self.param_groups[-1]
         if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
@@ -241,6 +236,7 @@ class AdaFisher(Optimizer):
     def _resume(self) -> None:
         """Takes up the place that the state is at."""
         self._curvature.clear()
+        self._works = []
         self._capture.clear()
         self._steps = max((int(state["step"]) for state in self.state.values() if state), default=0)
         self._arrange_hooks()
@@ -334,21 +330,28 @@ class AdaFisher(Optimizer):
             self._capture.clear()
             return loss
         scale = self._unscale()
-        params = self._params_with_gradient()
-        seen: dict[nn.Module, Rows] = {}
-        if self.needs_refresh:
-            ranks = shards.ranks_of([*params])
-            size = ranks.group.size() if ranks else 1
-            seen = self._capture.collect(scale, per_sample=self.rule != "released", ranks=size)
-        else:  # until a layer is captured its parameters have the factors of their first gradient
-            params = {param: gamma for param, gamma in params.items() if not self._has_factors(param)}
-        if params:
-            self._refresh(params, seen)
+        if self.needs_refresh or not self._works or not all(work.holds() for work in self._works):
+            self._prepare(scale)
         self._capture.detach()  # and lets a compiled update run compiled
         self._update()
         self._steps += 1
         self._arrange_hooks()
         return loss
+
+    def _prepare(self, scale: float | Tensor) -> None:
+        """Refreshes factors, if that is due or a parameter has none yet, and finds out what there is to update."""
+        params = self._params_with_gradient()
+        seen: dict[nn.Module, Rows] = {}
+        due = params
+        if self.needs_refresh:
+            ranks = shards.ranks_of([*params])
+            size = ranks.group.size() if ranks else 1
+            seen = self._capture.collect(scale, per_sample=self.rule != "released", ranks=size)
+        else:  # until a layer is captured its parameters have the factors of their first gradient
+            due = {param: gamma for param, gamma in params.items() if not self._has_factors(param)}
+        if due:
+            self._refresh(due, seen)
+        self._works = [self._work(group) for group in self.param_groups]
 
     def _params_with_gradient(self) -> dict[Tensor, float]:
         """And their γ."""
@@ -389,23 +392,19 @@ class AdaFisher(Optimizer):
         return 1.0
 
     def _update(self) -> None:
-        works = [work for work in map(self._work, self.param_groups) if work.params]
+        for work in self._works:
+            torch._foreach_add_(work.steps, 1)
+        works = [(work, work.grads()) for work in self._works if work.owners]
         squares: list[Tensor | None] = [None] * len(works)
-        if self.rule == "calibrated" and any(shards.is_sharded(p) for work in works for p in work.params):
-            measure = update.compiled(update.measured_graph) if self.fused else update.measured
-            here = torch.cat([measure(*work.lists[1:], beta=work.options["beta"]) for work in works])
-            sums = shards.total(here, [param for work in works for param in work.params])
-            squares = list(sums.split([len(work.params) for work in works]))
-        compiled = self.fused == "compile"
-        for work, square in zip(works, squares, strict=True):
+        if self.rule == "calibrated" and any(shards.is_sharded(p) for work, _ in works for p in work.owners):
+            here = torch.cat([work.measured(grads) for work, grads in works])
+            sums = shards.total(here, [param for work, _ in works for param in work.owners])
+            squares = list(sums.split([len(work.owners) for work, _ in works]))
+        for (work, grads), square in zip(works, squares, strict=True):
             if self.rule == "calibrated":
-                sizes = [param.numel() for param in work.params]
-                update.calibrated(*work.lists, sizes=sizes, squares=square, compile=compiled, **work.options)
+                work.calibrated(grads, square)
             else:
-                momentum = update.compiled(update.momentum_graph) if compiled else update.momentum
-                lr, beta = work.options["lr"], work.options["beta"]
-                step_sizes = [lr / (1 - beta ** self.state[p]["step"].item()) for p in work.params]
-                momentum(*work.lists, step_sizes=step_sizes, decoupled=self.decoupled, **work.options)
+                work.momentum(grads)
 
     def _shape(self, param: Tensor) -> tuple[int, ...]:
         """In which the rows here broadcast against H' and S'."""
@@ -413,20 +412,16 @@ class AdaFisher(Optimizer):
         return shards.local_shape(param, view) if shards.is_sharded(param) else view.shape
 
     def _work(self, group: dict[str, Any]) -> Work:
-        """Those of a group's parameters that have a gradient, one step on, and what updates the rows here."""
         params = [param for param in group["params"] if param.grad is not None]
-        lists: tuple[list[Any], ...] = ([], [], [], [], [])
-        for param in params:
-            shape = self._shape(param)
-            for kind, tensor in zip(lists, (param, param.grad, self.state[param]["exp_avg"]), strict=False):
-                tensor = shards.local(tensor)
-                kind.append(tensor if tensor.shape == shape else tensor.view(shape))
-            lists[3].append(self._factors(param).local)
-            lists[4].append(self._damping(param, group))
-        if params:
-            torch._foreach_add_([self.state[param]["step"] for param in params], 1)
-        options = {"lr": float(group["lr"]), "beta": group["beta"], "weight_decay": group["weight_decay"]}
-        return Work(params, lists, options)
+        return Work(
+            group,
+            [self.state[param] for param in params],
+            [self._shape(param) for param in params],
+            [self._factors(param).local for param in params],
+            [self._damping(param, group) for param in params],
+            decoupled=self.decoupled,
+            compile=self.fused == "compile",
+        )
 
     # What the user may ask
 

@@ -56,7 +56,7 @@ def _min_max(v: Tensor) -> Tensor:
 
 RULES = {
     "calibrated": Rule(
-        lr=1e-2, damping=0.03, gamma=0.95, update_interval=10, average=_average, normalise=_over_mean
+        lr=1e-2, damping=0.01, gamma=0.95, update_interval=10, average=_average, normalise=_over_mean
     ),
     "paper": Rule(
         lr=1e-3,

@@ -20,7 +20,7 @@ Pair = tuple[Tensor, Tensor]
 UPDATE_RMS = 0.2
 """Root mean square of a calibrated update before the learning rate: the usual size of an AdamW step."""
 
-_TINY = 1e-30  # rms of an update that is zero
+TINY = 1e-30  # rms of an update that is zero
 _BLOCK = 2**18  # elements: more costs cache misses, less costs calls
 _SMALL = 2**16  # parameters up to this many elements are updated together, so that their calls do not add up
 _LARGE_BLOCK = 2**22  # a GPU wants large launches
@@ -119,7 +119,7 @@ def stretched(
     The scale is taken into F̃, where it costs no pass over the parameter.
     """
     counts = torch.tensor(sizes, dtype=squares.dtype, device=squares.device)
-    units = (squares / counts).sqrt().clamp(min=_TINY).div(UPDATE_RMS).unbind()
+    units = (squares / counts).sqrt().clamp(min=TINY).div(UPDATE_RMS).unbind()
     scaled = [[(H, S * unit) for H, S in pairs] for pairs, unit in zip(factors, units, strict=True)]
     scaled_dampings = [damping * unit for damping, unit in zip(dampings, units, strict=True)]
     options = {"lr": lr, "beta": beta, "weight_decay": weight_decay, "decoupled": True, "look_ahead": True}

@@ -1,0 +1,106 @@
+"""The kernels for GPUs against the update block by block: by Triton's interpreter where there is no GPU."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from trainer.optim import AdaFisher, work
+
+kernels = pytest.importorskip("trainer.optim.kernels", reason="Triton is not installed")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Tied(nn.Module):
+    """Its embedding is its head, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.norm = nn.LayerNorm(6)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embedding.weight
+        self.never = nn.Linear(3, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.norm(self.embedding(tokens))
+        return self.head(x + self.attention(x, x, x)[0])
+
+
+def convnet() -> nn.Module:
+    """With a convolution in groups, a depthwise one, and more elements than one job has."""
+    layers = [
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, groups=2, bias=False),
+        nn.ReLU(),
+    ]
+    return nn.Sequential(
+        *layers, nn.Conv2d(12, 12, 3, groups=12), nn.Flatten(), nn.Linear(192, 50), nn.Linear(50, 7)
+    )
+
+
+@pytest.fixture(autouse=True)
+def small_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that these models have several jobs and batches; and no GPU is needed."""
+    monkeypatch.setattr(kernels, "_STRETCH", 2048)
+    monkeypatch.setattr(kernels, "_BLOCK", 512)
+    monkeypatch.setattr(kernels, "_BATCH", 16384)
+
+
+def trained(
+    model: nn.Module, data: str, use_kernels: bool, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> Any:
+    torch.manual_seed(0)
+    model = model.to(DEVICE)
+    used = []
+
+    def fits(*lists: list[Tensor]) -> bool:
+        used.append(use_kernels and kernels.fits(*lists))
+        return used[-1]
+
+    with monkeypatch.context() as patch:
+        stand_in = type("module", (), {"fits": staticmethod(fits), "Kernels": kernels.Kernels})
+        patch.setattr(work, "triton_kernels", lambda device: stand_in)
+        optimizer = AdaFisher(model, update_interval=2, **options)
+        for step in range(1 if data == "half" else 5):  # rounding errors grow
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 * (step + 1)
+            optimizer.zero_grad()
+            generator = torch.Generator().manual_seed(step)
+            if data == "text":
+                x = torch.randint(11, (4, 5), generator=generator).to(DEVICE)
+                loss = cross_entropy(model(x).flatten(0, 1).float(), x.flatten())
+            else:
+                dtype = next(model.parameters()).dtype
+                x = torch.randn(4, 3, 10, 10, generator=generator).to(DEVICE, dtype)
+                loss = cross_entropy(model(x).float(), torch.arange(4, device=DEVICE))
+            loss.backward()
+            optimizer.step()
+    assert used
+    assert all(use_kernels == use for use in used)
+    return [p.detach() for p in model.parameters()], [s["exp_avg"] for s in optimizer.state.values()]
+
+
+@pytest.mark.parametrize("rule", ["calibrated", "paper", "released"])
+@pytest.mark.parametrize("decoupled", [True, False])
+@pytest.mark.parametrize("model", ["text", "images", "channels_last", "half"])
+def test_as_block_by_block(rule: str, decoupled: bool, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if rule == "calibrated" and not decoupled:
+        pytest.skip("always decoupled")
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        network = Tied() if model == "text" else convnet()
+        if model == "channels_last":
+            network = network.to(memory_format=torch.channels_last)
+        return network.bfloat16() if model == "half" else network
+
+    tolerance = {"rtol": 2e-2, "atol": 1e-3} if model == "half" else {"rtol": 1e-4, "atol": 1e-6}
+    options = {"rule": rule, "decoupled": decoupled, "weight_decay": 0.1, "damping": 0.05}
+    ours, theirs = (trained(make(), model, use, monkeypatch, **options) for use in (True, False))
+    torch.testing.assert_close(ours, theirs, **tolerance)

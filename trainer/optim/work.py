@@ -1,0 +1,120 @@
+"""What updates a group's parameters until the next refresh, in the fastest way there is.
+
+On a GPU by kernels of Triton; compiled, if asked for; else block by block.
+"""
+
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.optim import shards, update
+from trainer.optim.update import Pair
+
+
+class Work:
+    """The parameters of a group that have a gradient, with their state and factors.
+
+    Args:
+        group: of the optimizer; its rates are looked up at every step.
+        states: of the parameters that have a gradient; so are the other lists.
+        shapes: in which the rows here broadcast against the factors.
+        factors: H' and S' of the rows here.
+        decoupled: weight decay.
+        compile: the updates.
+    """
+
+    def __init__(
+        self,
+        group: dict[str, Any],
+        states: list[dict[str, Any]],
+        shapes: list[tuple[int, ...]],
+        factors: list[list[Pair]],
+        dampings: list[float],
+        *,
+        decoupled: bool,
+        compile: bool,
+    ) -> None:
+        self.group = group
+        self.damping = group["damping"]
+        self.present = [param.grad is not None for param in group["params"]]
+        self.owners = [param for param in group["params"] if param.grad is not None]
+        self.sizes = [owner.numel() for owner in self.owners]
+        self.steps = [state["step"] for state in states]
+        self.params = _cut(self.owners, shapes)
+        self.exp_avgs = _cut([state["exp_avg"] for state in states], shapes)
+        self.factors = factors
+        self.dampings = dampings
+        self.decoupled = decoupled
+        self.compile = compile
+        self.kernels = None
+        module = triton_kernels(self.params[0].device) if self.owners and not compile else None
+        if module and module.fits(self.params, self.exp_avgs):
+            self.kernels = module.Kernels(self.params, self.exp_avgs, factors, dampings, self.sizes)
+
+    def holds(self) -> bool:
+        """Whether the same parameters still have gradients, and are where they were."""
+        grads = [param.grad for param in self.group["params"]]
+        return (
+            self.present == [grad is not None for grad in grads]
+            and self.damping == self.group["damping"]
+            and not any(grad.is_sparse for grad in grads if grad is not None)
+            and [shards.local(p).data_ptr() for p in self.owners] == [p.data_ptr() for p in self.params]
+        )
+
+    def grads(self) -> list[Tensor]:
+        """Of the rows here."""
+        grads = [shards.local(owner.grad) for owner in self.owners]
+        return [g if g.shape == p.shape else g.view(p.shape) for g, p in zip(grads, self.params, strict=True)]
+
+    def measured(self, grads: list[Tensor]) -> Tensor:
+        """Σ u² of the rows here, [parameters]."""
+        beta = self.group["beta"]
+        if self.kernels:
+            return self.kernels.measured(grads, beta=beta)
+        measure = update.compiled(update.measured_graph) if self.compile else update.measured
+        return measure(grads, self.exp_avgs, self.factors, self.dampings, beta=beta)
+
+    def calibrated(self, grads: list[Tensor], squares: Tensor | None) -> None:
+        """Updates as the rule does. ``squares``: Σ u² of all rows, where there are others elsewhere."""
+        options = {"lr": float(self.group["lr"]), "beta": self.group["beta"], "squares": squares}
+        options["weight_decay"] = self.group["weight_decay"]
+        if self.kernels:
+            self.kernels.calibrated(grads, **options)
+        else:
+            lists = (self.params, grads, self.exp_avgs, self.factors, self.dampings)
+            update.calibrated(*lists, sizes=self.sizes, compile=self.compile, **options)
+
+    def momentum(self, grads: list[Tensor]) -> None:
+        """Updates as the two other rules do."""
+        lr, beta = float(self.group["lr"]), self.group["beta"]
+        options = {
+            "lr": lr,
+            "beta": beta,
+            "weight_decay": self.group["weight_decay"],
+            "decoupled": self.decoupled,
+            "step_sizes": [lr / (1 - beta ** step.item()) for step in self.steps],
+        }
+        if self.kernels:
+            self.kernels.momentum(grads, **options)
+        else:
+            apply = update.compiled(update.momentum_graph) if self.compile else update.momentum
+            apply(self.params, grads, self.exp_avgs, self.factors, self.dampings, **options)
+
+
+def _cut(tensors: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    return [shards.local(tensor).view(shape) for tensor, shape in zip(tensors, shapes, strict=True)]
+
+
+@cache
+def triton_kernels(device: torch.device) -> ModuleType | None:
+    """Those for GPUs, if this is one and Triton is installed."""
+    if device.type != "cuda":
+        return None
+    try:
+        from trainer.optim import kernels
+    except ImportError:
+        return None
+    return kernels
