@@ -46,10 +46,9 @@ def convnet() -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def small_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that these models have several jobs and batches; and no GPU is needed."""
+    """So that these models have several jobs."""
     monkeypatch.setattr(kernels, "_STRETCH", 2048)
     monkeypatch.setattr(kernels, "_BLOCK", 512)
-    monkeypatch.setattr(kernels, "_BATCH", 16384)
 
 
 def trained(

@@ -96,7 +96,9 @@ def full_factors(layers: Mapping[str, Known], backward: Callable[[], None]) -> d
     finally:
         capture.detach()
     seen = capture.collect(1.0, per_sample=True)
-    return {name: Factors(*seen[module].means()) for name, module in layers.items() if module in seen}
+    return {
+        name: Factors(seen[module].H, seen[module].S) for name, module in layers.items() if module in seen
+    }
 
 
 def diagonal_energy(factor: Tensor) -> float:

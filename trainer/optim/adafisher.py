@@ -149,6 +149,7 @@ class AdaFisher(Optimizer):
         self._names = {param: name for name, param in self.model.named_parameters()}
         self._uses: dict[Tensor, list[Use]] = {}
         self._curvature: dict[Tensor, Curvature] = {}  # since the last refresh
+        self._preconditioners: dict[tuple[torch.device, torch.dtype], refresh.Preconditioners] = {}
         self._works: list[Work] = []  # as of the last refresh
         self._steps = 0
         layers: dict[nn.Module, Layer] = {}
@@ -236,6 +237,7 @@ class AdaFisher(Optimizer):
     def _resume(self) -> None:
         """Takes up the place that the state is at."""
         self._curvature.clear()
+        self._preconditioners.clear()
         self._works = []
         self._capture.clear()
         self._steps = max((int(state["step"]) for state in self.state.values() if state), default=0)
@@ -274,29 +276,51 @@ class AdaFisher(Optimizer):
 
     # Refresh
 
-    def _refresh(self, params: dict[Tensor, float], seen: dict[nn.Module, Rows]) -> None:
+    def _refresh(self, params: dict[Tensor, float], rows: dict[nn.Module, Rows]) -> None:
         """Takes what layers saw, or the gradient where nothing can be seen, into the averages of H and S.
 
         Args:
             params: those to refresh, with γ.
         """
-        layers = self._capture.layers
-        pending = [p for p in params if not self.state[p]["captured"] and not self._is_plain(p)]
-        sums = refresh.sums_over_ranks(
-            list(params), pending, self._uses, self.state, seen, layers if self.needs_refresh else {}
+        layers, rule = self._capture.layers, RULES[self.rule]
+        fallback = [param for param in params if not self._is_plain(param)]
+        pending = [param for param in fallback if not self.state[param]["captured"]]
+        seen = refresh.over_ranks(
+            list(params), pending, self._uses, self.state, rows, layers if self.needs_refresh else {}
         )
-        if layers and self._steps == 0 and not any(isinstance(key, nn.Module) for key in sums):
+        if layers and self._steps == 0 and not any(isinstance(key, nn.Module) for key in seen):
             raise RuntimeError(
                 "AdaFisher has captured no layer: between making it and step(), call the model in training mode "
                 "and loss.backward(); for a model whose layers are not called, choose capture='gradient'"
             )
-        for param, gamma in params.items():
-            uses, state = self._uses[param], self.state[param]
-            fresh = refresh.fresh_factors(param, uses, state, sums, fallback=not self._is_plain(param))
-            if fresh:
-                refresh.average(param, state, sums, fresh, RULES[self.rule], gamma)
-                state["refreshed"] = self._steps
-                self._curvature[param] = refresh.normalised(param, uses, state, sums, RULES[self.rule])
+        fresh = refresh.fresh_factors(list(params), fallback, self._uses, self.state, seen)
+        refresh.average(fresh, params, self.state, seen, rule)
+        for param in dict.fromkeys(item.param for item in fresh):
+            self.state[param]["refreshed"] = self._steps
+        self._precondition([*dict.fromkeys(item.param for item in fresh)], seen)
+
+    def _precondition(self, params: list[Tensor], seen: refresh.Seen) -> None:
+        """Makes H' and S' of parameters from their averages; where S is sharded, of those in ``seen``."""
+        alike: dict[tuple[torch.device, torch.dtype], dict[Tensor, list[Use]]] = {}
+        for param in params:
+            H = self.state[param]["H"]
+            alike.setdefault((H.device, H.dtype), {})[param] = self._refreshed_uses(param)
+        for key, own in alike.items():
+            preconditioners = self._preconditioners.get(key)
+            if preconditioners is None or preconditioners.uses != own:
+                preconditioners = self._preconditioners[key] = refresh.Preconditioners(own, *key)
+                self._curvature.update(preconditioners.curvature)
+                self._works = []
+            factors = [
+                refresh.averages(param, use, self.state[param], seen)
+                for param, several in preconditioners.uses.items()
+                for use in several
+            ]
+            preconditioners.refresh(factors, RULES[self.rule])
+
+    def _refreshed_uses(self, param: Tensor) -> list[Use]:
+        uses, state = self._uses[param], self.state[param]
+        return [use for use in uses if state[f"refreshes{use.suffix}"]] or uses[:1]
 
     def _is_plain(self, param: Tensor) -> bool:
         """The released code gives parameters of layers that it does not know F̃ = 1."""
@@ -305,8 +329,7 @@ class AdaFisher(Optimizer):
     def _factors(self, param: Tensor) -> Curvature:
         """H' and S' since the last refresh. After a restart all ranks take part in gathering them."""
         if param not in self._curvature:
-            rule = RULES[self.rule]
-            self._curvature[param] = refresh.normalised(param, self._uses[param], self.state[param], {}, rule)
+            self._precondition([param], {})
         return self._curvature[param]
 
     def _damping(self, param: Tensor, group: dict[str, Any]) -> float:
@@ -341,17 +364,21 @@ class AdaFisher(Optimizer):
     def _prepare(self, scale: float | Tensor) -> None:
         """Refreshes factors, if that is due or a parameter has none yet, and finds out what there is to update."""
         params = self._params_with_gradient()
-        seen: dict[nn.Module, Rows] = {}
+        rows: dict[nn.Module, Rows] = {}
         due = params
         if self.needs_refresh:
             ranks = shards.ranks_of([*params])
             size = ranks.group.size() if ranks else 1
-            seen = self._capture.collect(scale, per_sample=self.rule != "released", ranks=size)
+            rows = self._capture.collect(scale, per_sample=self.rule != "released", ranks=size)
         else:  # until a layer is captured its parameters have the factors of their first gradient
             due = {param: gamma for param, gamma in params.items() if not self._has_factors(param)}
         if due:
-            self._refresh(due, seen)
-        self._works = [self._work(group) for group in self.param_groups]
+            self._refresh(due, rows)
+        unknown = [param for param in params if param not in self._curvature]
+        if unknown:
+            self._precondition(unknown, {})
+        if not self._works or not all(work.holds() for work in self._works):
+            self._works = [self._work(group) for group in self.param_groups]
 
     def _params_with_gradient(self) -> dict[Tensor, float]:
         """And their γ."""
@@ -393,7 +420,7 @@ class AdaFisher(Optimizer):
 
     def _update(self) -> None:
         for work in self._works:
-            torch._foreach_add_(work.steps, 1)
+            work.steps += 1
         works = [(work, work.grads()) for work in self._works if work.owners]
         squares: list[Tensor | None] = [None] * len(works)
         if self.rule == "calibrated" and any(shards.is_sharded(p) for work, _ in works for p in work.owners):
@@ -463,30 +490,44 @@ class AdaFisher(Optimizer):
         }
         if not updated:
             return {}
-        squares = [shards.local(param).square().sum().double() for param in updated]
-        squares += [self._update_square(param, group).double() for param, group in updated.items()]
-        norms = shards.total(torch.stack(squares), [*updated, *updated]).sqrt().tolist()
+        weights = torch.stack(
+            [torch.linalg.vector_norm(shards.local(p), dtype=torch.float64) for p in updated]
+        )
+        squares = torch.cat([weights.square(), self._update_squares(updated)])
+        norms = shards.total(squares, [*updated, *updated]).sqrt().tolist()
+        dampings = [self._damping(param, group) for param, group in updated.items()]
+        curvatures = [
+            curvature(self._factors(param).whole, damping, torch.Size(self._uses[param][0].view.shape))
+            for param, damping in zip(updated, dampings, strict=True)
+        ]
+        numbers = torch.stack([c.to(squares) for c in curvatures]).tolist()  # the only wait for a GPU
         result = {}
         for i, (param, group) in enumerate(updated.items()):
+            mean, low, median, high = numbers[i]
             weight, moved = norms[i], norms[len(updated) + i]
-            shape = torch.Size(self._uses[param][0].view.shape)
             result[self._names[param]] = {
-                **curvature(self._factors(param).whole, self._damping(param, group), shape),
+                "share": mean / (mean + dampings[i]),
+                "preconditioner_min": low,
+                "preconditioner_median": median,
+                "preconditioner_max": high,
                 "update_ratio": float(group["lr"]) * moved / weight if weight else float("inf"),
                 "age": float(self._steps - 1 - self.state[param]["refreshed"]),
             }
         return result
 
-    def _update_square(self, param: Tensor, group: dict[str, Any]) -> Tensor:
-        """The squared norm of an update, without weight decay and learning rate, of the rows here."""
+    def _update_squares(self, updated: dict[Tensor, dict[str, Any]]) -> Tensor:
+        """The squared norms of updates, without weight decay and learning rate, of the rows here."""
+        device = next(iter(updated)).device
         if self.rule == "calibrated":
-            numel = shards.local(param).numel()
-            return torch.tensor(update.UPDATE_RMS**2 * numel, dtype=torch.float64, device=param.device)
-        exp_avg, pairs = shards.local(self.state[param]["exp_avg"]), self._factors(param).local
-        unbias = 1 - group["beta"] ** self.state[param]["step"].item()
-        return (
-            momentum_square(exp_avg.view(self._shape(param)), pairs, self._damping(param, group)) / unbias**2
-        )
+            lengths = [update.UPDATE_RMS**2 * shards.local(param).numel() for param in updated]
+            return torch.tensor(lengths, dtype=torch.float64, device=device)
+        squares = []
+        for param, group in updated.items():
+            exp_avg, pairs = shards.local(self.state[param]["exp_avg"]), self._factors(param).local
+            unbias = 1 - group["beta"] ** self.state[param]["step"].item()
+            damping = self._damping(param, group)
+            squares.append(momentum_square(exp_avg.view(self._shape(param)), pairs, damping) / unbias**2)
+        return torch.stack(squares).to(device, torch.float64)
 
 
 class AdaFisherW(AdaFisher):

@@ -14,15 +14,11 @@ _NO_BACKWARD = -1
 
 
 class Rows(NamedTuple):
-    """H and S summed over the rows that a layer saw, and a weight [1] in proportion to their number."""
+    """Means of H and S over the rows that a layer saw, and a weight in proportion to their number."""
 
     H: Tensor
     S: Tensor
-    weight: Tensor
-
-    def means(self) -> tuple[Tensor, Tensor]:
-        """The layer's H and S."""
-        return self.H / self.weight, self.S / self.weight
+    weight: float
 
 
 class Capture:
@@ -53,19 +49,23 @@ class Capture:
         self._seen.clear()
 
     def collect(self, scale: float | Tensor, per_sample: bool, ranks: int = 1) -> dict[nn.Module, Rows]:
-        """H and S of every layer that got a gradient, summed over its rows; drops what was captured.
+        """H and S of every layer that got a gradient; drops what was captured.
 
         Args:
             scale: what a GradScaler multiplied the loss with.
             per_sample: S of the gradients of each sample's loss, else of their mean over all micro-batches of so
                 many ranks.
         """
-        sums = {}
-        for module, seen in self._seen.items():
-            unit = (seen.samples if per_sample else 1 / ranks) / scale
-            sums[module] = Rows(seen.H, seen.S * unit**2, seen.H.new_full((1,), seen.weight))
+        seen = {**self._seen}
         self.clear()
-        return sums
+        if not seen:
+            return {}
+        Ss = [of_layer.S for of_layer in seen.values()]
+        units = [float(of_layer.samples) if per_sample else 1 / ranks for of_layer in seen.values()]
+        torch._foreach_mul_(Ss, [unit**2 for unit in units])
+        if isinstance(scale, Tensor) or scale != 1:
+            torch._foreach_div_(Ss, torch.as_tensor(scale**2, dtype=Ss[0].dtype))
+        return {module: Rows(of_layer.H, of_layer.S, of_layer.weight) for module, of_layer in seen.items()}
 
     def commit(self, module: nn.Module, layer: Layer, H: Tensor, s: Tensor) -> None:
         """Takes in one call of a layer, now that its gradient is here."""
@@ -74,20 +74,21 @@ class Capture:
 
 
 class _Seen:
-    """What one layer saw since the last refresh: sums of H and S, weighted by the number of rows."""
+    """What one layer saw since the last refresh: means of H and S, weighted by the number of rows."""
 
     def __init__(self) -> None:
-        self.H: Any = 0.0  # a tensor from the first row on
-        self.S: Any = 0.0
         self.weight = 0
         self.samples = 0
         self.backward = _NO_BACKWARD
 
     def add(self, H: Tensor, S: Tensor, shape: torch.Size, backward: int) -> None:
         weight = shape.numel()  # proportional to the number of rows
-        self.H = self.H + H * weight
-        self.S = self.S + S * weight
         self.weight += weight
+        if self.weight == weight:
+            self.H, self.S = H, S
+        else:
+            self.H = torch.lerp(self.H, H, weight / self.weight)
+            self.S = torch.lerp(self.S, S, weight / self.weight)
         if backward != self.backward:  # a layer called twice in one forward saw the same samples twice
             self.samples += shape[0] if len(shape) > 1 else 1
             self.backward = backward

@@ -10,19 +10,14 @@ from trainer.optim.update import Pair, blocks, preconditioner
 _SAMPLE = 2**14
 
 
-def curvature(pairs: Sequence[Pair], damping: float, shape: torch.Size) -> dict[str, float]:
-    """Share of curvature mean(S'H') / (mean(S'H') + λ), and minimum, median and maximum of F̃.
+def curvature(pairs: Sequence[Pair], damping: float, shape: torch.Size) -> Tensor:
+    """Mean of S'H', and minimum, median and maximum of F̃, [4].
 
-    The share is exact; the others are over at most 16,384 evenly spread entries.
+    The mean is exact; the others are over at most 16,384 evenly spread entries.
     """
-    mean = float(sum(_mean_product(H, S) for H, S in pairs))
+    mean = torch.stack([_mean_product(H, S) for H, S in pairs]).sum()
     sample = torch.stack([_spread(H, shape) * _spread(S, shape) for H, S in pairs]).sum(0) + damping
-    return {
-        "share": mean / (mean + damping),
-        "preconditioner_min": sample.min().item(),
-        "preconditioner_median": sample.median().item(),
-        "preconditioner_max": sample.max().item(),
-    }
+    return torch.stack([mean, sample.min(), sample.median(), sample.max()])
 
 
 def _mean_product(H: Tensor, S: Tensor) -> Tensor:

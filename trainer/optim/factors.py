@@ -16,9 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Sums of squares go block by block: 1 MiB of float32 stays in a core's cache; a GPU wants large launches.
-_BLOCK = {"cpu": 2**18}
-_LARGE_BLOCK = 2**24
+_BLOCK = 2**18  # elements: 1 MiB of float32 stays in a core's cache
 
 FromInput = Callable[[Tensor, torch.Size], Tensor]
 """H of a layer's input; the second argument is the shape of its output."""
@@ -41,13 +39,9 @@ class View(NamedTuple):
     H_size: tuple[int, ...]
     columns: slice | None = slice(None)
 
-    def own(self, H: Tensor) -> Tensor:
-        """What the parameter keeps of its layer's H."""
-        return H.new_ones(1) if self.columns is None else H
-
     def pair(self, H: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
-        """The parameter's part of both factors, in shapes that broadcast."""
-        return (H if self.columns is None else H[..., self.columns]).reshape(self.H), S.view(self.S)
+        """Views of the parameter's part of both factors, in shapes that broadcast."""
+        return (H if self.columns is None else H[..., self.columns]).view(self.H), S.view(self.S)
 
 
 @dataclass(frozen=True)
@@ -70,16 +64,22 @@ def factor_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _sum_rows(x: Tensor) -> Tensor:
     """Σ x² over the first axis without a temporary of x's size: [N, ...] -> [...], strides kept."""
+    if x.device.type != "cpu":
+        return _sum_over(x, [0])
     total = torch.zeros_like(x[0], dtype=factor_dtype(x.dtype))
-    block = _BLOCK.get(x.device.type, _LARGE_BLOCK)
-    if 16 * total.numel() >= block:
+    if 16 * total.numel() >= _BLOCK:
         for row in x:
             row = row.to(total.dtype)
             total.addcmul_(row, row)
     else:
-        for rows in x.split(block // max(1, total.numel())):
+        for rows in x.split(_BLOCK // max(1, total.numel())):
             total += rows.to(total.dtype).square().sum(0)
     return total
+
+
+def _sum_over(x: Tensor, axes: list[int]) -> Tensor:
+    """Σ x² over some axes in one pass: a launch is what counts on a GPU."""
+    return torch.linalg.vector_norm(x, dim=axes, dtype=factor_dtype(x.dtype)).square_()
 
 
 def _mean_last(x: Tensor) -> Tensor:
@@ -90,10 +90,12 @@ def _mean_last(x: Tensor) -> Tensor:
 
 def _mean_channels(x: Tensor) -> Tensor:
     """Mean of x² over every axis but axis 1: [N, C, ...] -> [C]."""
+    count = x.numel() / x.shape[1]
+    if x.device.type != "cpu":
+        return _sum_over(x, [axis for axis in range(x.dim()) if axis != 1]).div_(count)
     if x.dim() == 2 or not x.is_contiguous():
         return _mean_last(x.movedim(1, -1))
-    norms = torch.linalg.vector_norm(x.flatten(2), dim=2, dtype=factor_dtype(x.dtype))  # [N, C]
-    return norms.square().sum(0) / (x.numel() / x.shape[1])
+    return _sum_over(x.flatten(2), [2]).sum(0) / count
 
 
 # Layer types ----------------------------------------------------------------------------------------------------
@@ -112,15 +114,18 @@ def _convolution(module: Convolution, rule: str) -> Layer:
     kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
     padding = module._reversed_padding_repeated_twice
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    pointwise = not any(padding) and all(k == s == 1 for k, s in zip(kernel, stride, strict=True))
 
     def H(x: Tensor, output: torch.Size) -> Tensor:
         x = _batched(x, len(kernel))
+        if pointwise:
+            return _tap_means(_mean_channels(x), module, rule)
         image = F.pad(_sum_rows(x)[None], padding, mode=mode)[0]  # padding commutes with squares and sums
-        taps = [
-            [slice(tap * d, tap * d + s * (size - 1) + 1, s) for tap in range(k)]
-            for k, s, d, size in zip(kernel, stride, dilation, output[-len(kernel) :], strict=True)
-        ]
-        return _tap_means(image, taps, x.shape[0] * output[-len(kernel) :].numel(), module, rule)
+        positions = output[-len(kernel) :]
+        # The positions that a kernel tap meets form a box, so that they are summed one axis after the other.
+        for axis, (k, s, d, size) in enumerate(zip(kernel, stride, dilation, positions, strict=True), 1):
+            image = image.unfold(axis, s * (size - 1) + 1, d).narrow(axis, 0, k)[..., ::s].sum(-1)
+        return _tap_means(image / (x.shape[0] * positions.numel()), module, rule)
 
     shape = (module.out_channels, module.in_channels // module.groups, *kernel)
     views = _matrix_views(module, shape, math.prod(shape[1:]), _own_groups(module, rule))
@@ -144,8 +149,11 @@ def _transposed_convolution(module: nn.modules.conv._ConvTransposeNd, rule: str)
     def H(x: Tensor, output: torch.Size) -> Tensor:
         x = _batched(x, len(kernel))
         outputs = output[-len(kernel) :]
-        met = [taps(axis, x.shape[axis + 2], outputs[axis]) for axis in range(len(kernel))]
-        return _tap_means(_sum_rows(x), met, x.shape[0] * outputs.numel(), module, rule)
+        image = _sum_rows(x)
+        for axis in range(len(kernel)):  # the positions that a tap meets form a box
+            met = taps(axis, x.shape[axis + 2], outputs[axis])
+            image = torch.stack([image[:, positions].sum(1) for positions in met], -1)
+        return _tap_means(image / (x.shape[0] * outputs.numel()), module, rule)
 
     inside, outside = module.in_channels // groups, module.out_channels // groups
     columns = inside * math.prod(kernel)
@@ -163,15 +171,12 @@ def _own_groups(module: Convolution, rule: str) -> int:
     return module.groups if rule == "calibrated" else 1
 
 
-def _tap_means(image: Tensor, taps: list[list[slice]], rows: int, module: Convolution, rule: str) -> Tensor:
-    """H from the sum of the squared inputs: [C_in, *space] -> [groups, C_in/groups · k (+ 1)] or without groups.
-
-    The positions that a kernel tap meets form a box, so that they are summed one axis after the other.
-    """
-    for axis_taps in taps:
-        image = torch.stack([image[:, met].sum(1) for met in axis_taps], -1)
-    means = image.reshape(module.groups, -1) / rows
-    return _with_bias(means if _own_groups(module, rule) > 1 else means.mean(0), module)
+def _tap_means(means: Tensor, module: Convolution, rule: str) -> Tensor:
+    """H from the mean square that a tap meets: [C_in, *kernel] -> [groups, C_in/groups · k (+ 1)] or without groups."""
+    means = means.reshape(module.groups, -1)
+    return _with_bias(
+        means.mean(0) if _own_groups(module, rule) == 1 < module.groups else means.squeeze(0), module
+    )
 
 
 def _spatial_S(module: Convolution) -> Callable[[Tensor], Tensor]:
@@ -191,6 +196,8 @@ def _embedding(module: nn.Embedding, rule: str) -> Layer:
 
 def _batch_norm(module: nn.modules.batchnorm._BatchNorm, rule: str) -> Layer:
     def H(x: Tensor, output: torch.Size) -> Tensor:
+        if x.device.type == "cuda":
+            return 1 - module.eps * torch.batch_norm_stats(x, module.eps)[1].square()
         mean = x.movedim(1, -1).mean(tuple(range(x.dim() - 1)), dtype=factor_dtype(x.dtype))
         variance = (_mean_channels(x) - mean.square()).clamp_(min=0)
         return variance / (variance + module.eps)  # the mean of x̂² over batch and positions
@@ -258,7 +265,7 @@ def _released_norm(module: nn.BatchNorm2d | nn.LayerNorm, rule: str) -> Layer:
 
 
 def _with_bias(H: Tensor, module: nn.Module) -> Tensor:
-    return H if module.bias is None else torch.cat([H, H.new_ones(*H.shape[:-1], 1)], -1)
+    return H if module.bias is None else F.pad(H, (0, 1), value=1.0)
 
 
 def _batched(x: Tensor, spatial: int) -> Tensor:
@@ -360,17 +367,14 @@ def gradient_means(square: Tensor, view: View) -> tuple[Tensor, Tensor]:
     return _mean_over(square, view.H), S.reshape(view.S_size)
 
 
-def gradient_factors(columns: Tensor, rows: Tensor, view: View) -> tuple[Tensor, Tensor] | None:
+def gradient_factors(columns: Tensor, rows: Tensor, view: View) -> tuple[Tensor, Tensor]:
     """H and S of a parameter from its gradient: S = row means of g², H = column means of g² / mean of g².
 
-    H's entries that belong to other parameters are 1, the mean of the rest. None if the gradient is zero.
+    H's entries that belong to other parameters are 1, the mean of the rest.
     """
-    mean = rows.mean()
-    if mean == 0:
-        return None
     H = rows.new_ones(view.H_size)
     if view.columns is not None:
-        H[..., view.columns] = (columns / mean).reshape(H[..., view.columns].shape)
+        H[..., view.columns] = (columns / rows.mean()).reshape(H[..., view.columns].shape)
     return H, rows
 
 

@@ -1,14 +1,13 @@
-"""The update on a GPU: all parameters of a group in a few launches of one Triton kernel.
+"""The update on a GPU: all parameters of a group in one or two launches of a Triton kernel.
 
 A parameter is a matrix in memory, or several where its factors are not one outer product (a convolution in groups).
-Jobs are stretches of matrices, which a launch measures (Σ u²) or updates. So that an update finds in the cache what
-was measured, parameters go in batches: a launch updates one batch and measures the next. Sums are taken in a fixed
-order, whatever the order in which jobs run.
+Jobs are stretches of matrices, which a launch measures (Σ u²) or updates. Sums are taken in a fixed order, whatever
+the order in which jobs run.
 """
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +19,6 @@ from trainer.optim.update import TINY, UPDATE_RMS, Pair
 
 _STRETCH = 2**13  # elements of a job
 _BLOCK = 2**10  # elements that a job has in registers at a time
-_BATCH = 20 * 2**20  # bytes of gradients and momenta that stay in an L2 cache of 50 MB
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -52,11 +50,8 @@ def _preconditioner(i, mask, columns, damping, matrix, factors, strides, USES: t
     return F
 
 
-@triton.jit(do_not_specialize=["update", "updates", "measure"])
+@triton.jit
 def _run(
-    update,  # the first job that updates, their number, and the first that measures
-    updates,
-    measure,
     jobs,  # [jobs, 2]: matrix, first element
     shapes,  # [matrices, 2]: elements, columns
     numbers,  # [matrices, 2]: damping, elements of the whole parameter
@@ -69,6 +64,7 @@ def _run(
     beta,
     shrink,
     l2,
+    UPDATE: tl.constexpr,
     TYPE: tl.constexpr,
     USES: tl.constexpr,
     CALIBRATED: tl.constexpr,
@@ -77,9 +73,9 @@ def _run(
     STRETCH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    measures = program >= updates
-    job = tl.where(measures, measure + program - updates, update + program)
+    job = tl.program_id(0)
+    if UPDATE:  # what was measured last is still in the cache
+        job = tl.num_programs(0) - 1 - job
     matrix, start = tl.load(jobs + 2 * job), tl.load(jobs + 2 * job + 1)
     numel, columns = tl.load(shapes + 2 * matrix), tl.load(shapes + 2 * matrix + 1)
     damping = tl.load(numbers + 2 * matrix)
@@ -87,7 +83,7 @@ def _run(
     grads = tl.load(addresses + 3 * matrix + 1).to(tl.pointer_type(TYPE))
     exp_avgs = tl.load(addresses + 3 * matrix + 2).to(tl.pointer_type(TYPE))
     end = tl.minimum(start + STRETCH, numel)
-    if measures:
+    if not UPDATE:
         total = tl.zeros([BLOCK], tl.float32)
         for at in range(start, end, BLOCK):
             i = at + tl.arange(0, BLOCK)
@@ -158,7 +154,8 @@ class Kernels:
         self.device, self.dtype = params[0].device, params[0].dtype
         self.uses = max(map(len, factors))
         self.zero = torch.zeros(1, device=self.device)
-        self.rows: list[Any] = []
+        self.layouts = [p.stride() for p in params]
+        self.found: list[int] = []
         self.steps: list[float] = []
 
         matrices: list[Matrix] = []
@@ -167,7 +164,11 @@ class Kernels:
         for owner, (param, pairs, damping) in enumerate(zip(params, factors, dampings, strict=True)):
             order = _order(param.stride())
             shape = tuple(param.shape[axis] for axis in order)
-            laid = tuple(f.expand(param.shape).permute(order).stride() for pair in pairs for f in pair)
+            laid = tuple(
+                tuple(f.stride(axis) if f.shape[axis] > 1 else 0 for axis in order)
+                for pair in pairs
+                for f in pair
+            )
             for matrix in _matrices(shape, laid):
                 matrices.append(matrix)
                 self.owners.append((owner, matrix.offset * param.element_size()))
@@ -177,13 +178,16 @@ class Kernels:
                 nothing = self.uses - len(pairs)
                 pointers += [(self.zero.data_ptr(), self.zero.data_ptr())] * nothing
                 strides += [*matrix.strides, *[(0, 0, 0, 0)] * nothing]
+        self.places = [
+            (place, params[place[0]].data_ptr(), exp_avgs[place[0]].data_ptr()) for place in self.owners
+        ]
         self.shapes = self._table([(matrix.numel, matrix.columns) for matrix in matrices])
         self.strides, self.numbers = self._table(strides), self._table(numbers, torch.float32)
         self.pointers = self._table(pointers, torch.int64)
         self._make_jobs([matrix.numel for matrix in matrices])
 
     def _make_jobs(self, numels: list[int]) -> None:
-        """Jobs in the order of matrices, the ranges of those of each parameter, and of batches of parameters."""
+        """Jobs in the order of matrices, and the ranges of those of each parameter."""
         counts = torch.tensor([-(-numel // _STRETCH) for numel in numels], dtype=torch.int64)
         matrix = torch.repeat_interleave(torch.arange(len(numels)), counts)
         start = (torch.arange(len(matrix)) - (counts.cumsum(0) - counts)[matrix]) * _STRETCH
@@ -195,14 +199,6 @@ class Kernels:
         self.offsets = self._table(ends, torch.int64)
         self.ranges = self._table([(ends[owner], ends[owner + 1]) for owner, _ in self.owners])
         self.own = self._table([(owner, owner + 1) for owner, _ in self.owners])
-        self.batches, room = [0], 0
-        for param, end in zip(self.params, ends, strict=False):
-            taken = 2 * param.numel() * param.element_size()
-            if taken > room:
-                self.batches.append(end)
-                room = _BATCH
-            room -= taken
-        self.batches.append(ends[-1])
 
     def _table(self, rows: Sequence[Any], dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.tensor(rows, dtype=dtype).to(self.device, non_blocking=True)
@@ -211,9 +207,9 @@ class Kernels:
         """Σ u² of the rows here of each parameter, [parameters]."""
         grads = self._point_to(grads)
         if not len(self.jobs):
-            return torch.zeros(len(self.params), device=self.device)
+            return self.zero.expand(len(self.params))
         sums = torch.empty(len(self.jobs), device=self.device)
-        self._launch(measure=(0, len(self.jobs)), sums=sums, beta=beta)
+        self._launch(sums=sums, beta=beta)
         return torch.segment_reduce(sums, "sum", offsets=self.offsets, initial=0)
 
     def momentum(
@@ -229,7 +225,7 @@ class Kernels:
         grads = self._point_to(grads)
         self._set_steps(step_sizes)
         decay: dict[str, Any] = {"shrink": 1 - lr * weight_decay} if decoupled else {"l2": weight_decay}
-        self._launch(update=(0, len(self.jobs)), beta=beta, **decay)
+        self._launch(update=True, beta=beta, **decay)
 
     def calibrated(
         self,
@@ -244,12 +240,11 @@ class Kernels:
         self._set_steps([lr] * len(self.params))
         options: dict[str, Any] = {"beta": beta, "shrink": 1 - lr * weight_decay, "calibrated": True}
         if squares is not None:
-            self._launch(update=(0, len(self.jobs)), sums=squares.float(), ranges=self.own, **options)
+            self._launch(update=True, sums=squares.float(), ranges=self.own, **options)
             return
         sums = torch.empty(len(self.jobs), device=self.device)
-        batches = [*pairwise(self.batches)]
-        for measured, measure in zip([(0, 0), *batches], [*batches, (0, 0)], strict=True):
-            self._launch(update=measured, measure=measure, sums=sums, ranges=self.ranges, **options)
+        self._launch(sums=sums, beta=beta)
+        self._launch(update=True, sums=sums, ranges=self.ranges, **options)
 
     def _point_to(self, grads: list[Tensor]) -> list[Tensor]:
         """Takes the addresses of gradients, which may lie elsewhere at every step, or of copies laid out as parameters.
@@ -257,17 +252,16 @@ class Kernels:
         Returns:
             what must live until the launch.
         """
-        grads = [
-            g if g.dtype == p.dtype and g.stride() == p.stride() else torch.empty_like(p).copy_(g)
-            for g, p in zip(grads, self.params, strict=True)
-        ]
-        rows = [
-            (p.data_ptr(), g.data_ptr(), m.data_ptr())
-            for p, g, m in zip(self.params, grads, self.exp_avgs, strict=True)
-        ]
-        if rows != self.rows:
-            table = [tuple(address + at for address in rows[owner]) for owner, at in self.owners]
-            self.rows, self.addresses = rows, self._table(table, torch.int64)
+        if [g.stride() for g in grads] != self.layouts or {g.dtype for g in grads} != {self.dtype}:
+            grads = [
+                g if (g.dtype, g.stride()) == (p.dtype, p.stride()) else torch.empty_like(p).copy_(g)
+                for g, p in zip(grads, self.params, strict=True)
+            ]
+        found = [g.data_ptr() for g in grads]
+        if found != self.found:
+            self.found = found
+            table = [(p + at, found[owner] + at, m + at) for (owner, at), p, m in self.places]
+            self.addresses = self._table(table, torch.int64)
         return grads
 
     def _set_steps(self, steps: list[float]) -> None:
@@ -278,8 +272,7 @@ class Kernels:
     def _launch(
         self,
         *,
-        update: tuple[int, int] = (0, 0),
-        measure: tuple[int, int] = (0, 0),
+        update: bool = False,
         sums: Tensor | None = None,
         ranges: Tensor | None = None,
         beta: float,
@@ -287,32 +280,29 @@ class Kernels:
         l2: float = 0.0,
         calibrated: bool = False,
     ) -> None:
-        updates, measures = update[1] - update[0], measure[1] - measure[0]
-        if not updates + measures:
+        if not len(self.jobs):
             return
-        _run[(updates + measures,)](
-            update[0],
-            updates,
-            measure[0],
+        _run[(len(self.jobs),)](
             self.jobs,
             self.shapes,
             self.numbers,
             self.pointers,
             self.strides,
             self.addresses,
-            self.step_sizes if updates else self.zero,
+            self.step_sizes if update else self.zero,
             self.zero if sums is None else sums,
             self.own if ranges is None else ranges,
             beta,
             shrink,
             l2,
+            UPDATE=update,
             TYPE=_TYPES[self.dtype],
             USES=self.uses,
             CALIBRATED=calibrated,
             RMS=UPDATE_RMS,
             SMALLEST=TINY,
             STRETCH=_STRETCH,
-            BLOCK=_BLOCK,
+            BLOCK=max(_BLOCK >> (self.uses - 1), 128),
         )
 
 

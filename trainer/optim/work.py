@@ -42,8 +42,13 @@ class Work:
         self.present = [param.grad is not None for param in group["params"]]
         self.owners = [param for param in group["params"] if param.grad is not None]
         self.sizes = [owner.numel() for owner in self.owners]
-        self.steps = [state["step"] for state in states]
+        self.steps = torch.stack([state["step"] for state in states]) if states else torch.empty(0)
+        for state, step in zip(states, self.steps.unbind(), strict=True):
+            state["step"] = step  # a view, so that all are counted at once
         self.params = _cut(self.owners, shapes)
+        self.places = [param.data_ptr() for param in self.params]
+        self.sharded = any(shards.is_sharded(owner) for owner in self.owners)
+        self.viewed = [i for i, owner in enumerate(self.owners) if owner.shape != shapes[i]]
         self.exp_avgs = _cut([state["exp_avg"] for state in states], shapes)
         self.factors = factors
         self.dampings = dampings
@@ -61,13 +66,18 @@ class Work:
             self.present == [grad is not None for grad in grads]
             and self.damping == self.group["damping"]
             and not any(grad.is_sparse for grad in grads if grad is not None)
-            and [shards.local(p).data_ptr() for p in self.owners] == [p.data_ptr() for p in self.params]
+            and [p.data_ptr() for p in (map(shards.local, self.owners) if self.sharded else self.owners)]
+            == self.places
         )
 
     def grads(self) -> list[Tensor]:
         """Of the rows here."""
-        grads = [shards.local(owner.grad) for owner in self.owners]
-        return [g if g.shape == p.shape else g.view(p.shape) for g, p in zip(grads, self.params, strict=True)]
+        grads = [owner.grad for owner in self.owners]
+        if self.sharded:
+            grads = [shards.local(grad) for grad in grads]
+        for i in self.viewed:
+            grads[i] = grads[i].view(self.params[i].shape)
+        return grads
 
     def measured(self, grads: list[Tensor]) -> Tensor:
         """Σ u² of the rows here, [parameters]."""
@@ -95,7 +105,7 @@ class Work:
             "beta": beta,
             "weight_decay": self.group["weight_decay"],
             "decoupled": self.decoupled,
-            "step_sizes": [lr / (1 - beta ** step.item()) for step in self.steps],
+            "step_sizes": [lr / (1 - beta**step) for step in self.steps.tolist()],
         }
         if self.kernels:
             self.kernels.momentum(grads, **options)
