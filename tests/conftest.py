@@ -1,16 +1,22 @@
-"""Every test starts from the same random numbers, on one thread, with nothing of the last one's left."""
+"""Every test starts from the same random numbers, on one thread, with nothing of the last one's left.
+
+Tests run on the CPU, so that they are the same on every machine. Those in tests/gpu, and the kernels, run on a GPU by
+
+    TEST_DEVICE=cuda python -m pytest tests/gpu tests/optim/test_gpu_kernels.py
+"""
 
 import os
 from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if os.environ.get("TEST_DEVICE") != "cuda":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["TRITON_INTERPRET"] = "1"  # its kernels run on the CPU
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
-if not torch.cuda.is_available():  # before anything imports Triton
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)

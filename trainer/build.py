@@ -1,5 +1,7 @@
 """From a config to the parts of a run: models, data, optimizer and so on by name, put together for training."""
 
+import os
+
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -30,6 +32,7 @@ def build(config: Config, ranks: Ranks = ALONE) -> Trainer:
         UserError: an option does not fit the others, data is missing, a package is not installed.
     """
     check_ranks(config, ranks)
+    choose_algorithms(config.deterministic)
     device, data, model = ranks.together(lambda: build_parts(config, ranks))
     parallel: Parallel = PARALLEL.build(config.parallel, ranks, device, config.precision.name)
     parallel.spread(model, compiled=config.loop.compile)
@@ -66,6 +69,13 @@ def build(config: Config, ranks: Ranks = ALONE) -> Trainer:
         config=config,
         parallel=parallel,
     )
+
+
+def choose_algorithms(deterministic: bool) -> None:
+    """For this process, before it does anything on a GPU: cuBLAS looks at its variable but once."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def build_parts(config: Config, ranks: Ranks) -> tuple[torch.device, Data, nn.Module]:

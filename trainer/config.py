@@ -109,6 +109,8 @@ class Config:
     seed: int = 0
     plugins: list[str] = field(default_factory=list)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    deterministic: bool = False
+    """Take only algorithms that give the same numbers every time, on a GPU too, where they are slower."""
     dry_run: bool | DryRun = False
     profile: bool = False
     loop: LoopOptions = field(default_factory=LoopOptions)

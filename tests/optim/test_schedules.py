@@ -50,7 +50,7 @@ def torch_rates(make):
             lambda o: OneCycleLR(o, 0.5, STEPS + 1, pct_start=12 / 41, cycle_momentum=False),
         ),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "torch",
 )
 def test_agrees_with_torch(config, reference):
     assert rates(Schedule(optimizer(), factor(**config))) == pytest.approx(torch_rates(reference), abs=1e-12)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from trainer.analyze.subject import DoesNotFit, Finding, Known, Settings, Subject
 from trainer.command_line import progress
 from trainer.optim.capture import Capture
-from trainer.optim.factors import Layer, factor_dtype
+from trainer.optim.factors import Layer
+from trainer.optim.squares import factor_dtype
 
 ENTRIES_AT_A_TIME = 2**24
 """Entries of unfolded patches, at most, unless one sample has more."""

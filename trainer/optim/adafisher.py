@@ -10,9 +10,10 @@ from torch.optim import Optimizer
 from trainer.optim import refresh, shards, update
 from trainer.optim.capture import Capture, Rows
 from trainer.optim.diagnostics import curvature, momentum_square
-from trainer.optim.factors import Layer, factor_dtype, gradient_view, layer_of
+from trainer.optim.factors import Layer, gradient_view, layer_of
 from trainer.optim.refresh import Curvature, Use
 from trainer.optim.rules import RULES
+from trainer.optim.squares import factor_dtype
 from trainer.optim.work import Work
 
 __all__ = ["AdaFisher", "AdaFisherW"]

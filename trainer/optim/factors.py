@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_BLOCK = 2**18  # elements: 1 MiB of float32 stays in a core's cache
+from trainer.optim.squares import factor_dtype, mean_channels, mean_last, sum_rows
 
 FromInput = Callable[[Tensor, torch.Size], Tensor]
 """H of a layer's input; the second argument is the shape of its output."""
@@ -54,50 +54,6 @@ class Layer:
     views: dict[str, View]
 
 
-def factor_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for every parameter but those in float64: squares of half-precision gradients overflow."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-# Sums of squares ------------------------------------------------------------------------------------------------
-
-
-def _sum_rows(x: Tensor) -> Tensor:
-    """Σ x² over the first axis without a temporary of x's size: [N, ...] -> [...], strides kept."""
-    if x.device.type != "cpu":
-        return _sum_over(x, [0])
-    total = torch.zeros_like(x[0], dtype=factor_dtype(x.dtype))
-    if 16 * total.numel() >= _BLOCK:
-        for row in x:
-            row = row.to(total.dtype)
-            total.addcmul_(row, row)
-    else:
-        for rows in x.split(_BLOCK // max(1, total.numel())):
-            total += rows.to(total.dtype).square().sum(0)
-    return total
-
-
-def _sum_over(x: Tensor, axes: list[int]) -> Tensor:
-    """Σ x² over some axes in one pass: a launch is what counts on a GPU."""
-    return torch.linalg.vector_norm(x, dim=axes, dtype=factor_dtype(x.dtype)).square_()
-
-
-def _mean_last(x: Tensor) -> Tensor:
-    """Mean of x² over every axis but the last: [..., D] -> [D]."""
-    rows = x.reshape(-1, x.shape[-1])
-    return _sum_rows(rows) / rows.shape[0]
-
-
-def _mean_channels(x: Tensor) -> Tensor:
-    """Mean of x² over every axis but axis 1: [N, C, ...] -> [C]."""
-    count = x.numel() / x.shape[1]
-    if x.device.type != "cpu":
-        return _sum_over(x, [axis for axis in range(x.dim()) if axis != 1]).div_(count)
-    if x.dim() == 2 or not x.is_contiguous():
-        return _mean_last(x.movedim(1, -1))
-    return _sum_over(x.flatten(2), [2]).sum(0) / count
-
-
 # Layer types ----------------------------------------------------------------------------------------------------
 
 
@@ -105,9 +61,9 @@ def _linear(module: nn.Linear, rule: str) -> Layer:
     out, columns = module.out_features, module.in_features
 
     def H(x: Tensor, output: torch.Size) -> Tensor:
-        return _with_bias(_mean_last(x), module)
+        return _with_bias(mean_last(x), module)
 
-    return Layer("Linear", H, _mean_last, _matrix_views(module, (out, columns), columns))
+    return Layer("Linear", H, mean_last, _matrix_views(module, (out, columns), columns))
 
 
 def _convolution(module: Convolution, rule: str) -> Layer:
@@ -119,8 +75,8 @@ def _convolution(module: Convolution, rule: str) -> Layer:
     def H(x: Tensor, output: torch.Size) -> Tensor:
         x = _batched(x, len(kernel))
         if pointwise:
-            return _tap_means(_mean_channels(x), module, rule)
-        image = F.pad(_sum_rows(x)[None], padding, mode=mode)[0]  # padding commutes with squares and sums
+            return _tap_means(mean_channels(x), module, rule)
+        image = F.pad(sum_rows(x)[None], padding, mode=mode)[0]  # padding commutes with squares and sums
         positions = output[-len(kernel) :]
         # The positions that a kernel tap meets form a box, so that they are summed one axis after the other.
         for axis, (k, s, d, size) in enumerate(zip(kernel, stride, dilation, positions, strict=True), 1):
@@ -149,7 +105,7 @@ def _transposed_convolution(module: nn.modules.conv._ConvTransposeNd, rule: str)
     def H(x: Tensor, output: torch.Size) -> Tensor:
         x = _batched(x, len(kernel))
         outputs = output[-len(kernel) :]
-        image = _sum_rows(x)
+        image = sum_rows(x)
         for axis in range(len(kernel)):  # the positions that a tap meets form a box
             met = taps(axis, x.shape[axis + 2], outputs[axis])
             image = torch.stack([image[:, positions].sum(1) for positions in met], -1)
@@ -180,7 +136,7 @@ def _tap_means(means: Tensor, module: Convolution, rule: str) -> Tensor:
 
 
 def _spatial_S(module: Convolution) -> Callable[[Tensor], Tensor]:
-    return lambda s: _mean_channels(_batched(s, len(module.kernel_size)))
+    return lambda s: mean_channels(_batched(s, len(module.kernel_size)))
 
 
 def _embedding(module: nn.Embedding, rule: str) -> Layer:
@@ -191,7 +147,7 @@ def _embedding(module: nn.Embedding, rule: str) -> Layer:
         return torch.bincount(tokens.reshape(-1), minlength=rows).to(dtype) / tokens.numel()
 
     view = View((rows, columns), (1, columns), (rows, 1), (columns,), (rows,))
-    return Layer("Embedding", H, _mean_last, {"weight": view})
+    return Layer("Embedding", H, mean_last, {"weight": view})
 
 
 def _batch_norm(module: nn.modules.batchnorm._BatchNorm, rule: str) -> Layer:
@@ -199,10 +155,10 @@ def _batch_norm(module: nn.modules.batchnorm._BatchNorm, rule: str) -> Layer:
         if x.device.type == "cuda":
             return 1 - module.eps * torch.batch_norm_stats(x, module.eps)[1].square()
         mean = x.movedim(1, -1).mean(tuple(range(x.dim() - 1)), dtype=factor_dtype(x.dtype))
-        variance = (_mean_channels(x) - mean.square()).clamp_(min=0)
+        variance = (mean_channels(x) - mean.square()).clamp_(min=0)
         return variance / (variance + module.eps)  # the mean of x̂² over batch and positions
 
-    return _norm(module, H, _mean_channels)
+    return _norm(module, H, mean_channels)
 
 
 def _channel_norm(module: nn.GroupNorm | nn.modules.instancenorm._InstanceNorm, rule: str) -> Layer:
@@ -215,9 +171,9 @@ def _channel_norm(module: nn.GroupNorm | nn.modules.instancenorm._InstanceNorm, 
     def H(x: Tensor, output: torch.Size) -> Tensor:
         x = batched(x)
         groups = module.num_groups if isinstance(module, nn.GroupNorm) else x.shape[1]
-        return _mean_channels(F.group_norm(x, groups, eps=module.eps))
+        return mean_channels(F.group_norm(x, groups, eps=module.eps))
 
-    return _norm(module, H, lambda s: _mean_channels(batched(s)))
+    return _norm(module, H, lambda s: mean_channels(batched(s)))
 
 
 def _layer_norm(module: nn.LayerNorm | nn.RMSNorm, rule: str) -> Layer:
@@ -226,7 +182,7 @@ def _layer_norm(module: nn.LayerNorm | nn.RMSNorm, rule: str) -> Layer:
 
     def mean(x: Tensor) -> Tensor:
         rows = x.reshape(-1, math.prod(shape))
-        return _sum_rows(rows) / rows.shape[0]
+        return sum_rows(rows) / rows.shape[0]
 
     return _norm(module, lambda x, output: mean(normalise(x, shape, eps=module.eps)), mean)
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from trainer.optim import shards
 from trainer.optim.capture import Rows
-from trainer.optim.factors import Layer, View, factor_dtype, gradient_factors, gradient_means
+from trainer.optim.factors import Layer, View, gradient_factors, gradient_means
 from trainer.optim.rules import Factors, Rule, Vectors
+from trainer.optim.squares import factor_dtype
 from trainer.optim.update import Pair
 
 State = dict[str, Any]

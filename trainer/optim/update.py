@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.optim.factors import factor_dtype
+from trainer.optim.squares import factor_dtype
 
 Pair = tuple[Tensor, Tensor]
 """H' and S' of one use of a parameter, in shapes that broadcast against it."""

@@ -3,15 +3,17 @@
 On a GPU by kernels of Triton; compiled, if asked for; else block by block.
 """
 
-from functools import cache
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from trainer.optim import shards, update
+from trainer.optim.squares import has_triton
 from trainer.optim.update import Pair
+
+if TYPE_CHECKING:
+    from trainer.optim.update_kernel import Kernels
 
 
 class Work:
@@ -54,10 +56,9 @@ class Work:
         self.dampings = dampings
         self.decoupled = decoupled
         self.compile = compile
-        self.kernels = None
-        module = triton_kernels(self.params[0].device) if self.owners and not compile else None
-        if module and module.fits(self.params, self.exp_avgs):
-            self.kernels = module.Kernels(self.params, self.exp_avgs, factors, dampings, self.sizes)
+        self.kernels = (
+            None if compile else gpu_kernels(self.params, self.exp_avgs, factors, dampings, self.sizes)
+        )
 
     def holds(self) -> bool:
         """Whether the same parameters still have gradients, and are where they were."""
@@ -118,13 +119,10 @@ def _cut(tensors: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
     return [shards.local(tensor).view(shape) for tensor, shape in zip(tensors, shapes, strict=True)]
 
 
-@cache
-def triton_kernels(device: torch.device) -> ModuleType | None:
-    """Those for GPUs, if this is one and Triton is installed."""
-    if device.type != "cuda":
+def gpu_kernels(params: list[Tensor], exp_avgs: list[Tensor], *lists: Any) -> "Kernels | None":
+    """Kernels of Triton, where there is a GPU, Triton is installed, and the parameters are such as they can update."""
+    if not params or not params[0].is_cuda or not has_triton():
         return None
-    try:
-        from trainer.optim import kernels
-    except ImportError:
-        return None
-    return kernels
+    from trainer.optim.update_kernel import Kernels, fits
+
+    return Kernels(params, exp_avgs, *lists) if fits(params, exp_avgs) else None

@@ -1,4 +1,4 @@
-"""The update on a GPU: all parameters of a group in one or two launches of a Triton kernel.
+"""The update on a GPU, in Triton: all parameters of a group in one or two launches.
 
 A parameter is a matrix in memory, or several where its factors are not one outer product (a convolution in groups).
 Jobs are stretches of matrices, which a launch measures (Σ u²) or updates. Sums are taken in a fixed order, whatever
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trainer.optim.update import TINY, UPDATE_RMS, Pair
 
-_STRETCH = 2**13  # elements of a job
+_STRETCH = 2**12  # elements of a job
 _BLOCK = 2**10  # elements that a job has in registers at a time
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 

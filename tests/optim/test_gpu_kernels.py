@@ -9,7 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from trainer.optim import AdaFisher, work
 
-kernels = pytest.importorskip("trainer.optim.kernels", reason="Triton is not installed")
+update_kernel = pytest.importorskip("trainer.optim.update_kernel", reason="Triton is not installed")
+squares_kernel = pytest.importorskip("trainer.optim.squares_kernel", reason="Triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -47,8 +48,8 @@ def convnet() -> nn.Module:
 @pytest.fixture(autouse=True)
 def small_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that these models have several jobs."""
-    monkeypatch.setattr(kernels, "_STRETCH", 2048)
-    monkeypatch.setattr(kernels, "_BLOCK", 512)
+    monkeypatch.setattr(update_kernel, "_STRETCH", 2048)
+    monkeypatch.setattr(update_kernel, "_BLOCK", 512)
 
 
 def trained(
@@ -58,13 +59,12 @@ def trained(
     model = model.to(DEVICE)
     used = []
 
-    def fits(*lists: list[Tensor]) -> bool:
-        used.append(use_kernels and kernels.fits(*lists))
-        return used[-1]
+    def gpu_kernels(*lists: Any) -> Any:
+        used.append(use_kernels and update_kernel.fits(*lists[:2]))
+        return update_kernel.Kernels(*lists) if used[-1] else None
 
     with monkeypatch.context() as patch:
-        stand_in = type("module", (), {"fits": staticmethod(fits), "Kernels": kernels.Kernels})
-        patch.setattr(work, "triton_kernels", lambda device: stand_in)
+        patch.setattr(work, "gpu_kernels", gpu_kernels)
         optimizer = AdaFisher(model, update_interval=2, **options)
         for step in range(1 if data == "half" else 5):  # rounding errors grow
             for group in optimizer.param_groups:
@@ -103,3 +103,11 @@ def test_as_block_by_block(rule: str, decoupled: bool, model: str, monkeypatch: 
     options = {"rule": rule, "decoupled": decoupled, "weight_decay": 0.1, "damping": 0.05}
     ours, theirs = (trained(make(), model, use, monkeypatch, **options) for use in (True, False))
     torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1000, 3), (77, 130), (5, 300)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_of_squares(shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(squares_kernel, "_PROGRAMS", 4)
+    x = torch.randn(shape, device=DEVICE).to(dtype)
+    torch.testing.assert_close(squares_kernel.sum_squares(x), x.float().square().sum(0))
