@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from trainer.models.gpt import GPT
-from trainer.optim import AdaFisher
+from trainer.optim import AdaFisher, squares
 from trainer.optim.factors import layer_of
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -33,7 +33,11 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_factors(layer: str, dtype: torch.dtype, channels_last: bool) -> None:
+@pytest.mark.parametrize("large", [1, squares._LARGE])
+def test_factors(
+    layer: str, dtype: torch.dtype, channels_last: bool, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(squares, "_LARGE", large)
     make, shape = LAYERS[layer]
     module, x = make(), torch.randn(shape)
     if channels_last and x.dim() == 4:

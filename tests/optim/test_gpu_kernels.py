@@ -107,7 +107,11 @@ def test_as_block_by_block(rule: str, decoupled: bool, model: str, monkeypatch: 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1000, 3), (77, 130), (5, 300)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sums_of_squares(shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_moments(
+    shape: tuple[int, int], dtype: torch.dtype, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(squares_kernel, "_PROGRAMS", 4)
     x = torch.randn(shape, device=DEVICE).to(dtype)
-    torch.testing.assert_close(squares_kernel.sum_squares(x), x.float().square().sum(0))
+    expected = torch.stack([x.float().square().mean(0), x.float().mean(0)])[:count]
+    torch.testing.assert_close(squares_kernel.moments(x, count), expected)

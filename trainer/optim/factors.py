@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.optim.squares import factor_dtype, mean_channels, mean_last, sum_rows
+from trainer.optim.squares import factor_dtype, mean_channels, mean_last, sum_rows, variance_channels
 
 FromInput = Callable[[Tensor, torch.Size], Tensor]
 """H of a layer's input; the second argument is the shape of its output."""
@@ -152,10 +152,7 @@ def _embedding(module: nn.Embedding, rule: str) -> Layer:
 
 def _batch_norm(module: nn.modules.batchnorm._BatchNorm, rule: str) -> Layer:
     def H(x: Tensor, output: torch.Size) -> Tensor:
-        if x.device.type == "cuda":
-            return 1 - module.eps * torch.batch_norm_stats(x, module.eps)[1].square()
-        mean = x.movedim(1, -1).mean(tuple(range(x.dim() - 1)), dtype=factor_dtype(x.dtype))
-        variance = (mean_channels(x) - mean.square()).clamp_(min=0)
+        variance = variance_channels(x)
         return variance / (variance + module.eps)  # the mean of x̂² over batch and positions
 
     return _norm(module, H, mean_channels)

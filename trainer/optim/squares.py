@@ -1,13 +1,15 @@
-"""Sums of squares over the rows of a tensor: in cache on a CPU, in one pass and few launches on a GPU."""
+"""Means of squares over the rows of a tensor: in cache on a CPU, in one pass and few launches on a GPU."""
 
 from functools import cache
 from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 _BLOCK = 2**18  # elements: 1 MiB of float32 stays in a core's cache
-_FOR_KERNELS = (torch.float32, torch.bfloat16, torch.float16)
+_LARGE = 2**23  # elements
+_FOR_KERNEL = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @cache
@@ -40,7 +42,9 @@ def sum_rows(x: Tensor) -> Tensor:
 def mean_last(x: Tensor) -> Tensor:
     """Mean of x² over every axis but the last: [..., D] -> [D]."""
     rows = x.reshape(-1, x.shape[-1])
-    return _sum_long(rows) / rows.shape[0]
+    if _is_for_kernel(rows):
+        return _kernel().moments(rows)[0]
+    return sum_rows(rows) / rows.shape[0]
 
 
 def mean_channels(x: Tensor) -> Tensor:
@@ -50,13 +54,34 @@ def mean_channels(x: Tensor) -> Tensor:
     return _sum_over(x.flatten(2), [2]).sum(0) / (x.numel() / x.shape[1])
 
 
-def _sum_long(rows: Tensor) -> Tensor:
-    """Σ x² over the rows of a matrix, many more than columns: [N, D] -> [D]."""
-    if rows.is_cuda and rows.is_contiguous() and rows.dtype in _FOR_KERNELS and rows.numel() and has_triton():
-        from trainer.optim.squares_kernel import sum_squares
+def variance_channels(x: Tensor) -> Tensor:
+    """Variance over every axis but axis 1: [N, C, ...] -> [C]."""
+    rows = x.movedim(1, -1)
+    if _is_for_kernel(rows):
+        square, mean = _kernel().moments(rows.reshape(-1, rows.shape[-1]), 2)
+    elif x.is_cuda:
+        return torch.batch_norm_stats(x, 0.0)[1].pow(-2)
+    else:
+        mean = rows.mean(tuple(range(x.dim() - 1)), dtype=factor_dtype(x.dtype))
+        square = mean_channels(x)
+    return (square - mean.square()).clamp_(min=0)
 
-        return sum_squares(rows)
-    return sum_rows(rows)
+
+def _is_for_kernel(rows: Tensor) -> bool:
+    """Whether a kernel's faster pass makes up for its slower launch."""
+    return (
+        rows.is_cuda
+        and rows.numel() >= _LARGE
+        and rows.is_contiguous()
+        and rows.dtype in _FOR_KERNEL
+        and has_triton()
+    )
+
+
+def _kernel() -> ModuleType:
+    from trainer.optim import squares_kernel
+
+    return squares_kernel
 
 
 def _sum_over(x: Tensor, axes: list[int]) -> Tensor:
