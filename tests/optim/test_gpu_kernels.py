@@ -99,7 +99,9 @@ def test_as_block_by_block(rule: str, decoupled: bool, model: str, monkeypatch: 
             network = network.to(memory_format=torch.channels_last)
         return network.bfloat16() if model == "half" else network
 
-    tolerance = {"rtol": 2e-2, "atol": 1e-3} if model == "half" else {"rtol": 1e-4, "atol": 1e-6}
+    tolerance = {"rtol": 1e-3, "atol": 1e-5}  # a GPU's convolutions are not the same twice
+    if model == "half":
+        tolerance = {"rtol": 2e-2, "atol": 1e-3}
     options = {"rule": rule, "decoupled": decoupled, "weight_decay": 0.1, "damping": 0.05}
     ours, theirs = (trained(make(), model, use, monkeypatch, **options) for use in (True, False))
     torch.testing.assert_close(ours, theirs, **tolerance)
