@@ -27,6 +27,8 @@ Options of the launch itself begin with launch. and stand in conf/launch; all ot
   python -m launch experiment=imagenet_resnet50 parallel=fsdp launch.nodes=4 launch.gpus_per_node=8
   python -m launch launch=local optimizer.lr=1e-3,3e-3 launch.array_parallelism=2
 
+  python -m launch compare ...         a comparison, with the options of python -m trainer.compare: one job for each
+                                       seed, in which all contenders train on one node, on a budget measured there
   --dry-run                            the table of runs and the script; nothing is submitted
   python -m launch status DIR [--json] how the runs of a sweep stand
   python -m launch logs DIR RUN [-f]   what a run has printed; RUN: its number, or its directory's name
@@ -49,8 +51,8 @@ def run(argv: list[str]) -> int:
     command = COMMANDS.get(argv[0])
     if command:
         return command(arguments(argv))
-    if argv[0].isalpha():
-        raise ConfigError(f"unknown command {argv[0]}{nearest(argv[0], COMMANDS)}")
+    if argv[0].isalpha() and argv[0] != "compare":
+        raise ConfigError(f"unknown command {argv[0]}{nearest(argv[0], [*COMMANDS, 'compare'])}")
     from launch.submit import launch  # composing needs torch, which takes seconds to import
 
     return launch(argv)

@@ -44,7 +44,7 @@ class Start:
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             environment |= {"WORLD_SIZE": str(tasks), "LOCAL_WORLD_SIZE": str(tasks)}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, "-u", "-m", "launch.task", str(self.directory), str(sweep.cwd)]
+        command = [sys.executable, "-u", "-m", "launch.task", str(sweep.cwd), *sweep.command(self.run)]
         with self.logs[rank].open("ab") as log:
             return subprocess.Popen(
                 command,

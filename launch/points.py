@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -20,6 +21,8 @@ from trainer.compose import (
 )
 from trainer.config import Config
 from trainer.errors import ConfigError
+from trainer.rundir import freeze
+from trainer.schema import plain
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class Point:
     """Its number and what tells it from the others, fit for a directory."""
     overrides: list[str]
     config: Config
+
+    def freeze(self, directory: Path) -> None:
+        """Writes what the run will read."""
+        freeze(directory, plain(self.config), self.overrides)
 
 
 def compose_sweep(arguments: list[str]) -> tuple[LaunchOptions, list[Point]]:

@@ -51,9 +51,8 @@ def submit(sweep: Sweep, runs: Sequence[Run]) -> None:
         )
     executor = SlurmExecutor(sweep.jobs)
     executor.update_parameters(**parameters(sweep))
-    tasks = [
-        Task(sweep.directory(run), sweep.cwd, sweep.options.tasks, sweep.options.max_requeues) for run in runs
-    ]
+    count, limit = sweep.options.tasks, sweep.options.max_requeues
+    tasks = [Task(sweep.directory(run), sweep.cwd, sweep.command(run), count, limit) for run in runs]
     try:
         with without_job_variables(), contextlib.redirect_stderr(io.StringIO()):
             jobs = executor.submit_array(tasks)

@@ -7,12 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 from launch import local, slurm
+from launch.comparison import SeedPoint, compose_comparison
 from launch.options import SlurmOptions
 from launch.points import Point, compose_sweep
 from launch.snapshot import take_snapshot
 from launch.sweep import Run, Sweep, new_directory
-from trainer.rundir import freeze
-from trainer.schema import plain
 from trainer.status import FINISHED
 
 
@@ -23,10 +22,12 @@ def launch(arguments: list[str]) -> int:
         UserError: something is wrong; nothing was submitted, and no directory is left.
     """
     rest = [argument for argument in arguments if argument != "--dry-run"]
-    options, points = compose_sweep(rest)
+    is_dry, is_comparison = rest != arguments, rest[:1] == ["compare"]
+    points: Sequence[Point | SeedPoint]
+    options, points = compose_comparison(rest[1:]) if is_comparison else compose_sweep(rest)
     runs = [Run(point.name, point.overrides) for point in points]
-    sweep = Sweep(Path(options.dir).absolute(), Path.cwd(), options, runs)
-    if rest != arguments:
+    sweep = Sweep(Path(options.dir).absolute(), Path.cwd(), options, runs, is_comparison)
+    if is_dry:
         show(sweep)
         return FINISHED
     with new_directory(sweep.path):
@@ -34,17 +35,19 @@ def launch(arguments: list[str]) -> int:
         if isinstance(options, SlurmOptions):
             slurm.submit(sweep, runs)
     print(f"{len(runs)} runs in {sweep.path}; see python -m launch status {sweep.path}", flush=True)
+    if is_comparison:
+        print(f"their report: python -m trainer.report {sweep.path}/*/runs", flush=True)
     return FINISHED if isinstance(options, SlurmOptions) else local.execute(sweep, runs)
 
 
-def prepare(sweep: Sweep, points: Sequence[Point]) -> None:
+def prepare(sweep: Sweep, points: Sequence[Point | SeedPoint]) -> None:
     """Writes all that the jobs will read."""
     sweep.jobs.mkdir(mode=0o700)
     if sweep.options.snapshot:
         take_snapshot(sweep.code)
     for run, point in zip(sweep.runs, points, strict=True):
         sweep.directory(run).mkdir(mode=0o700)
-        freeze(sweep.directory(run), plain(point.config), point.overrides)
+        point.freeze(sweep.directory(run))
     sweep.write()
 
 

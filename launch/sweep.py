@@ -40,6 +40,8 @@ class Sweep:
     """Where the user launched it."""
     options: LaunchOptions
     runs: list[Run]
+    comparison: bool = False
+    """Whether each run is a comparison of contenders with one seed."""
 
     @property
     def code(self) -> Path:
@@ -53,9 +55,17 @@ class Sweep:
     def directory(self, run: Run) -> Path:
         return self.path / run.name
 
+    def command(self, run: Run) -> list[str]:
+        """The module that the processes of a run execute, and its arguments."""
+        directory = str(self.directory(run))
+        if self.comparison:
+            return ["trainer.compare", *run.overrides, f"compare.dir={directory}"]
+        return ["trainer", "--config-path", directory, "--config-name", "config"]
+
     def write(self) -> None:
         record = {
             "cwd": str(self.cwd),
+            "comparison": self.comparison,
             "launch": dataclasses.asdict(self.options),
             "runs": [dataclasses.asdict(run) for run in self.runs],
         }
@@ -78,7 +88,8 @@ def read_sweep(path: Path) -> Sweep:
     except ValueError:
         raise DataError(f"{path / RECORD} cannot be read") from None
     runs = [Run(**run) for run in record["runs"]]
-    return Sweep(path, Path(record["cwd"]), check_launch(record["launch"]), runs)
+    options = check_launch(record["launch"])
+    return Sweep(path, Path(record["cwd"]), options, runs, record.get("comparison", False))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a job executes: ``python -m trainer`` on a frozen config, in each of its tasks.
+"""What a job executes in each of its tasks: ``python -m trainer`` on a frozen config, or a comparison.
 
 This process was started in the directory of the code, so that the code is found there first. It then goes to where
 the user launched the sweep, so that relative paths in the config mean what they meant there.
@@ -10,6 +10,7 @@ import runpy
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,16 @@ JOB = "job.json"
 """In a run directory: which job trains there, and how often it was started again."""
 
 
-def train(run: Path, cwd: Path) -> None:
-    """Trains the run in a directory to its end, and leaves with its exit code.
+def execute(cwd: Path, module: str, arguments: Sequence[str]) -> None:
+    """Executes a module to its end, and leaves with its exit code.
 
     A signal that comes before the trainer can take it, while it imports torch, waits until then.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, StopFlag.SIGNALS)
     os.chdir(cwd)
     sys.path.append(str(cwd))  # plugins that are not part of the code
-    sys.argv = ["trainer", "--config-path", str(run), "--config-name", "config"]
-    runpy.run_module("trainer", run_name="__main__", alter_sys=True)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def write_job(run: Path, job: str, restarts: int) -> None:
@@ -59,6 +60,8 @@ class Task:
 
     run: Path
     cwd: Path
+    command: list[str]
+    """A module and its arguments."""
     tasks: int
     max_requeues: int
 
@@ -69,7 +72,7 @@ class Task:
             sys.exit(PREEMPTED)
         if environment.global_rank == 0:
             write_job(self.run, environment.job_id, restart_count())
-        train(self.run, self.cwd)
+        execute(self.cwd, self.command[0], self.command[1:])
 
     def checkpoint(self) -> DelayedSubmission:
         """For submitit, should a signal come before `__call__` holds it."""
@@ -77,4 +80,4 @@ class Task:
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), Path(sys.argv[2]))
+    execute(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

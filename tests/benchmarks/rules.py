@@ -45,9 +45,9 @@ RATES = {
     "muon": [3e-3, 1e-2, 3e-2],
 }
 VARIANTS: list[Run] = [
-    {"damping": 0.01},
+    {"damping": 0.003},
+    {"damping": 0.03},
     {"damping": 0.1},
-    {"damping": 0.3},
     {"gamma": 0.8},
     {"gamma": 0.98},
     {"update_interval": 1},
@@ -326,6 +326,7 @@ def main() -> None:
     parser.add_argument("--text", help="a text file, for the task 'text'")
     parser.add_argument("--out", type=Path, default=Path("outputs/rules.jsonl"))
     parser.add_argument("--tasks", nargs="+", default=["text", "images", "autoencoder"])
+    parser.add_argument("--contenders", nargs="+", choices=RATES, default=list(RATES))
     parser.add_argument("--steps", type=int, help="steps of a run instead of the task's own number")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
@@ -338,7 +339,7 @@ def main() -> None:
         parser.error("--text PATH is needed for the task 'text'")
     study = Study(args)
     if not args.only_table:
-        pairs = [(task, contender) for task in args.tasks for contender in RATES]
+        pairs = [(task, contender) for task in args.tasks for contender in args.contenders]
         study.complete([run for pair in pairs for run in study.tuning(*pair)])
         study.complete([run for pair in pairs for run in study.seeds(*pair)])
         if args.variants:

@@ -66,10 +66,14 @@ def get(address, question=None):
 
 
 def looked_at(page, tmp_path):
-    """The document that the browser makes of a page, as soon as it has come to rest."""
+    """The document that the browser makes of a page, as soon as it has come to rest and has charts."""
     command = [BROWSER, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1400"]
     command += ["--virtual-time-budget=20000", "--dump-dom", page]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    for _ in range(5):  # its time may run ahead of a server that is slow to answer
+        html = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        if charts_on(html):
+            break
+    return html
 
 
 def charts_on(html):

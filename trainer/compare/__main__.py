@@ -15,10 +15,11 @@ from trainer.compare.command import parse_command
 from trainer.compare.protocol import Comparison, Outcome
 from trainer.compare.record import read_record, write_record
 from trainer.compare.runner import Interrupted, Runner
+from trainer.errors import UserError
 from trainer.report.__main__ import write
 from trainer.report.records import as_json
 from trainer.report.render import show, to_stdout
-from trainer.status import FINISHED, PREEMPTED
+from trainer.status import FINISHED, PREEMPTED, STATUS, write_status
 
 HELP = """\
 python -m trainer.compare OPTION=VALUE[,VALUE] ... [budget_from=CONTENDER] [tune.OPTION=GRID ...] [compare.dir=FOLDER]
@@ -64,12 +65,20 @@ def compare(argv: Sequence[str]) -> int:
             if recorded is None:
                 runner.check(configs)
                 write_record(command, folder)
+            write_status(folder, "running")
             outcome = comparison.carry_out(runner)
     except Interrupted:
         words = shlex.join([*command.words, f"compare.dir={folder}"])
         print(f"interrupted; go on with: python -m trainer.compare {words}", file=sys.stderr)
+        if (folder / STATUS).exists():
+            write_status(folder, "preempted")
         return PREEMPTED
+    except UserError as error:
+        if (folder / STATUS).exists():
+            write_status(folder, "failed", error=str(error))
+        raise
     write(outcome.report, folder / "report")
+    write_status(folder, "finished")
     with to_stdout():
         if command.json:
             print(json.dumps(record(outcome, folder), indent=2, allow_nan=False))

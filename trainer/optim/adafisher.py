@@ -75,7 +75,8 @@ class AdaFisher(Optimizer):
         update_interval: steps between refreshes, ≥ 1. Calibrated: 10, paper: 1, released: 100.
         capture: ``"hooks"`` on the layers, or ``"gradient"``: row and column means of the squared gradient for every
             parameter, without any hook, for models whose layers are hidden or compiled as a whole.
-        fused: ``"compile"`` updates all parameters by one compiled function.
+        fused: ``"compile"`` updates all parameters by one compiled function. On a GPU it is slower than None, with
+            which kernels of Triton, if installed, update all parameters of a group at once.
 
     With a GradScaler whose ``unscale_`` is called before ``step``, set ``optimizer.grad_scaler = scaler``: the factors
     are taken from scaled gradients. ``zero_grad`` also drops what was captured, so that a step may be skipped.
