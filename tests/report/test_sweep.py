@@ -68,6 +68,15 @@ def test_by_a_group_an_option_or_several() -> None:
     assert adamw.counted.keys() == sgd.counted.keys(), "pairs have the same seed and the same batch size"
 
 
+def test_runs_are_pairs_whatever_rate_each_group_was_tuned_to() -> None:
+    rates = {"calibrated": 0.01, "paper": 0.003}
+    options = [{"name": "adafisher", "rule": rule, "lr": lr} for rule, lr in rates.items()]
+    runs = [run(optimizer=option, seed=seed) for option in options for seed in (0, 1, 2)]
+    first, second = group(runs, ["optimizer.rule"])
+    assert len(first.counted) == 3
+    assert first.counted.keys() == second.counted.keys()
+
+
 def test_unknown_key_names_the_nearest() -> None:
     runs = grid(optimizer__name=["adamw", "sgd"], seed=[0, 1])
     with pytest.raises(ConfigError, match=r"no run has an option optimiser.*did you mean optimizer"):

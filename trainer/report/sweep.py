@@ -88,9 +88,12 @@ def group_keys(by: str | None, runs: Sequence[Run]) -> list[str]:
 
 def group(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
     """The runs grouped by their values of these options."""
-    rest = [key for key in dict.fromkeys(["seed", *swept_keys(runs)]) if key not in keys]
+    split_up = split(runs, keys).values()
+    # what only comes with the group, such as a tuned rate, does not keep runs of two groups from being a pair
+    swept = [key for key in swept_keys(runs) if any(_differs(key, members) for members in split_up)]
+    rest = [key for key in dict.fromkeys(["seed", *swept]) if key not in keys]
     groups = []
-    for members in split(runs, keys).values():
+    for members in split_up:
         finished = sorted((run for run in members if run.state == "finished"), key=lambda run: run.heard or 0)
         values = {key: members[0].config.get(key) for key in keys}
         own = {key: value for key, value in values.items() if key in members[0].config}
