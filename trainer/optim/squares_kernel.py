@@ -40,5 +40,6 @@ def moments(rows: Tensor, count: int = 1) -> Tensor:
     each = -(-height // max(1, _PROGRAMS // across))
     each = -(-each // _ROWS) * _ROWS
     sums = torch.empty(-(-height // each), count, columns, device=rows.device)
-    _sum[(across, len(sums))](rows, sums, height, columns, each, MOMENTS=count, ROWS=_ROWS, COLUMNS=width)
+    with torch.cuda.device_of(rows):  # where Triton launches
+        _sum[(across, len(sums))](rows, sums, height, columns, each, MOMENTS=count, ROWS=_ROWS, COLUMNS=width)
     return sums.sum(0).div_(height)

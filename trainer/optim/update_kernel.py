@@ -90,9 +90,7 @@ def _run(
             mask = i < numel
             g = tl.load(grads + i, mask=mask, other=0.0).to(tl.float32)
             m = tl.load(exp_avgs + i, mask=mask, other=0.0).to(tl.float32)
-            n = m + (1 - beta * beta) * (
-                g - m
-            )  # the look-ahead of the new momentum, in one step from the old one
+            n = m + (1 - beta * beta) * (g - m)  # of the new momentum, in one step from the old one
             u = n / _preconditioner(i, mask, columns, damping, matrix, factors, strides, USES)
             total += u * u
         tl.store(sums + job, tl.sum(total, 0))
@@ -282,28 +280,29 @@ class Kernels:
     ) -> None:
         if not len(self.jobs):
             return
-        _run[(len(self.jobs),)](
-            self.jobs,
-            self.shapes,
-            self.numbers,
-            self.pointers,
-            self.strides,
-            self.addresses,
-            self.step_sizes if update else self.zero,
-            self.zero if sums is None else sums,
-            self.own if ranges is None else ranges,
-            beta,
-            shrink,
-            l2,
-            UPDATE=update,
-            TYPE=_TYPES[self.dtype],
-            USES=self.uses,
-            CALIBRATED=calibrated,
-            RMS=UPDATE_RMS,
-            SMALLEST=TINY,
-            STRETCH=_STRETCH,
-            BLOCK=max(_BLOCK >> (self.uses - 1), 128),
-        )
+        with torch.cuda.device_of(self.jobs):  # where Triton launches
+            _run[(len(self.jobs),)](
+                self.jobs,
+                self.shapes,
+                self.numbers,
+                self.pointers,
+                self.strides,
+                self.addresses,
+                self.step_sizes if update else self.zero,
+                self.zero if sums is None else sums,
+                self.own if ranges is None else ranges,
+                beta,
+                shrink,
+                l2,
+                UPDATE=update,
+                TYPE=_TYPES[self.dtype],
+                USES=self.uses,
+                CALIBRATED=calibrated,
+                RMS=UPDATE_RMS,
+                SMALLEST=TINY,
+                STRETCH=_STRETCH,
+                BLOCK=max(_BLOCK >> (self.uses - 1), 128),
+            )
 
 
 def _order(strides: tuple[int, ...]) -> list[int]:
