@@ -73,8 +73,9 @@ def test_a_job_of_four_tasks_on_two_nodes_disturbed_twice(
 def test_a_comparison_is_a_job_for_each_seed(sweeps: Sweeps) -> None:
     words = "optimizer=adamw,sgd seed=0,1 budget_from=sgd launch.array_parallelism=1"
     run = sweeps("comparison", f"compare {ONE} {words}")
-    assert [(row.state, row.slurm) for row in run.wait()] == [("finished", "COMPLETED")] * 2
+    until(lambda: [row.slurm for row in run.rows] == ["COMPLETED"] * 2, 400, run)
     for row in run.rows:
+        assert row.state == "finished"
         runs = read_runs([run.directory / row.name / "runs"])
         assert [each.state for each in runs] == ["finished"] * 2
         assert len({each.config["loop.max_time"] for each in runs}) == 1

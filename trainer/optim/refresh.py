@@ -157,9 +157,12 @@ def _one(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 def averages(param: Tensor, use: Use, state: State, seen: Seen) -> Factors:
     """H and the whole of S: where that is sharded, from this refresh; without one all ranks take part in gathering."""
+    H, S = state[f"H{use.suffix}"], state[f"S{use.suffix}"]
     if (param, use.suffix) in seen:
-        return state[f"H{use.suffix}"], seen[param, use.suffix][0]
-    return state[f"H{use.suffix}"], shards.whole(state[f"S{use.suffix}"])
+        return H, seen[param, use.suffix][0]
+    if not state[f"refreshes{use.suffix}"]:  # as it was made, and no rank need be asked
+        return H, H.new_ones(S.shape)
+    return H, shards.whole(S)
 
 
 class Curvature(NamedTuple):
