@@ -19,14 +19,6 @@ import torch
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file share what they set up, and those on the test cluster share the cluster."""
-    for item in items:
-        on_cluster = item.path.parent.name == "slurm"
-        item.add_marker(pytest.mark.xdist_group("slurm" if on_cluster else str(item.path)))
-
-
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
