@@ -48,6 +48,12 @@ def compose_comparison(arguments: list[str]) -> tuple[LaunchOptions, list[SeedPo
             f"{options.tasks} processes: a comparison trains its contenders in one, one after another"
         )
     command = parse_command(words)
+    for contender in command.contenders:
+        if contender.config.parallel["name"] != "none":
+            raise ConfigError(
+                f"parallel={contender.config.parallel['name']} needs more than one process, and a comparison "
+                "trains its contenders in one: use parallel=none"
+            )
     without_seed = [word for word in words if word.partition("=")[0] != "seed"]
     points = []
     for number, seed in enumerate(command.seeds):

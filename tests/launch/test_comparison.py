@@ -1,6 +1,5 @@
 """Comparisons as jobs, one for each seed."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,26 +40,3 @@ def test_contenders_are_frozen_when_it_is_launched(tmp_path: Path) -> None:
     assert "later.txt" in row.reason
     record = yaml.safe_load((sweep / "0_seed=0" / "comparison.yaml").read_text())
     assert [c["config"]["optimizer"]["name"] for c in record["contenders"]] == ["sgd", "adamw"]
-
-
-@pytest.mark.parametrize(
-    ("words", "hint"),
-    [
-        ("optimizer=sgd,adamm", "did you mean"),
-        ("optimizer=sgd,adamw budget_from=lion", "unknown contender 'lion'"),
-        ("optimizer=sgd,adamw tune.lr=log(1,2)", "tune.lr"),
-        ("optimizer=sgd,adamw compare.dir=x", "the launcher chooses the folders"),
-        ("optimizer=sgd,adamw launch.gpus_per_node=2", "2 processes"),
-        ("optimizer=sgd,adamw launch.partitionn=x", "unknown option launch.partitionn"),
-    ],
-)
-def test_mistakes(
-    words: str,
-    hint: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    refused: Callable[[int, str], None],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    refused(main(["compare", *words.split(" ")]), hint)
-    assert list(tmp_path.iterdir()) == []

@@ -28,6 +28,14 @@ WRONG = [
     ("optimizer=adafisher,adamm", "unknown option optimizer=adamm; did you mean"),
     ("optimizer.lr=1e-3,1e-2,-1 seed=range(3)", "optimizer.lr=-1 is wrong"),
     ("loop.max_steps=[1", "cannot read"),
+    # a comparison
+    ("compare optimizer=sgd,adamm", "did you mean"),
+    ("compare optimizer=sgd,adamw budget_from=lion", "unknown contender 'lion'"),
+    ("compare optimizer=sgd,adamw tune.lr=log(1,2)", "tune.lr"),
+    ("compare optimizer=sgd,adamw compare.dir=x", "the launcher chooses the folders"),
+    ("compare optimizer=sgd,adamw launch.gpus_per_node=2", "2 processes"),
+    ("compare optimizer=sgd,adamw parallel=ddp", "use parallel=none"),
+    ("compare optimizer=sgd,adamw launch.partitionn=x", "unknown option launch.partitionn"),
     # the other commands
     ("stats x", "unknown command stats; did you mean status"),
     ("status", "DIR"),

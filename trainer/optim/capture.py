@@ -63,8 +63,7 @@ class Capture:
         Ss = [of_layer.S for of_layer in seen.values()]
         units = [float(of_layer.samples) if per_sample else 1 / ranks for of_layer in seen.values()]
         torch._foreach_mul_(Ss, [unit**2 for unit in units])
-        if isinstance(scale, Tensor) or scale != 1:
-            torch._foreach_div_(Ss, torch.as_tensor(scale**2, dtype=Ss[0].dtype))
+        torch._foreach_div_(Ss, scale**2)
         return {module: Rows(of_layer.H, of_layer.S, of_layer.weight) for module, of_layer in seen.items()}
 
     def commit(self, module: nn.Module, layer: Layer, H: Tensor, s: Tensor) -> None:

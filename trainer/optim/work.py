@@ -90,8 +90,12 @@ class Work:
 
     def calibrated(self, grads: list[Tensor], squares: Tensor | None) -> None:
         """Updates as the rule does. ``squares``: Σ u² of all rows, where there are others elsewhere."""
-        options = {"lr": float(self.group["lr"]), "beta": self.group["beta"], "squares": squares}
-        options["weight_decay"] = self.group["weight_decay"]
+        options: dict[str, Any] = {
+            "lr": float(self.group["lr"]),
+            "beta": self.group["beta"],
+            "weight_decay": self.group["weight_decay"],
+            "squares": squares,
+        }
         if self.kernels:
             self.kernels.calibrated(grads, **options)
         else:
