@@ -37,12 +37,12 @@ Run = dict[str, Any]
 """One training run: task, contender, lr, seed, steps, options; and once it is done, metric and seconds."""
 
 RATES = {
-    "calibrated": [3e-3, 1e-2, 3e-2],
-    "paper": [1e-3, 3e-3, 1e-2],
-    "released": [1e-3, 3e-3, 1e-2],
-    "adamw": [1e-3, 3e-3, 1e-2],
-    "sgd": [3e-2, 1e-1, 3e-1],
-    "muon": [3e-3, 1e-2, 3e-2],
+    "calibrated": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+    "paper": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+    "released": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+    "adamw": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+    "sgd": [3e-2, 1e-1, 3e-1, 1.0, 3.0],
+    "muon": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
 }
 VARIANTS: list[Run] = [
     {"damping": 0.003},

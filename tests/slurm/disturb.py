@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -57,11 +58,17 @@ WAYS: dict[str, tuple[str, Callable[[Launched], object], bool]] = {
 """Options besides, what is done to it, whether it gets a signal before."""
 
 
+@cache
+def undisturbed(line: str, folder: Path) -> Launched:
+    run = submit(folder / f"calm_{len(os.listdir(folder))}", line)
+    run.wait(400)
+    return run
+
+
 def disturb(way: str, tasks: int, folder: Path) -> list[str]:
     options, act, signalled = WAYS[way]
     line = f"{TINY} {DISTURBED} {SHAPES[tasks]} {options}"
-    calm = submit(folder / f"{way}_calm", line.replace("launch.time=1 ", ""))
-    calm.wait(400)
+    calm = undisturbed(line.replace("launch.time=1 ", ""), folder)
     begun = time.monotonic()
     run = submit(folder / way, line)
     if way == "early":
