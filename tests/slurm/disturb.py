@@ -49,7 +49,9 @@ WAYS: dict[str, tuple[str, Callable[[Launched], object], bool]] = {
     "limit": ("launch.time=1 launch.signal_seconds=10 loop.max_steps=250", lambda run: None, True),
     "preempt": (
         "",
-        lambda run: slurm("sbatch", "-p", "urgent", "-N4", "--exclusive", "--wrap=sleep 5"),
+        lambda run: slurm(
+            "sbatch", "-p", "urgent", "-N4", "--exclusive", "-o", "/dev/null", "--wrap=sleep 5"
+        ),
         True,
     ),
     "kill": ("", kill_task, False),
