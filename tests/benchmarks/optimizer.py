@@ -3,7 +3,7 @@
     python tests/benchmarks/optimizer.py [--rows refresh memory eager ...] [--batch 64] [--threads 2] [--rounds 15]
 
 Contenders take turns, and the figures are medians and the median of the ratios within a round. Every row runs on the
-CPU or, with ``--device cuda``, on a GPU; the row ``cuda`` is for a GPU alone.
+CPU or, with ``--device cuda``, on a GPU; the rows ``imagenet`` and ``cuda`` are for a GPU alone.
 """
 
 import argparse
@@ -74,9 +74,9 @@ class Benchmark:
 
     # Models
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        x = torch.randn(self.args.batch, 3, 32, 32, device=self.args.device)
-        return x, torch.randint(10, (self.args.batch,), device=self.args.device)
+    def batch(self, size: int = 32, classes: int = 10) -> tuple[Tensor, Tensor]:
+        x = torch.randn(self.args.batch, 3, size, size, device=self.args.device)
+        return x, torch.randint(classes, (self.args.batch,), device=self.args.device)
 
     def resnet(self) -> nn.Module:
         torch.manual_seed(0)
@@ -94,8 +94,26 @@ class Benchmark:
 
     def trainer(self, make: Make, compiled: bool = False) -> Callable[[], None]:
         model = self.resnet()
-        optimizer, (x, y) = make(model), self.batch()
-        forward = torch.compile(model, fullgraph=True) if compiled else model
+        return self.training_step(
+            make(model), torch.compile(model, fullgraph=True) if compiled else model, *self.batch()
+        )
+
+    def imagenet_trainer(self, make: Make) -> Callable[[], None]:
+        """ResNet-50 in bfloat16 and channels last."""
+        torch.manual_seed(0)
+        model = torchvision.models.resnet50().to(self.args.device, memory_format=torch.channels_last)
+        x, y = self.batch(224, 1000)
+
+        def forward(x: Tensor) -> Tensor:
+            with torch.autocast(self.args.device, torch.bfloat16):
+                return model(x).float()
+
+        return self.training_step(make(model), forward, x.to(memory_format=torch.channels_last), y)
+
+    def training_step(
+        self, optimizer: torch.optim.Optimizer, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor
+    ) -> Callable[[], None]:
+        """Warmed up."""
 
         def step() -> None:
             optimizer.zero_grad()
@@ -202,13 +220,24 @@ class Benchmark:
         )
 
     def training(self) -> None:
-        """Whole steps. With an interval of 10 a round is ten steps, one of which refreshes."""
-        reference = self.trainer(sgd)
+        """Whole steps of the small ResNet-18."""
+        self.compare_training("ResNet-18", self.trainer)
+
+    def imagenet(self) -> None:
+        """Whole steps of ResNet-50 with images of 224 x 224, in bfloat16."""
+        if self.args.device != "cuda":
+            self.report("training steps of ResNet-50, CUDA", "no GPU", "-", "-", "<= 1.03, <= 1.10")
+            return
+        self.compare_training("ResNet-50", self.imagenet_trainer)
+
+    def compare_training(self, name: str, trainer: Callable[[Make], Callable[[], None]]) -> None:
+        """With an interval of 10 a round is ten steps, one of which refreshes."""
+        reference = trainer(sgd)
         for interval, goal in ((10, "<= 1.03"), (1, "<= 1.10")):
-            own = self.trainer(adafisher(update_interval=interval, lr=1e-3))
+            own = trainer(adafisher(update_interval=interval, lr=1e-3))
             turns = range(interval)
             self.compare(
-                f"{interval} training steps, interval {interval}, against SGD(fused)",
+                f"{interval} training steps of {name}, interval {interval}, against SGD(fused)",
                 lambda: [own() for _ in turns],  # noqa: B023
                 lambda: [reference() for _ in turns],  # noqa: B023
                 goal,
@@ -327,7 +356,9 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     )
 
 
-ROWS = ("refresh", "memory", "eager", "compiled", "temporary", "state", "training", "compiled_model", "cuda")
+ROWS = (
+    "refresh", "memory", "eager", "compiled", "temporary", "state", "training", "compiled_model", "imagenet", "cuda",
+)  # fmt: skip
 
 
 def main() -> None:
