@@ -235,6 +235,7 @@ class Study:
 
     def complete(self, runs: list[Run]) -> None:
         missing = [run for run in runs if self._key(run) not in self.done]
+        missing.sort(key=lambda run: (run["task"], run["seed"]))  # contenders take turns
         with ProcessPoolExecutor(self.args.processes) as pool:
             for future in as_completed(pool.submit(train, run, self.args.text) for run in missing):
                 run = future.result()
