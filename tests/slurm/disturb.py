@@ -3,7 +3,7 @@
     python tests/slurm/disturb.py --tasks 4 [--way requeue USR2 ...]
 
 Each run must finish with the parameters, the optimizer's state, random numbers and metrics of the undisturbed run,
-bit for bit, and repeat no step after a signal. Takes a minute a way.
+bit for bit, and repeat no step after a signal. A way takes one to five minutes.
 """
 
 import argparse
@@ -62,6 +62,7 @@ WAYS: dict[str, tuple[str, Callable[[Launched], object], bool]] = {
 
 @cache
 def undisturbed(line: str, folder: Path) -> Launched:
+    """One for all ways with the same options."""
     run = submit(folder / f"calm_{len(os.listdir(folder))}", line)
     run.wait(400)
     return run

@@ -84,7 +84,7 @@ def compare(argv: Sequence[str]) -> int:
             print(json.dumps(record(outcome, folder), indent=2, allow_nan=False))
         else:
             show(outcome.report, Console())
-            print(f"report, with plots: {folder / 'report'}")
+            print(f"report: {folder / 'report'}")
     return FINISHED
 
 
