@@ -9,13 +9,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch import local, slurm
-from launch.standing import Standing, standings
-from launch.sweep import Run, Sweep, read_sweep
-from launch.table import follow, table, wait, watch
-from trainer.command_line import Parser, exit_code
+from launch import local_executor, slurm_executor
+from launch.display import follow, table, wait, watch
+from launch.run_states import RunState, run_states
+from launch.sweep_dir import Sweep, SweepRun, read_sweep
+from trainer.cli.common import Parser, exit_code
 from trainer.errors import ConfigError, UserError, nearest
-from trainer.status import CRASHED, FINISHED
+from trainer.rundir.status import CRASHED, FINISHED
 
 HELP = """\
 python -m launch [launch=slurm|local] [GROUP=NAME ...] [OPTION=VALUE[,VALUE] ...] [--dry-run]
@@ -84,7 +84,7 @@ def status(args: Namespace) -> int:
     if console.is_terminal and not args.json:
         watch(sweep, console)
         return FINISHED
-    rows, trouble = standings(sweep)
+    rows, trouble = run_states(sweep)
     if args.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, default=str))
         if trouble:
@@ -103,7 +103,7 @@ def wait_for(args: Namespace) -> int:
 def logs(args: Namespace) -> int:
     sweep = read_sweep(args.directory)
     run = find_run(sweep, args.run)
-    row = next(row for row in standings(sweep)[0] if row.name == run.name)
+    row = next(row for row in run_states(sweep)[0] if row.name == run.name)
     if row.log is None or not (row.log.exists() or args.follow):
         raise ConfigError(f"{run.name} is {row.state} and has no log yet")
     if args.follow:
@@ -114,7 +114,7 @@ def logs(args: Namespace) -> int:
     return FINISHED
 
 
-def find_run(sweep: Sweep, name: str) -> Run:
+def find_run(sweep: Sweep, name: str) -> SweepRun:
     for run in sweep.runs:
         if name in (run.name, run.name.partition("_")[0]) or Path(name).name == run.name:
             return run
@@ -123,10 +123,12 @@ def find_run(sweep: Sweep, name: str) -> Run:
 
 def cancel(args: Namespace) -> int:
     sweep = read_sweep(args.directory)
-    under_way = {row.name for row in standings(sweep)[0] if row.under_way or row.state == "unknown"}
+    under_way = {row.name for row in run_states(sweep)[0] if row.under_way or row.state == "unknown"}
     runs = [run for run in sweep.runs if run.name in under_way and run.jobs]
     if runs:
-        (slurm if sweep.options.name == "slurm" else local).cancel([run.jobs[-1] for run in runs])
+        (slurm_executor if sweep.options.name == "slurm" else local_executor).cancel(
+            [run.jobs[-1] for run in runs]
+        )
     for run in runs:
         run.cancelled = run.jobs[-1]
     sweep.write()
@@ -136,7 +138,7 @@ def cancel(args: Namespace) -> int:
 
 def rerun(args: Namespace) -> int:
     sweep = read_sweep(args.directory)
-    rows, trouble = standings(sweep)
+    rows, trouble = run_states(sweep)
     if trouble:
         raise UserError(trouble)
     wanted = {row.name for row in rows if (row.state == "failed" if args.failed else is_incomplete(row))}
@@ -146,12 +148,12 @@ def rerun(args: Namespace) -> int:
         return FINISHED
     print(f"again: {', '.join(run.name for run in runs)}", flush=True)
     if sweep.options.name == "local":
-        return local.execute(sweep, runs)
-    slurm.submit(sweep, runs)
+        return local_executor.execute(sweep, runs)
+    slurm_executor.submit(sweep, runs)
     return FINISHED
 
 
-def is_incomplete(row: Standing) -> bool:
+def is_incomplete(row: RunState) -> bool:
     return row.state != "finished" and not row.under_way
 
 

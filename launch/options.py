@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trainer.errors import ConfigError, nearest
-from trainer.schema import Count, Natural, check_options, options_of
+from trainer.options import Count, Natural, check_options, options_of
 
 
 @dataclass(frozen=True, kw_only=True)

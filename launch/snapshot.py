@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from trainer.errors import UserError
-from trainer.source import CODE, MARK, git, source
+from trainer.rundir.provenance import CODE, MARK, git, source
 
 
 def take_snapshot(target: Path) -> None:

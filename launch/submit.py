@@ -6,13 +6,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launch import local, slurm
-from launch.comparison import SeedPoint, compose_comparison
+from launch import local_executor, slurm_executor
+from launch.compose import GridPoint, compose_sweep
+from launch.compose_comparison import SeedPoint, compose_comparison
 from launch.options import SlurmOptions
-from launch.points import Point, compose_sweep
 from launch.snapshot import take_snapshot
-from launch.sweep import Run, Sweep, new_directory
-from trainer.status import FINISHED
+from launch.sweep_dir import Sweep, SweepRun, new_directory
+from trainer.rundir.status import FINISHED
 
 
 def launch(arguments: list[str]) -> int:
@@ -23,9 +23,9 @@ def launch(arguments: list[str]) -> int:
     """
     rest = [argument for argument in arguments if argument != "--dry-run"]
     is_dry, is_comparison = rest != arguments, rest[:1] == ["compare"]
-    points: Sequence[Point | SeedPoint]
+    points: Sequence[GridPoint | SeedPoint]
     options, points = compose_comparison(rest[1:]) if is_comparison else compose_sweep(rest)
-    runs = [Run(point.name, point.overrides) for point in points]
+    runs = [SweepRun(point.name, point.overrides) for point in points]
     sweep = Sweep(Path(options.dir).absolute(), Path.cwd(), options, runs, is_comparison)
     if is_dry:
         show(sweep)
@@ -33,14 +33,14 @@ def launch(arguments: list[str]) -> int:
     with new_directory(sweep.path):
         prepare(sweep, points)
         if isinstance(options, SlurmOptions):
-            slurm.submit(sweep, runs)
+            slurm_executor.submit(sweep, runs)
     print(f"{len(runs)} runs in {sweep.path}; see python -m launch status {sweep.path}", flush=True)
     if is_comparison:
         print(f"their report: python -m trainer.report {sweep.path}/*/runs", flush=True)
-    return FINISHED if isinstance(options, SlurmOptions) else local.execute(sweep, runs)
+    return FINISHED if isinstance(options, SlurmOptions) else local_executor.execute(sweep, runs)
 
 
-def prepare(sweep: Sweep, points: Sequence[Point | SeedPoint]) -> None:
+def prepare(sweep: Sweep, points: Sequence[GridPoint | SeedPoint]) -> None:
     """Writes all that the jobs will read."""
     sweep.jobs.mkdir(mode=0o700)
     if sweep.options.snapshot:
@@ -58,4 +58,6 @@ def show(sweep: Sweep) -> None:
         table.add_row(run.name, " ".join(run.overrides))
     console.print(table)
     if isinstance(sweep.options, SlurmOptions):
-        console.print(slurm.script(sweep, len(sweep.runs)), highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            slurm_executor.script(sweep, len(sweep.runs)), highlight=False, markup=False, soft_wrap=True
+        )

@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer import checkpoint
-from trainer.__main__ import main
+from trainer.checkpoint import storage
+from trainer.cli.train import main
 
 LICENSE = Path(__file__).parent.parent / "LICENSE"
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["trainer.__main__"])
+FORKS.set_forkserver_preload(["trainer.cli.train"])
 
 RUNS = {
     "digits": "loop.max_epochs=4 data=digits model=cnn model.dropout=0.1 optimizer=adafisher loop.ema=0.99 "
@@ -75,7 +75,7 @@ def kill_once(overrides: str, directory: Path, moments: random.Random, longest: 
     if process.exitcode != -signal.SIGKILL:
         return f"the run had ended before, with {process.exitcode}"
     where = "while saving" if saves_under_way(directory) else "between two saves"
-    newest = checkpoint.whole(directory / "checkpoints")
+    newest = storage.list_checkpoints(directory / "checkpoints")
     return f"killed after {when:.2f} s, {where}, newest checkpoint {newest[0].name if newest else 'none'}"
 
 
@@ -97,8 +97,8 @@ def saves_under_way(directory: Path) -> set[tuple[str, int]]:
 
 
 def content(directory: Path) -> dict[str, Any]:
-    newest = checkpoint.whole(directory / "checkpoints")[0]
-    read = checkpoint.read(newest)
+    newest = storage.list_checkpoints(directory / "checkpoints")[0]
+    read = storage.read(newest)
     values = pickle.loads(read.pop("values"))
     values["counters"].pop("seconds")
     values["monitors"] = {

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from trainer.blocks import blocks_of, recompute, units_of_size
+from trainer.distributed.wrapping import blocks_of, recompute, units_of_size
 from trainer.models.gpt import GPT
 from trainer.models.resnet import resnet18_cifar
 

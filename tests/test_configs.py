@@ -9,9 +9,9 @@ from PIL import Image
 from torchvision import datasets
 
 from tests.data.test_image_sets import write_cifar, write_fashion_mnist
-from trainer.__main__ import main
-from trainer.compose import CONF
-from trainer.config import (
+from trainer.cli.train import main
+from trainer.config.compose import CONF
+from trainer.config.schema import (
     REGISTRIES,
     CheckpointOptions,
     Config,
@@ -19,7 +19,7 @@ from trainer.config import (
     PrecisionOptions,
 )
 from trainer.monitor import MonitorOptions
-from trainer.schema import REQUIRED, check_options, options_of
+from trainer.options import REQUIRED, check_options, options_of
 
 COMPONENTS = [(group, path.stem) for group in REGISTRIES for path in sorted((CONF / group).glob("*.yaml"))]
 FIXED = {

@@ -7,8 +7,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from trainer.__main__ import main
-from trainer.examples import generate, wrong_and_right
+from trainer.cli.train import main
+from trainer.training.samples import generate, wrong_and_right
 
 VOCABULARY = 7
 

@@ -14,14 +14,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from tests.kill_and_resume import differences
-from trainer.__main__ import main
-from trainer.agreement import Agreement
-from trainer.build import build
-from trainer.compose import compose, hydra_session, resolve
-from trainer.loop import Trainer, TrainingFailed
+from trainer.cli.train import main
+from trainer.config.compose import compose, hydra_session, resolve
 from trainer.monitor import MonitorOptions, Monitors
-from trainer.run import describe
-from trainer.stop import StopFlag
+from trainer.signals import StopSignal
+from trainer.training.build import build
+from trainer.training.loop import Trainer, TrainingFailed
+from trainer.training.run import describe
+from trainer.training.step_sync import StepSync
 
 ARGS = Namespace(config_path=None, config_dir=None, config_name=None)
 MLP = ["model=mlp", "data.batch_size=32", "data.crop_padding=0", "schedule=constant"]
@@ -35,7 +35,7 @@ def trainer_of(*overrides: str) -> Trainer:
 
 
 def fit(trainer: Trainer, directory: Path) -> None:
-    with StopFlag() as stop:
+    with StopSignal() as stop:
         trainer.fit(directory, trainer.monitors, stop)
 
 
@@ -175,12 +175,12 @@ def test_max_time_counts_training_seconds_over_restarts(
 ) -> None:
     clock = itertools.count()
     # forward and backward take half a second, the update another, which is counted with the next step
-    monkeypatch.setattr("trainer.loop.time.perf_counter", lambda: next(clock) / 2)
+    monkeypatch.setattr("trainer.training.loop.time.perf_counter", lambda: next(clock) / 2)
     run = [f"hydra.run.dir={tmp_path / 'run'}", "loop.max_time=8", "model.widths=[4]", "schedule.warmup=0.5"]
     seen = []
     step = Trainer.train_step
 
-    def stop_at_six(self: Trainer) -> Agreement:
+    def stop_at_six(self: Trainer) -> StepSync:
         agreed = step(self)
         seen.append(self.optimizer.param_groups[0]["lr"])
         if self.counters.step == 5:

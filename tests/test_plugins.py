@@ -15,7 +15,7 @@ from torch import nn
 from trainer.data import DATA, Data, Split
 from trainer.models import MODELS
 from trainer.optim import OPTIMIZERS
-from trainer.schema import Count, NonNegative
+from trainer.options import Count, NonNegative
 
 
 @MODELS.register("outside_model")
@@ -37,7 +37,7 @@ class Corners(Split):
 @DATA.register("outside_data")
 def outside_data(device: torch.device, seed: int) -> Data:
     facts = {"num_classes": 4, "in_channels": 1, "image_size": 2}
-    return Data(train=Corners(), evals={"test": Corners()}, facts=facts, kind="images")
+    return Data(train=Corners(), evals={"test": Corners()}, model_defaults=facts, kind="images")
 
 
 @OPTIMIZERS.register("outside_optimizer")

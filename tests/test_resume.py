@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.kill_and_resume import RUNS, compare, finish, start, trial
-from trainer import checkpoint
-from trainer.__main__ import main
+from trainer.checkpoint import storage
+from trainer.cli.train import main
 
 TINY = "model.widths=[4,8] loop.max_epochs=2 loop.ema=0.9 checkpoint.every_steps=5 data.batch_size=64"
 
@@ -33,7 +33,7 @@ def test_a_signal_ends_with_a_checkpoint_and_75(number: signal.Signals, tmp_path
     status = json.loads((disturbed / "status.json").read_text())
     assert status["state"] == "preempted"
     assert number.name in status["error"]
-    newest = checkpoint.whole(disturbed / "checkpoints")[0]
+    newest = storage.list_checkpoints(disturbed / "checkpoints")[0]
     assert newest.name == f"step_{status['step']:08d}"
     finish(TINY, disturbed)
     assert compare(disturbed, tmp_path / "undisturbed") == []
@@ -64,14 +64,14 @@ def test_a_damaged_checkpoint_is_skipped(
     finish(TINY, tmp_path / "undisturbed")
     run = tmp_path / "run"
     assert main([*TINY.split(), "loop.patience=1000", f"hydra.run.dir={run}"]) == 0
-    newest, before, *_ = checkpoint.whole(run / "checkpoints")
+    newest, before, *_ = storage.list_checkpoints(run / "checkpoints")
     if damage == "truncated":
         data = next(newest.glob("*.distcp"))
         data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     elif damage == "half deleted":
         next(newest.glob("*.distcp")).unlink()
     else:
-        (newest / checkpoint.MANIFEST).unlink()
+        (newest / storage.MANIFEST).unlink()
     (run / "status.json").unlink()
     capsys.readouterr()
     assert main([*TINY.split(), "loop.patience=1000", f"hydra.run.dir={run}"]) == 0

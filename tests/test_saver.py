@@ -8,9 +8,9 @@ import pytest
 
 from tests.kill_and_resume import differences
 from tests.test_loop import trainer_of
-from trainer import checkpoint
-from trainer.distributed import ALONE
-from trainer.saver import Saver
+from trainer.checkpoint import storage
+from trainer.checkpoint.manager import CheckpointManager
+from trainer.distributed.ranks import SINGLE_PROCESS
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(
@@ -19,23 +19,23 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     trainer = trainer_of("loop.ema=0.9")
     trainer.train_step()
     saved = copy.deepcopy(trainer.state.tensors())
-    go_on, write = threading.Event(), checkpoint.write
+    go_on, write = threading.Event(), storage.write
 
     def wait_and_write(*arguments: object) -> Path:
         assert go_on.wait(60)
         return write(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(checkpoint, "write", wait_and_write)
-    saver = Saver(tmp_path, ALONE, keep_last=1, background=True)
+    monkeypatch.setattr(storage, "write", wait_and_write)
+    saver = CheckpointManager(tmp_path, SINGLE_PROCESS, keep_last=1, background=True)
     saver.save(trainer.state, best=True)
     for _ in range(3):
         trainer.train_step()
-    assert checkpoint.whole(tmp_path) == []
+    assert storage.list_checkpoints(tmp_path) == []
     go_on.set()
     saver.wait()
-    assert [c.name for c in checkpoint.whole(tmp_path)] == ["step_00000001"]
-    assert checkpoint.best(tmp_path) == "step_00000001"
-    read = checkpoint.read(tmp_path / "step_00000001")
+    assert [c.name for c in storage.list_checkpoints(tmp_path)] == ["step_00000001"]
+    assert storage.best(tmp_path) == "step_00000001"
+    read = storage.read(tmp_path / "step_00000001")
     assert differences(read["model"], dict(saved["model"])) == []
     assert differences(read["ema"], saved["ema"]) == []
     assert differences(read["optimizer"]["state"], saved["optimizer"]["state"]) == []
@@ -49,8 +49,8 @@ def test_an_error_in_the_background_is_raised_at_the_next_save(
     def fail(*arguments: object) -> Path:
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "write", fail)
-    saver = Saver(tmp_path, ALONE, keep_last=1, background=True)
+    monkeypatch.setattr(storage, "write", fail)
+    saver = CheckpointManager(tmp_path, SINGLE_PROCESS, keep_last=1, background=True)
     saver.save(trainer.state, best=False)
     with pytest.raises(OSError, match="disk full"):
         saver.save(trainer.state, best=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.__main__ import main
+from trainer.cli.train import main
 
 WRONG = [
     # unknown group options

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from trainer import checkpoint
-from trainer.command_line import Parser, exit_code
+from trainer.checkpoint import storage
+from trainer.cli.common import Parser, exit_code
 from trainer.errors import CheckpointError, UserError, one_line
-from trainer.status import FINISHED
+from trainer.rundir.status import FINISHED
 
 
 def parser() -> Parser:
@@ -33,14 +33,14 @@ def export(path: Path, out: Path | None, *, best: bool, ema: bool) -> Path:
         CheckpointError: there is no such checkpoint, or it cannot be read.
     """
     if best:
-        path = path / "checkpoints" / checkpoint.BEST
+        path = path / "checkpoints" / storage.BEST
     source = _source(path)
     out = out or (source.parent.parent / "model.safetensors")
     try:
-        content = checkpoint.read(source, part="model")
+        content = storage.read(source, part="model")
         if ema:
-            content |= checkpoint.read(source, part="ema")
-    except checkpoint.UNREADABLE as error:
+            content |= storage.read(source, part="ema")
+    except storage.UNREADABLE as error:
         raise CheckpointError(f"{source} is damaged: {one_line(error)}") from None
     if ema and "ema" not in content:
         raise CheckpointError(f"{source} has no averaged weights: the run had loop.ema=null")
@@ -57,9 +57,9 @@ def export(path: Path, out: Path | None, *, best: bool, ema: bool) -> Path:
 
 
 def _source(path: Path) -> Path:
-    if (path / checkpoint.MANIFEST).is_file():
+    if (path / storage.MANIFEST).is_file():
         return path.resolve()
-    if found := checkpoint.whole(path / "checkpoints"):
+    if found := storage.list_checkpoints(path / "checkpoints"):
         return found[0]
     what = "has no checkpoints" if path.is_dir() else "does not exist"
     raise CheckpointError(f"{path} {what}: give a run directory or one of its checkpoints")

@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from trainer.errors import ConfigError, nearest, one_line
-from trainer.schema import Option, check_options, options_of
+from trainer.options import Option, check_options, options_of
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 

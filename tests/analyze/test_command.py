@@ -9,10 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer import checkpoint
-from trainer.__main__ import main as train
 from trainer.analyze import __main__ as command
-from trainer.compose import CONF
+from trainer.checkpoint import storage
+from trainer.cli.train import main as train
+from trainer.config.compose import CONF
 
 NAMES = list(command.ANALYSES)
 SMALL = ["--batches", "2", "--points", "3"]
@@ -160,7 +160,7 @@ def damaged(copied: Path) -> Path:
 
 @pytest.fixture
 def of_another_model(language: Path, copied: Path) -> Path:
-    [theirs] = checkpoint.whole(language / "checkpoints")
+    [theirs] = storage.list_checkpoints(language / "checkpoints")
     return Path(shutil.copytree(theirs, copied / "checkpoints" / "step_00000009"))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.analyze.preconditioner import histogram, second_moment, statistics
+from trainer.analyze.preconditioner import adam_second_moment, histogram, statistics
 from trainer.optim import AdaFisher
 
 
@@ -34,7 +34,7 @@ def test_second_moment_is_that_of_adam() -> None:
         weight.grad = gradient.clone()
         adam.step()
     v = adam.state[weight]["exp_avg_sq"] / (1 - 0.99**7)
-    torch.testing.assert_close(second_moment([{"w": g} for g in gradients], beta=0.99)["w"], v)
+    torch.testing.assert_close(adam_second_moment([{"w": g} for g in gradients], beta=0.99)["w"], v)
 
 
 def test_histogram_counts_decades_and_leaves_out_zeros() -> None:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from tests.distributed.ranks import on_ranks
 from tests.distributed.runs import steps, trainer_of
-from trainer.distributed import Ranks
+from trainer.distributed.ranks import Ranks
 
 STEPS = 10
 """A refresh interval of AdaFisher's default rule."""

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from trainer.compare.command import Command, parse_command, variant
+from trainer.compare.arguments import Command, parse_command, variant
 from trainer.errors import ConfigError
 
 

@@ -15,8 +15,8 @@ import yaml
 from trainer.compare.__main__ import main
 from trainer.compare.protocol import rotated
 from trainer.compare.runner import has_ended
-from trainer.report.runs import Run, read_run, read_runs
-from trainer.status import read_status
+from trainer.report.read_runs import Run, read_run, read_runs
+from trainer.rundir.status import read_status
 
 TINY = ["model.widths=[4]", "monitor.sinks=[jsonl]", "checkpoint.keep_best=false", "loop.log_every=2"]
 

@@ -24,7 +24,7 @@ def test_images_are_held_out_at_random_and_share_nothing_with_the_training_set()
     data = hold_out(whole, 0.2)
     assert list(data.evals) == ["val", "test"]
     assert (len(data.train), len(data.evals["val"]), len(data.evals["test"])) == (1150, 287, 360)
-    assert data.facts == whole.facts
+    assert data.model_defaults == whole.model_defaults
     (train, train_labels), (val, val_labels) = everything(data, "train"), everything(data, "val")
     assert len(val_labels.unique()) == 10
     images, labels = everything(whole, "train")

@@ -54,7 +54,7 @@ def tiny_imagenet(tmp_path: Path) -> Path:
 
 def test_imagenet_layout(imagenet):
     data = build(imagenet)
-    assert data.facts == {"num_classes": 3, "in_channels": 3, "image_size": 16}
+    assert data.model_defaults == {"num_classes": 3, "in_channels": 3, "image_size": 16}
     assert len(data.train) == 12
     inputs, targets = data.train.batch(torch.arange(12), key=1)
     assert inputs.shape == (12, 3, 16, 16)

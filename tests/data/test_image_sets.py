@@ -45,7 +45,7 @@ def write_cifar(folder: Path, dataset: type[datasets.CIFAR10], label: str) -> No
 def test_digits():
     data = build("digits", normalize=False)
     assert (len(data.train), len(data.evals["test"])) == (1437, 360)
-    assert data.facts == {"num_classes": 10, "in_channels": 1, "image_size": 8}
+    assert data.model_defaults == {"num_classes": 10, "in_channels": 1, "image_size": 8}
     inputs, targets = data.evals["test"].batch(torch.arange(360), None)
     assert (inputs.min(), inputs.max()) == (0, 1)
     assert targets.bincount().tolist() == [36] * 10
@@ -72,7 +72,7 @@ def test_fashion_mnist_from_either_layout(tmp_path, below):
     write_fashion_mnist(tmp_path / below)
     data = build("fashion_mnist", root=str(tmp_path), normalize=False)
     assert (len(data.train), len(data.evals["test"])) == (30, 10)
-    assert data.facts == {"num_classes": 10, "in_channels": 1, "image_size": 28}
+    assert data.model_defaults == {"num_classes": 10, "in_channels": 1, "image_size": 28}
     inputs, targets = data.train.batch(torch.arange(30), None)
     assert targets.tolist() == [i % 10 for i in range(30)]
     expected = np.random.default_rng(0).integers(0, 256, (30, 1, 28, 28), dtype=np.uint8)
@@ -127,7 +127,7 @@ def test_cifar(tmp_path, monkeypatch, name, dataset, label, samples):
     data = build(name, root=str(tmp_path), normalize=False)
     assert len(data.train) == samples
     assert len(data.evals["test"]) == 4
-    assert data.facts == {"num_classes": int(name[5:]), "in_channels": 3, "image_size": 32}
+    assert data.model_defaults == {"num_classes": int(name[5:]), "in_channels": 3, "image_size": 32}
     inputs, targets = data.train.batch(torch.arange(4), None)
     assert targets.tolist() == [0, 1, 2, 3]
     pixels = (inputs * 255).round()

@@ -115,4 +115,4 @@ def test_inputs_are_normalised_or_in_the_unit_interval():
 
 
 def test_facts():
-    assert build().facts == {"num_classes": 100, "in_channels": 1, "image_size": 8}
+    assert build().model_defaults == {"num_classes": 100, "in_channels": 1, "image_size": 8}

@@ -12,7 +12,7 @@ def build(name: str, seed: int = 0, **options) -> Data:
 def test_images_are_the_same_for_every_seed_and_can_be_told_apart():
     options = {"train_samples": 400, "test_samples": 100, "num_classes": 5, "channels": 1, "image_size": 12}
     data = build("synthetic_images", seed=0, **options)
-    assert data.facts == {"num_classes": 5, "in_channels": 1, "image_size": 12}
+    assert data.model_defaults == {"num_classes": 5, "in_channels": 1, "image_size": 12}
     inputs, targets = data.train.batch(torch.arange(400), None)
     assert torch.equal(
         inputs, build("synthetic_images", seed=1, **options).train.batch(torch.arange(400), None)[0]
@@ -31,7 +31,7 @@ def test_tokens_have_the_entropy_of_their_branching():
         "synthetic_tokens", vocab_size=20, context_length=32, branching=3, train_samples=500, val_samples=50
     )
     assert (len(data.train), len(data.evals["val"])) == (500, 50)
-    assert data.facts == {"vocab_size": 20, "context_length": 32}
+    assert data.model_defaults == {"vocab_size": 20, "context_length": 32}
     inputs, targets = data.train.batch(torch.arange(500), None)
     counts = torch.zeros(20, 20).index_put_(
         (inputs.flatten(), targets.flatten()), torch.ones(()), accumulate=True

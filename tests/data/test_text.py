@@ -47,9 +47,9 @@ def test_targets_are_the_next_tokens_and_decoding_gives_the_text(poem, tokenizer
 
 def test_vocabularies(poem):
     data = build(poem, tokenizer="bytes", context_length=16)
-    assert data.facts == {"vocab_size": 256, "context_length": 16}
+    assert data.model_defaults == {"vocab_size": 256, "context_length": 16}
     data = build(poem, tokenizer="chars", context_length=16)
-    assert data.facts == {"vocab_size": len(set(POEM)), "context_length": 16}
+    assert data.model_defaults == {"vocab_size": len(set(POEM)), "context_length": 16}
 
 
 def test_validation_is_the_end_of_the_text(tmp_path):
@@ -86,7 +86,7 @@ def test_a_tiktoken_encoding(poem, monkeypatch):
     monkeypatch.setattr(tiktoken, "list_encoding_names", lambda: ["tiny"])
     monkeypatch.setattr(tiktoken, "get_encoding", {"tiny": tiny}.get)
     data = build(poem, tokenizer="tiny", context_length=10)
-    assert data.facts["vocab_size"] == 259
+    assert data.model_defaults["vocab_size"] == 259
     inputs, _ = data.train.batch(torch.arange(len(data.train)), None)
     assert 256 in inputs
     assert POEM.startswith(data.decode(inputs.flatten()))

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from tests.distributed.ranks import on_ranks
 from tests.distributed.runs import steps, trainer_of
-from trainer.distributed import Ranks
+from trainer.distributed.ranks import Ranks
 from trainer.errors import one_line
 
 RANKS = {"none": 1, "ddp": 2, "fsdp": 2, "hsdp": 4}

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from trainer.__main__ import main
-from trainer.distributed import Ranks, join
+from trainer.cli.train import main
+from trainer.distributed.ranks import Ranks, join
 
 LIMIT = 120.0
 """Seconds after which ranks that have not ended are killed, and the test fails."""
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["trainer.__main__", "tests.distributed.models"])
+FORKS.set_forkserver_preload(["trainer.cli.train", "tests.distributed.models"])
 
 
 def on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

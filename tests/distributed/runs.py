@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from trainer.build import build
-from trainer.compose import compose, hydra_session, load_plugins, resolve
+from trainer.config.compose import compose, hydra_session, load_plugins, resolve
 from trainer.data import Batch
 from trainer.data.base import Split
-from trainer.distributed import Ranks
-from trainer.loop import Trainer
+from trainer.distributed.ranks import Ranks
 from trainer.monitor import MonitorOptions, Monitors
-from trainer.optim.shards import whole
-from trainer.run import describe
+from trainer.optim.adafisher.dtensor import whole
+from trainer.training.build import build
+from trainer.training.loop import Trainer
+from trainer.training.run import describe
 
 ARGS = Namespace(config_path=None, config_dir=None, config_name=None)
 PLUGINS = ["plugins=[tests.distributed.models]"]

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.distributed.ranks import on_ranks
-from trainer.distributed import Ranks
+from trainer.distributed.ranks import Ranks
 from trainer.models.gpt import GPT, Block
 from trainer.optim import AdaFisher
 

@@ -13,10 +13,10 @@ import pytest
 from tests.distributed.ranks import end, on_ranks, start_trainer, train
 from tests.distributed.runs import assert_same, outcome, steps, trainer_of
 from tests.kill_and_resume import compare
-from trainer import checkpoint
-from trainer.__main__ import main
-from trainer.distributed import Ranks
-from trainer.saver import Saver
+from trainer.checkpoint import storage
+from trainer.checkpoint.manager import CheckpointManager
+from trainer.cli.train import main
+from trainer.distributed.ranks import Ranks
 
 LINES = {
     "conv adamw": "model=uneven data.batch_size=48 loop.ema=0.9 optimizer=adamw",
@@ -42,7 +42,7 @@ def run(layout: str, function: Any, root: Path) -> list[dict[str, Any]]:
 def save(ranks: Ranks, lines: dict[str, str], layout: str, root: Path) -> None:
     for name, line in lines.items():
         trainer = steps(trainer_of(ranks, *line.split()), BEFORE)
-        saver = Saver(root / layout / name, ranks, keep_last=1, background=layout == "fsdp")
+        saver = CheckpointManager(root / layout / name, ranks, keep_last=1, background=layout == "fsdp")
         saver.save(trainer.state, best=False)
         saver.wait()
 
@@ -53,8 +53,8 @@ def load(ranks: Ranks, lines: dict[str, str], layout: str, root: Path) -> dict[s
     for saved in LAYOUTS:
         for name, line in lines.items():
             trainer = trainer_of(ranks, *line.split())
-            checkpoint.restore(
-                checkpoint.whole(root / saved / name), trainer.state, same_run=False, ranks=ranks
+            storage.restore(
+                storage.list_checkpoints(root / saved / name), trainer.state, same_run=False, ranks=ranks
             )
             found.setdefault(saved, {})[name] = outcome(steps(trainer, AFTER))
     return found
@@ -118,7 +118,7 @@ def test_a_rank_is_killed_and_all_go_on_to_the_bit(world_size: int, options: str
 
 def wait_for_checkpoints(run: Path, count: int) -> None:
     deadline = time.monotonic() + 60
-    while len(checkpoint.whole(run / "checkpoints")) < count:
+    while len(storage.list_checkpoints(run / "checkpoints")) < count:
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
@@ -126,7 +126,7 @@ def wait_for_checkpoints(run: Path, count: int) -> None:
 def test_what_is_damaged_for_one_rank_is_skipped_by_all(tmp_path: Path) -> None:
     line = [*TINY.split(), "parallel=fsdp", f"hydra.run.dir={tmp_path / 'run'}"]
     assert train(2, line) == [0, 0]
-    newest, before, *_ = checkpoint.whole(tmp_path / "run" / "checkpoints")
+    newest, before, *_ = storage.list_checkpoints(tmp_path / "run" / "checkpoints")
     part = newest / "__1_0.distcp"
     part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
     (tmp_path / "run" / "status.json").unlink()

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.distributed.ranks import on_ranks
 from tests.distributed.test_adafisher import LIMIT, model_of, result_of, train
-from trainer.distributed import Ranks
+from trainer.distributed.ranks import Ranks
 from trainer.models.gpt import GPT, Block
 from trainer.optim import AdaFisher
 

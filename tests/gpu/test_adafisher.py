@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from trainer.models.gpt import GPT
-from trainer.optim import AdaFisher, squares
-from trainer.optim.factors import layer_of
+from trainer.optim import AdaFisher
+from trainer.optim.adafisher import mean_squares
+from trainer.optim.adafisher.layers import layer_of
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(7, 5), (9, 3, 7)),
@@ -33,11 +34,11 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("large", [1, squares._LARGE])
+@pytest.mark.parametrize("large", [1, mean_squares._LARGE])
 def test_factors(
     layer: str, dtype: torch.dtype, channels_last: bool, large: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(squares, "_LARGE", large)
+    monkeypatch.setattr(mean_squares, "_LARGE", large)
     make, shape = LAYERS[layer]
     module, x = make(), torch.randn(shape)
     if channels_last and x.dim() == 4:

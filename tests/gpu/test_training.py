@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.kill_and_resume import RUNS, trial
-from trainer.__main__ import main
+from trainer.cli.train import main
 
 RUN = ["device=cuda", "loop.max_steps=120", "loop.eval_every=60", "data.batch_size=64"]
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.ending import conclude
-from launch.task import write_job
-from trainer.status import read_status, write_status
+from launch.on_exit import record_exit
+from launch.worker import write_job
+from trainer.rundir.status import read_status, write_status
 
 LOG = "epoch 1\nerror: /data does not exist\nsubmitit: done\n"
 LIMIT = 3
@@ -54,7 +54,7 @@ def test_verdicts(
         write_status(tmp_path, said[0], step=5, metrics={"a": 1.0}, primary="a", error=said[1])
     log = tmp_path / "log"
     log.write_text(LOG)
-    assert conclude(tmp_path, code, [tmp_path / "none", log], restarts, LIMIT) == again
+    assert record_exit(tmp_path, code, [tmp_path / "none", log], restarts, LIMIT) == again
     status = read_status(tmp_path)
     assert status["state"] == state
     assert (reason in status["error"]) if reason else status["error"] is None
@@ -62,12 +62,12 @@ def test_verdicts(
 
 
 def test_without_requeues_a_preempted_run_stays_preempted(tmp_path: Path) -> None:
-    assert not conclude(tmp_path, 75, [tmp_path / "log"], 0, 0)
+    assert not record_exit(tmp_path, 75, [tmp_path / "log"], 0, 0)
     assert read_status(tmp_path)["state"] == "preempted"
 
 
 def test_no_log(tmp_path: Path) -> None:
-    conclude(tmp_path, 1, [tmp_path / "log"], 0, LIMIT)
+    record_exit(tmp_path, 1, [tmp_path / "log"], 0, LIMIT)
     assert str(tmp_path / "log") in read_status(tmp_path)["error"]
 
 
@@ -76,7 +76,7 @@ def test_an_error_of_an_earlier_start(tmp_path: Path) -> None:
     write_job(tmp_path, "1", 0)
     log = tmp_path / "log"
     log.write_text(LOG)
-    conclude(tmp_path, 2, [log], 0, LIMIT)
+    record_exit(tmp_path, 2, [log], 0, LIMIT)
     assert read_status(tmp_path)["error"] == "/data does not exist"
 
 
@@ -90,5 +90,5 @@ def test_an_error_of_an_earlier_start(tmp_path: Path) -> None:
 )
 def test_last_words(log: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "log").write_text(log)
-    conclude(tmp_path, 1, [tmp_path / "none", tmp_path / "log"], 0, LIMIT)
+    record_exit(tmp_path, 1, [tmp_path / "none", tmp_path / "log"], 0, LIMIT)
     assert read_status(tmp_path)["error"] == words

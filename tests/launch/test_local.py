@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.local import share
-from launch.standing import standings
-from launch.sweep import read_sweep
+from launch.local_executor import share
+from launch.run_states import run_states
+from launch.sweep_dir import read_sweep
 
 TINY = "launch=local device=cpu monitor.sinks=[jsonl,runlog] loop.max_steps=5 launch.snapshot=false"
 
 
 def states(directory: Path) -> list[str]:
-    return [row.state for row in standings(read_sweep(directory))[0]]
+    return [row.state for row in run_states(read_sweep(directory))[0]]
 
 
 def wait_for(directory: Path, state: str) -> None:
@@ -67,7 +67,7 @@ def test_stopped_with_checkpoints_and_on_again(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 75
     assert states(sweep) == ["preempted", "lost"]
-    step = standings(read_sweep(sweep))[0][0].step
+    step = run_states(read_sweep(sweep))[0][0].step
     assert 0 < step < 30
     assert list((sweep / "0_seed=0" / "checkpoints").glob(f"step_*{step}"))
     assert main(["rerun", str(sweep), "--incomplete"]) == 0
@@ -80,7 +80,7 @@ def test_a_killed_run_is_started_again_as_often_as_it_may(tmp_path: Path) -> Non
         "plugins=[tests.slurm.plugins] monitor.sinks=[preempted] launch.max_requeues=1 loop.max_steps=50"
     )
     assert main([*TINY.split(), *options.split(), f"launch.dir={sweep}"]) == 1
-    row = standings(read_sweep(sweep))[0][0]
+    row = run_states(read_sweep(sweep))[0][0]
     assert (row.state, row.restarts) == ("failed", 1)
     assert re.fullmatch(
         r"stopped by SIGUSR2 at step \d+; launch\.max_requeues=1 is used up", row.reason or ""

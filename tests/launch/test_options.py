@@ -4,9 +4,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from launch.options import KINDS, LocalOptions, SlurmOptions, check_launch
-from trainer.compose import CONF
+from trainer.config.compose import CONF
 from trainer.errors import ConfigError
-from trainer.schema import REQUIRED, options_of
+from trainer.options import REQUIRED, options_of
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -2,9 +2,9 @@
 
 import pytest
 
+from launch.compose import compose_sweep, point_names
 from launch.options import LocalOptions, SlurmOptions
-from launch.points import compose_sweep, point_names
-from trainer.compose import (
+from trainer.config.compose import (
     compose,
     compose_points,
     hydra_session,

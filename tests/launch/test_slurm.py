@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from launch.options import SlurmOptions
-from launch.slurm import ended, explain, queued, script, without_job_variables
-from launch.sweep import Sweep
+from launch.slurm_executor import ended, explain, queued, script, without_job_variables
+from launch.sweep_dir import Sweep
 from trainer.errors import UserError
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from launch import snapshot
-from trainer import source
 from trainer.errors import UserError
-from trainer.source import MARK
+from trainer.rundir import provenance
+from trainer.rundir.provenance import MARK
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (code / "script").chmod(0o755)
     (code / "gone.py").write_text("deleted before the snapshot\n")
     (code / ".gitignore").write_text("data/\n")
-    for module in (snapshot, source):
+    for module in (snapshot, provenance):
         monkeypatch.setattr(module, "CODE", code)
     git(code, "init", "-q")
     git(code, "add", "-A")
@@ -67,7 +67,7 @@ def test_a_copy_that_fails_has_not_its_name(
 
 
 def test_code_outside_of_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (snapshot, source):
+    for module in (snapshot, provenance):
         monkeypatch.setattr(module, "CODE", tmp_path)
     with pytest.raises(UserError, match=r"launch\.snapshot=false"):
         snapshot.take_snapshot(tmp_path / "copy")

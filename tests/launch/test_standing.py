@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from launch.standing import Job, judge
+from launch.run_states import QueueEntry, resolve_state
 
 RUNNING, PREEMPTED = {"state": "running"}, {"state": "preempted", "error": "stopped at 5"}
 FAILED, FINISHED = {"state": "failed", "error": "bad"}, {"state": "finished", "error": None}
@@ -13,33 +13,55 @@ FAILED, FINISHED = {"state": "failed", "error": "bad"}, {"state": "finished", "e
 @pytest.mark.parametrize(
     ("status", "job", "started", "current", "expected"),
     [
-        ({}, Job(("PENDING", "Resources")), False, False, ("queued", "Resources")),
-        ({}, Job(("RUNNING", "None")), False, False, ("starting", None)),
-        (RUNNING, Job(("RUNNING", "None")), True, True, ("running", None)),
-        (RUNNING, Job(("RUNNING", "None")), True, False, ("starting", None)),  # that was its last start
-        (PREEMPTED, Job(("PENDING", "BeginTime")), True, True, ("queued", "stopped at 5")),
-        (FAILED, Job(("PENDING", "Priority")), False, False, ("queued", "Priority")),  # submitted again
-        (FINISHED, Job(("COMPLETING", "None")), True, True, ("finished", None)),
-        (FINISHED, Job(None, "COMPLETED"), True, True, ("finished", None)),
-        (FAILED, Job(None, "FAILED"), True, True, ("failed", "bad")),
-        (PREEMPTED, Job(None), True, True, ("preempted", "stopped at 5")),
-        (PREEMPTED, Job(None, "CANCELLED by 0"), True, True, ("cancelled", "stopped at 5")),
-        ({}, Job(None, "CANCELLED by 0"), False, False, ("cancelled", None)),
-        (RUNNING, Job(None, "TIMEOUT"), True, True, ("lost", "Slurm says TIMEOUT")),
-        (RUNNING, Job(None), True, True, ("lost", "its job is gone without a word")),
-        (FAILED, Job(None, "NODE_FAIL"), False, False, ("lost", "Slurm says NODE_FAIL")),
+        ({}, QueueEntry(("PENDING", "Resources")), False, False, ("queued", "Resources")),
+        ({}, QueueEntry(("RUNNING", "None")), False, False, ("starting", None)),
+        (RUNNING, QueueEntry(("RUNNING", "None")), True, True, ("running", None)),
+        (
+            RUNNING,
+            QueueEntry(("RUNNING", "None")),
+            True,
+            False,
+            ("starting", None),
+        ),  # that was its last start
+        (PREEMPTED, QueueEntry(("PENDING", "BeginTime")), True, True, ("queued", "stopped at 5")),
+        (
+            FAILED,
+            QueueEntry(("PENDING", "Priority")),
+            False,
+            False,
+            ("queued", "Priority"),
+        ),  # submitted again
+        (FINISHED, QueueEntry(("COMPLETING", "None")), True, True, ("finished", None)),
+        (FINISHED, QueueEntry(None, "COMPLETED"), True, True, ("finished", None)),
+        (FAILED, QueueEntry(None, "FAILED"), True, True, ("failed", "bad")),
+        (PREEMPTED, QueueEntry(None), True, True, ("preempted", "stopped at 5")),
+        (PREEMPTED, QueueEntry(None, "CANCELLED by 0"), True, True, ("cancelled", "stopped at 5")),
+        ({}, QueueEntry(None, "CANCELLED by 0"), False, False, ("cancelled", None)),
+        (RUNNING, QueueEntry(None, "TIMEOUT"), True, True, ("lost", "Slurm says TIMEOUT")),
+        (RUNNING, QueueEntry(None), True, True, ("lost", "its job is gone without a word")),
+        (FAILED, QueueEntry(None, "NODE_FAIL"), False, False, ("lost", "Slurm says NODE_FAIL")),
         (RUNNING, None, True, True, ("unknown", None)),
         (FINISHED, None, True, True, ("finished", None)),
     ],
 )
 def test_judge(
-    status: dict[str, Any], job: Job | None, started: bool, current: bool, expected: tuple[str, str | None]
+    status: dict[str, Any],
+    job: QueueEntry | None,
+    started: bool,
+    current: bool,
+    expected: tuple[str, str | None],
 ) -> None:
-    assert judge(status, job, started=started, current=current, cancelled=False) == expected
+    assert resolve_state(status, job, started=started, current=current, cancelled=False) == expected
 
 
 def test_cancelled_by_us_without_accounts() -> None:
-    assert judge({}, Job(None), started=False, current=False, cancelled=True) == ("cancelled", None)
-    assert judge(FINISHED, Job(None), started=True, current=True, cancelled=True) == ("finished", None)
-    completing = Job(("COMPLETING", "None"))
-    assert judge(RUNNING, completing, started=True, current=True, cancelled=True) == ("running", None)
+    assert resolve_state({}, QueueEntry(None), started=False, current=False, cancelled=True) == (
+        "cancelled",
+        None,
+    )
+    assert resolve_state(FINISHED, QueueEntry(None), started=True, current=True, cancelled=True) == (
+        "finished",
+        None,
+    )
+    completing = QueueEntry(("COMPLETING", "None"))
+    assert resolve_state(RUNNING, completing, started=True, current=True, cancelled=True) == ("running", None)

@@ -10,7 +10,7 @@ from tests.monitor.fake import monitors, play, progress
 from trainer.errors import ConfigError
 from trainer.metrics import higher_is_better
 from trainer.monitor import SINKS, Best, MonitorOptions, Sink
-from trainer.schema import check_options, options_of
+from trainer.options import check_options, options_of
 
 METHODS = [name for name, _ in inspect.getmembers(Sink, inspect.isfunction) if not name.startswith("_")]
 

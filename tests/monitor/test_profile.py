@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.monitor.fake import progress, run_info
-from trainer.__main__ import main
+from trainer.cli.train import main
 from trainer.monitor import Profile, Sink
 
 

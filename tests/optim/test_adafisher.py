@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from trainer.optim import AdaFisher, AdaFisherW
-from trainer.optim import update as updates
+from trainer.optim.adafisher import update as updates
 
 
 def network() -> nn.Sequential:

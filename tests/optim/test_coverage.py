@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainer.models.gpt import GPT
 from trainer.optim import AdaFisher
-from trainer.optim.factors import layer_of
+from trainer.optim.adafisher.layers import layer_of
 
 ATTENTION = ("out_proj.weight", "out_proj.bias")  # of nn.MultiheadAttention
 

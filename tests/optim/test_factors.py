@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
-from trainer.optim.adafisher import AdaFisher
-from trainer.optim.factors import LAYERS, layer_of
+from trainer.optim.adafisher.layers import LAYERS, layer_of
+from trainer.optim.adafisher.optimizer import AdaFisher
 
 SAMPLES = 3
 

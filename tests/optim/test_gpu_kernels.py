@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from trainer.optim import AdaFisher, work
+from trainer.optim import AdaFisher
+from trainer.optim.adafisher import group_update
 
-update_kernel = pytest.importorskip("trainer.optim.update_kernel", reason="Triton is not installed")
-squares_kernel = pytest.importorskip("trainer.optim.squares_kernel", reason="Triton is not installed")
+update_kernel = pytest.importorskip("trainer.optim.adafisher.update_triton", reason="Triton is not installed")
+squares_kernel = pytest.importorskip(
+    "trainer.optim.adafisher.mean_squares_triton", reason="Triton is not installed"
+)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -64,7 +67,7 @@ def trained(
         return update_kernel.Kernels(*lists) if used[-1] else None
 
     with monkeypatch.context() as patch:
-        patch.setattr(work, "gpu_kernels", gpu_kernels)
+        patch.setattr(group_update, "gpu_kernels", gpu_kernels)
         optimizer = AdaFisher(model, update_interval=2, **options)
         for step in range(1 if data == "half" else 5):  # rounding errors grow
             for group in optimizer.param_groups:

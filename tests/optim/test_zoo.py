@@ -11,7 +11,7 @@ from trainer.errors import ConfigError, MissingExtra
 from trainer.optim import OPTIMIZERS, AdaFisher, param_groups
 from trainer.optim.muon import split_matrices
 from trainer.optim.pytorch_optimizer import UNSUPPORTED
-from trainer.schema import options_of
+from trainer.options import options_of
 
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 

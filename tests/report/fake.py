@@ -1,4 +1,4 @@
-"""Run directories as a trainer leaves them, without training."""
+"""RecordedRun directories as a trainer leaves them, without training."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from trainer.report.runs import Run, flatten
+from trainer.report.read_runs import RecordedRun, flatten
 
 
 def config(**options: Any) -> dict[str, Any]:
@@ -33,9 +33,9 @@ def config(**options: Any) -> dict[str, Any]:
     return nested
 
 
-def run(path: str = "run", **options: Any) -> Run:
+def run(path: str = "run", **options: Any) -> RecordedRun:
     """A finished run that has no directory."""
-    return Run(Path(path), flatten(config(**options)), "finished")
+    return RecordedRun(Path(path), flatten(config(**options)), "finished")
 
 
 def write_run(

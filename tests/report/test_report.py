@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.report.fake import config, write_run
-from trainer.__main__ import main as train
+from trainer.cli.train import main as train
 from trainer.report.__main__ import main
-from trainer.rundir import freeze
+from trainer.rundir.frozen_config import freeze
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

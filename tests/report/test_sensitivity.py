@@ -6,7 +6,7 @@ import pytest
 
 from tests.report.fake import write_run
 from tests.report.test_report import PNG, report, shown
-from trainer.report.runs import read_runs
+from trainer.report.read_runs import read_runs
 from trainer.report.summary import make_report
 
 NAN = float("nan")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.report.fake import run
 from trainer.errors import ConfigError
-from trainer.report.sweep import group, group_keys, swept_keys
+from trainer.report.grouping import group, group_keys, swept_keys
 
 
 def grid(**options) -> list:

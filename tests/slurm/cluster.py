@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.__main__ import main
-from launch.standing import Standing, standings
-from launch.sweep import read_sweep
-from trainer.status import read_status
+from launch.run_states import RunState, run_states
+from launch.sweep_dir import read_sweep
+from trainer.rundir.status import read_status
 
 SCRIPT = Path(__file__).parent / "slurm-cluster"
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "sacct", "slurmdbd", "mariadbd")
@@ -67,8 +67,8 @@ class Launched:
     directory: Path
 
     @property
-    def rows(self) -> list[Standing]:
-        return standings(read_sweep(self.directory))[0]
+    def rows(self) -> list[RunState]:
+        return run_states(read_sweep(self.directory))[0]
 
     @property
     def run(self) -> Path:
@@ -83,7 +83,7 @@ class Launched:
         log = self.rows[number].log
         return log.read_text() if log else ""
 
-    def wait(self, seconds: float = 400) -> list[Standing]:
+    def wait(self, seconds: float = 400) -> list[RunState]:
         until(lambda: not any(row.under_way for row in self.rows), seconds, self.directory)
         return self.rows
 

@@ -16,7 +16,7 @@ from launch.__main__ import main
 from tests.kill_and_resume import compare
 from tests.slurm.cluster import DISTURBED, TINY, Launched, slurm, until
 from tests.slurm.conftest import Sweeps
-from trainer.report.runs import read_runs
+from trainer.report.read_runs import read_runs
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(600)

@@ -16,13 +16,13 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from trainer.analyze import factors, gershgorin, landscape, preconditioner, spectrum
-from trainer.analyze.subject import DoesNotFit, Finding, Settings, Subject
-from trainer.command_line import Parser, exit_code
+from trainer.analyze.loaded_run import DoesNotFit, Finding, LoadedRun, Settings
+from trainer.cli.common import Parser, exit_code
 from trainer.errors import ConfigError, MissingExtra, nearest
 from trainer.monitor.jsonl import finite
-from trainer.status import FINISHED
+from trainer.rundir.status import FINISHED
 
-ANALYSES: dict[str, Callable[[Subject, Settings], Finding]] = {
+ANALYSES: dict[str, Callable[[LoadedRun, Settings], Finding]] = {
     "factors": factors.analyse,
     "gershgorin": gershgorin.analyse,
     "spectrum": spectrum.analyse,
@@ -89,14 +89,14 @@ def run(args: Namespace) -> int:
             raise ConfigError(f"unknown --what {name!r}{nearest(name, ANALYSES)}")
     if find_spec("matplotlib") is None:
         raise MissingExtra("trainer.analyze", "matplotlib", "report")
-    subject = Subject(args.path)
-    step = subject.trainer.counters.step
-    found = analyse(subject, args)
-    written = write(found, args.out or subject.run / "analysis", subject.checkpoint.name, step)
+    run = LoadedRun(args.path)
+    step = run.trainer.counters.step
+    found = analyse(run, args)
+    written = write(found, args.out or run.run / "analysis", run.checkpoint.name, step)
     if args.json:
         rows = {name: finding.rows for name, finding in found.items()}
         place = {
-            "checkpoint": str(subject.checkpoint),
+            "checkpoint": str(run.checkpoint),
             "step": step,
             "figures": [str(path) for path in written],
         }
@@ -106,14 +106,14 @@ def run(args: Namespace) -> int:
     return FINISHED
 
 
-def analyse(subject: Subject, args: Namespace) -> dict[str, Finding]:
+def analyse(run: LoadedRun, args: Namespace) -> dict[str, Finding]:
     """What each analysis found. One that does not fit the run is left out with a note, unless it was asked for."""
     settings = Settings(args.layers, args.batches, args.points, args.sigma)
     found = {}
     for name in dict.fromkeys(args.what or ANALYSES):
-        subject.load(subject.checkpoint)
+        run.load(run.checkpoint)
         try:
-            found[name] = ANALYSES[name](subject, settings)
+            found[name] = ANALYSES[name](run, settings)
         except DoesNotFit as error:
             if args.what:
                 raise

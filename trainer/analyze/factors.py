@@ -16,17 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.analyze.subject import DoesNotFit, Finding, Known, Settings, Subject
-from trainer.command_line import progress
-from trainer.optim.capture import Capture
-from trainer.optim.factors import Layer
-from trainer.optim.squares import factor_dtype
+from trainer.analyze.loaded_run import DoesNotFit, Finding, Known, LoadedRun, Settings
+from trainer.cli.common import progress
+from trainer.optim.adafisher.hooks import Capture
+from trainer.optim.adafisher.layers import Layer
+from trainer.optim.adafisher.mean_squares import factor_dtype
 
 ENTRIES_AT_A_TIME = 2**24
 """Entries of unfolded patches, at most, unless one sample has more."""
 
 
-class Factors(NamedTuple):
+class KroneckerFactors(NamedTuple):
     A: Tensor
     """[columns, columns] of the weight, and one more for the bias."""
     G: Tensor
@@ -57,7 +57,7 @@ def with_bias(rows: Tensor, module: Known) -> Tensor:
     return rows if module.bias is None else torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
 
 
-def layer_of(module: Known) -> Layer:
+def kronecker_layer(module: Known) -> Layer:
     """A layer whose H is A and whose S is G, for `Capture`."""
     if isinstance(module, nn.Linear):
         out = module.out_features
@@ -78,7 +78,7 @@ def layer_of(module: Known) -> Layer:
     return Layer("Conv2d", A_convolution, lambda s: second_moment(s.movedim(-3, -1).flatten(0, -2)), {})
 
 
-def full_factors(layers: Mapping[str, Known], backward: Callable[[], None]) -> dict[str, Factors]:
+def full_factors(layers: Mapping[str, Known], backward: Callable[[], None]) -> dict[str, KroneckerFactors]:
     """A and G by layer.
 
     Args:
@@ -89,7 +89,7 @@ def full_factors(layers: Mapping[str, Known], backward: Callable[[], None]) -> d
     Returns:
         float32 (float64 for float64 layers) factors of the layers that got a gradient.
     """
-    known: dict[nn.Module, Layer] = {module: layer_of(module) for module in layers.values()}
+    known: dict[nn.Module, Layer] = {module: kronecker_layer(module) for module in layers.values()}
     capture = Capture(known)
     capture.attach()
     try:
@@ -98,7 +98,9 @@ def full_factors(layers: Mapping[str, Known], backward: Callable[[], None]) -> d
         capture.detach()
     seen = capture.collect(1.0, per_sample=True)
     return {
-        name: Factors(seen[module].H, seen[module].S) for name, module in layers.items() if module in seen
+        name: KroneckerFactors(seen[module].H, seen[module].S)
+        for name, module in layers.items()
+        if module in seen
     }
 
 
@@ -107,27 +109,27 @@ def diagonal_energy(factor: Tensor) -> float:
     return (factor.diagonal().square().sum() / factor.square().sum()).item()
 
 
-def of_layers(subject: Subject, settings: Settings) -> dict[tuple[str, str], Tensor]:
+def of_layers(run: LoadedRun, settings: Settings) -> dict[tuple[str, str], Tensor]:
     """Both factors of the chosen layers, by the layer's name and ``A`` or ``G``.
 
     Raises:
         DoesNotFit: no gradient reaches any of them.
     """
-    layers, batches = subject.layers(settings.layers), subject.batches(settings.batches)
+    layers, batches = run.layers(settings.layers), run.batches(settings.batches)
 
     def backward() -> None:
         for batch in progress(batches, "factors"):
-            (subject.loss(subject.model(batch[0]), batch) / len(batches)).backward()
+            (run.loss(run.model(batch[0]), batch) / len(batches)).backward()
 
-    subject.model.train()
+    run.model.train()
     found = full_factors(layers, backward)
-    subject.model.zero_grad()
+    run.model.zero_grad()
     if not found:
         raise DoesNotFit(f"no gradient reaches the layers {', '.join(layers)}: choose others with --layers")
     return {
         (name, kind): factor
         for name, factors in found.items()
-        for kind, factor in zip(Factors._fields, factors, strict=True)
+        for kind, factor in zip(KroneckerFactors._fields, factors, strict=True)
     }
 
 
@@ -136,9 +138,9 @@ def heading(key: tuple[str, str], factor: Tensor) -> dict[str, Any]:
     return {"layer": key[0], "factor": key[1], "size": len(factor)}
 
 
-def analyse(subject: Subject, settings: Settings) -> Finding:
+def analyse(run: LoadedRun, settings: Settings) -> Finding:
     """Heat maps of the factors, and the share of their energy on the diagonal."""
-    factors = of_layers(subject, settings)
+    factors = of_layers(run, settings)
     rows = [
         {
             **heading(key, factor),

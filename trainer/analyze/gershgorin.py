@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.analyze.factors import heading, of_layers
-from trainer.analyze.subject import Finding, Settings, Subject
+from trainer.analyze.loaded_run import Finding, LoadedRun, Settings
 
 SEED = 0
 
@@ -37,10 +37,10 @@ def with_noise(matrix: Tensor, sigma: float, generator: torch.Generator) -> Tens
     return matrix.double().cpu() + noise + noise.T
 
 
-def analyse(subject: Subject, settings: Settings) -> Finding:
+def analyse(run: LoadedRun, settings: Settings) -> Finding:
     """Discs and eigenvalues of every factor before and after noise."""
     rows, shown = [], {}
-    for key, factor in of_layers(subject, settings).items():
+    for key, factor in of_layers(run, settings).items():
         generator = torch.Generator().manual_seed(SEED)
         before = discs(factor.cpu())
         after = discs(with_noise(factor, settings.sigma, generator))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trainer.analyze.subject import Finding, Settings, Subject
-from trainer.command_line import progress
+from trainer.analyze.loaded_run import Finding, LoadedRun, Settings
+from trainer.cli.common import progress
 
 SEED = 0
 REACH = 1.0
@@ -89,18 +89,18 @@ def losses_on(
     return torch.tensor(values, dtype=torch.float64).view(len(y), len(x))
 
 
-def loss_of_weights(subject: Subject, batches: int) -> Loss:
+def loss_of_weights(run: LoadedRun, batches: int) -> Loss:
     """The mean loss over the first training batches, as a function of the parameters."""
-    model = deepcopy(subject.model).eval()
+    model = deepcopy(run.model).eval()
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.train()
             module.track_running_stats = False
-    data = subject.batches(batches)
+    data = run.batches(batches)
 
     @torch.no_grad()
     def loss(weights: dict[str, Tensor]) -> float:
-        losses = [subject.loss(functional_call(model, weights, (batch[0],)), batch) for batch in data]
+        losses = [run.loss(functional_call(model, weights, (batch[0],)), batch) for batch in data]
         return torch.stack(losses).mean().item()
 
     return loss
@@ -129,12 +129,12 @@ def random_plane(loss: Loss, centre: Weights, points: int) -> Plane:
     return Plane("random", axis, axis, losses_on(loss, centre, directions, axis, axis))
 
 
-def trajectory_plane(subject: Subject, loss: Loss, centre: Weights, points: int) -> Plane | None:
+def trajectory_plane(run: LoadedRun, loss: Loss, centre: Weights, points: int) -> Plane | None:
     """None if the run's checkpoints span no plane: there are fewer than three."""
     offsets = []
-    for place in subject.checkpoints:
-        subject.load(place)
-        offsets.append(flat(weights_of(subject.model)) - flat(centre))
+    for place in run.checkpoints:
+        run.load(place)
+        offsets.append(flat(weights_of(run.model)) - flat(centre))
     found = principal_directions(torch.stack(offsets))
     if found is None:
         return None
@@ -152,11 +152,11 @@ def spread(places: Tensor, points: int) -> Tensor:
     return torch.linspace(low - margin, high + margin, points)
 
 
-def analyse(subject: Subject, settings: Settings) -> Finding:
+def analyse(run: LoadedRun, settings: Settings) -> Finding:
     """The loss over both planes, or over the random one alone if the run has fewer than three checkpoints."""
-    centre, loss = weights_of(subject.model), loss_of_weights(subject, settings.batches)
+    centre, loss = weights_of(run.model), loss_of_weights(run, settings.batches)
     planes = [random_plane(loss, centre, settings.points)]
-    if (trajectory := trajectory_plane(subject, loss, centre, settings.points)) is not None:
+    if (trajectory := trajectory_plane(run, loss, centre, settings.points)) is not None:
         planes.append(trajectory)
     here = loss(centre)
     return Finding([row(plane, here) for plane in planes], planes)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.analyze.subject import DoesNotFit, Finding, Known, Settings, Subject
-from trainer.command_line import progress
+from trainer.analyze.loaded_run import DoesNotFit, Finding, Known, LoadedRun, Settings
+from trainer.cli.common import progress
 
 BETA2 = 0.999
 MOST_BINS = 60
@@ -26,7 +26,7 @@ class Histogram(NamedTuple):
     """[bins] of all values."""
 
 
-def second_moment(gradients: Iterable[Mapping[str, Tensor]], beta: float = BETA2) -> dict[str, Tensor]:
+def adam_second_moment(gradients: Iterable[Mapping[str, Tensor]], beta: float = BETA2) -> dict[str, Tensor]:
     """v̂ = v / (1 − βⁿ) after n gradients, v ← β v + (1 − β) g² from zero."""
     v: dict[str, Tensor] = {}
     rest = 1.0  # βⁿ
@@ -62,35 +62,35 @@ def row(layer: str, of: str, series: dict[int, dict[str, float]]) -> dict[str, A
     return {"layer": layer, "of": of, **ends, **spread, "steps": list(series), **lists}
 
 
-def gradients(subject: Subject, count: int, layers: Mapping[str, Known]) -> Iterator[dict[str, Tensor]]:
+def gradients(run: LoadedRun, count: int, layers: Mapping[str, Known]) -> Iterator[dict[str, Tensor]]:
     """Gradients of the layers' weights, one an optimizer's batch, at the weights that the model has."""
-    parts = subject.trainer.config.loop.accumulate
-    batches = subject.batches(count)
-    subject.model.train()
+    parts = run.trainer.config.loop.accumulate
+    batches = run.batches(count)
+    run.model.train()
     for start in range(0, len(batches), parts):
         for batch in batches[start : start + parts]:
-            (subject.loss(subject.model(batch[0]), batch) / parts).backward()
+            (run.loss(run.model(batch[0]), batch) / parts).backward()
         weights = {name: layer.weight for name, layer in layers.items()}
         yield {name: weight.grad.clone() for name, weight in weights.items() if weight.grad is not None}
-        subject.trainer.optimizer.zero_grad()
+        run.trainer.optimizer.zero_grad()
 
 
-def analyse(subject: Subject, settings: Settings) -> Finding:
+def analyse(run: LoadedRun, settings: Settings) -> Finding:
     """Histograms of F̃ and of Adam's second moment at each of the run's checkpoints.
 
     Raises:
         DoesNotFit: the run's optimizer has no factors.
     """
-    optimizer = subject.trainer.optimizer
+    optimizer = run.trainer.optimizer
     if not hasattr(optimizer, "preconditioner"):
-        name = subject.trainer.config.optimizer["name"]
+        name = run.trainer.config.optimizer["name"]
         raise DoesNotFit(f"--what preconditioner needs a run of AdaFisher: optimizer={name} has no factors")
-    layers = subject.layers(settings.layers)
+    layers = run.layers(settings.layers)
     found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
     shown = {}
-    for place in progress(subject.checkpoints, "preconditioner"):
-        step = subject.load(place)
-        moments = second_moment(gradients(subject, settings.batches, layers))
+    for place in progress(run.checkpoints, "preconditioner"):
+        step = run.load(place)
+        moments = adam_second_moment(gradients(run, settings.batches, layers))
         for name, moment in moments.items():
             preconditioner = optimizer.preconditioner(layers[name].weight)
             for of, values in ("adafisher", preconditioner), ("adam", moment):

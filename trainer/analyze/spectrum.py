@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trainer.analyze.factors import heading, of_layers
-from trainer.analyze.subject import Finding, Settings, Subject
+from trainer.analyze.loaded_run import Finding, LoadedRun, Settings
 
 
 def magnitudes(matrix: Tensor) -> Tensor:
@@ -25,9 +25,9 @@ def signal_to_noise(matrix: Tensor) -> float | None:
     return 10 * math.log10((diagonal / size) / (rest / (size * (size - 1))))
 
 
-def analyse(subject: Subject, settings: Settings) -> Finding:
+def analyse(run: LoadedRun, settings: Settings) -> Finding:
     """Spectrum and signal-to-noise ratio of every factor."""
-    factors = of_layers(subject, settings)
+    factors = of_layers(run, settings)
     rows = [
         {**heading(key, factor), "signal_to_noise_db": signal_to_noise(factor)}
         for key, factor in factors.items()

@@ -10,16 +10,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from trainer.command_line import exit_code
-from trainer.compare.command import parse_command
-from trainer.compare.protocol import Comparison, Outcome
-from trainer.compare.record import read_record, write_record
+from trainer.cli.common import exit_code
+from trainer.compare.arguments import parse_command
+from trainer.compare.protocol import ComparisonRun, Outcome
+from trainer.compare.resume import read_record, write_record
 from trainer.compare.runner import Interrupted, Runner
 from trainer.errors import UserError
-from trainer.report.__main__ import write
-from trainer.report.records import as_json
+from trainer.report.output import write
 from trainer.report.render import show, to_stdout
-from trainer.status import FINISHED, PREEMPTED, STATUS, write_status
+from trainer.report.serialize import as_json
+from trainer.rundir.files import STATUS
+from trainer.rundir.status import FINISHED, PREEMPTED, write_status
 
 HELP = """\
 python -m trainer.compare OPTION=VALUE[,VALUE] ... [budget_from=CONTENDER] [tune.OPTION=GRID ...] [compare.dir=FOLDER]
@@ -58,7 +59,7 @@ def compare(argv: Sequence[str]) -> int:
     recorded = read_record(command, folder)
     if recorded is not None:
         command = dataclasses.replace(command, contenders=recorded)
-    comparison = Comparison(command, folder.absolute())
+    comparison = ComparisonRun(command, folder.absolute())
     configs = comparison.check()
     try:
         with Runner(folder.absolute(), console, command.runs) as runner:
@@ -66,7 +67,7 @@ def compare(argv: Sequence[str]) -> int:
                 runner.check(configs)
                 write_record(command, folder)
             write_status(folder, "running")
-            outcome = comparison.carry_out(runner)
+            outcome = comparison.run(runner)
     except Interrupted:
         words = shlex.join([*command.words, f"compare.dir={folder}"])
         print(f"interrupted; go on with: python -m trainer.compare {words}", file=sys.stderr)

@@ -3,9 +3,9 @@
 import re
 from typing import Any
 
-from trainer.compose import parse_overrides
+from trainer.config.compose import parse_overrides
 from trainer.errors import ConfigError
-from trainer.report.sweep import is_number
+from trainer.report.grouping import is_number
 
 CALL = re.compile(r"(?P<kind>log|lin)\((?P<arguments>.*)\)")
 

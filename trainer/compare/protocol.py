@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from trainer.compare.command import Command, Contender, Options, variant
-from trainer.compare.runner import Job, Runner
-from trainer.compose import file_name
-from trainer.config import Config
+from trainer.compare.arguments import Command, Contender, Options, variant
+from trainer.compare.runner import PlannedRun, Runner
+from trainer.config.compose import file_name
+from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.metrics import higher_is_better
-from trainer.report.metrics import choose_metric
-from trainer.report.runs import Run, flatten
+from trainer.options import to_dict
+from trainer.report.grouping import group_keys
+from trainer.report.metric_choice import choose_metric
+from trainer.report.read_runs import RecordedRun, flatten
 from trainer.report.sensitivity import Sensitivity, sensitivities
 from trainer.report.summary import Report, make_report
-from trainer.report.sweep import group_keys
-from trainer.rundir import CONFIG, freeze
-from trainer.schema import plain
+from trainer.rundir.files import CONFIG
+from trainer.rundir.frozen_config import freeze
 
 T = TypeVar("T")
 
@@ -35,13 +36,13 @@ class Outcome:
     """Of the runs with fresh seeds; its sensitivities are the tuning's, too."""
 
 
-class Comparison:
+class ComparisonRun:
     """The runs of a comparison, below ``reference``, ``tune`` and ``runs`` in its folder."""
 
     def __init__(self, command: Command, folder: Path) -> None:
         self.command = command
         self.folder = folder
-        bare = [Run(folder, flatten(plain(c.config)), "queued") for c in command.contenders]
+        bare = [RecordedRun(folder, flatten(to_dict(c.config)), "queued") for c in command.contenders]
         keys = [key for key in group_keys(None, bare) if key not in command.tuned_options]
         self.keys = keys or ["optimizer.name"]
         """The options that make the contenders."""
@@ -59,7 +60,7 @@ class Comparison:
                 variant(each.config, options, command.tuning_seed, seconds)
         return [variant(each.config, {}, command.seeds[0], seconds) for each in command.contenders]
 
-    def carry_out(self, runner: Runner) -> Outcome:
+    def run(self, runner: Runner) -> Outcome:
         """Makes all runs that are not there yet, and the report.
 
         Raises:
@@ -80,7 +81,9 @@ class Comparison:
         metric = metric.replace("val", "test", 1) if command.trials else metric
         report = make_report(runs, by=",".join(self.keys), metric=metric, target=None)
         curves = [*report.sensitivities, *curves]
-        report = dataclasses.replace(report, sensitivities=curves, protocol=self.told(seconds, curves))
+        report = dataclasses.replace(
+            report, sensitivities=curves, protocol=self.protocol_sentences(seconds, curves)
+        )
         return Outcome(seconds, tuned, report)
 
     def measure(self, runner: Runner) -> float:
@@ -115,7 +118,9 @@ class Comparison:
         curves = sensitivities(runs, [*self.keys, *command.tuned_options], metric)
         return tuned, [curve for curve in curves if curve.key in command.tuned_options]
 
-    def job(self, part: str, each: Contender, options: Options, seed: int, seconds: float | None) -> Job:
+    def job(
+        self, part: str, each: Contender, options: Options, seed: int, seconds: float | None
+    ) -> PlannedRun:
         """A run of a contender, its config frozen in its directory."""
         words = [*(f"{key}={value}" for key, value in options.items()), f"seed={seed}"]
         path = self.folder / part / file_name(",".join([each.label, *words]))
@@ -123,10 +128,10 @@ class Comparison:
             budget = [] if seconds is None else [f"loop.max_time={seconds}"]
             overrides = [*each.overrides, *(f"optimizer.{word}" for word in words[:-1]), words[-1], *budget]
             path.mkdir(parents=True, exist_ok=True)
-            freeze(path, plain(variant(each.config, options, seed, seconds)), overrides)
-        return Job(path, " ".join([each.label, *words]), seconds)
+            freeze(path, to_dict(variant(each.config, options, seed, seconds)), overrides)
+        return PlannedRun(path, " ".join([each.label, *words]), seconds)
 
-    def told(self, seconds: float | None, curves: Sequence[Sensitivity]) -> list[str]:
+    def protocol_sentences(self, seconds: float | None, curves: Sequence[Sensitivity]) -> list[str]:
         """What was done, in sentences."""
         command = self.command
         if seconds is None:

@@ -15,17 +15,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.metrics import value
 from trainer.registry import import_plugin
-from trainer.report.runs import Run, read_run
-from trainer.status import FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR, read_status
-from trainer.stop import StopFlag, signals_blocked
+from trainer.report.read_runs import RecordedRun, read_run
+from trainer.rundir.status import FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR, read_status
+from trainer.signals import StopSignal, signals_blocked
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["trainer.__main__", "torch._dynamo"]
+    ["trainer.cli.train", "torch._dynamo"]
 )  # which every optimizer of torch's imports
 
 LOG = "output.log"
@@ -37,7 +37,7 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedRun:
     """A run whose config is frozen in its directory."""
 
     path: Path
@@ -68,7 +68,7 @@ class Runner:
         )
         self.bar = self.progress.add_task("", total=total)
         self.done = 0
-        self.stop = StopFlag()
+        self.stop = StopSignal()
 
     def __enter__(self) -> "Runner":
         self.stop.__enter__()
@@ -91,7 +91,7 @@ class Runner:
         with tempfile.NamedTemporaryFile() as log:
             self._wait(build_all, list(configs), Path(log.name))
 
-    def run(self, jobs: Sequence[Job], what: str) -> list[Run]:
+    def run(self, jobs: Sequence[PlannedRun], what: str) -> list[RecordedRun]:
         """Trains those that have not ended yet, from where they stopped.
 
         A run that fails is one of the results; to have it tried again, remove its directory.
@@ -109,7 +109,7 @@ class Runner:
             self.progress.update(self.bar, completed=self.done)
         return [read_run(job.path) for job in jobs]
 
-    def _tell(self, what: str, job: Job) -> None:
+    def _tell(self, what: str, job: PlannedRun) -> None:
         """Prints a line on a run that has ended."""
         run, status = read_run(job.path), read_status(job.path)
         if run.state == "finished":
@@ -155,14 +155,14 @@ def has_ended(status: Mapping[str, Any]) -> bool:
 
 def train(path: Path, log: Path) -> None:
     """What the process of a run does: the same as the command that goes on with it."""
-    from trainer.__main__ import main  # it has Hydra's command line in it
+    from trainer.cli.train import main  # it has Hydra's command line in it
 
     redirect(log)
     sys.exit(main(["--config-path", str(path), "--config-name", "config"]))
 
 
 def build_all(configs: Sequence[Config], log: Path) -> None:
-    from trainer.build import build
+    from trainer.training.build import build
 
     redirect(log)
     try:

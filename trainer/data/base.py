@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from trainer.options import Count, Fraction, Natural
 from trainer.registry import Registry
-from trainer.schema import Count, Fraction, Natural
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets. Images: float32 [B, C, H, W], int64 [B]. Tokens: int64 [B, T], the next ones [B, T]."""
@@ -59,7 +59,7 @@ class Data:
     Args:
         train: what is trained on.
         evals: what is evaluated on, by name; the first one picks the best checkpoint.
-        facts: what a model may need. Images: num_classes, in_channels, image_size (an int, or height and
+        model_defaults: what a model may need. Images: num_classes, in_channels, image_size (an int, or height and
             width). Tokens: vocab_size, context_length.
         kind: what the inputs are.
         encode, decode: text to tokens (int64 [T]) and back, where tokens stand for text; encode raises ValueError
@@ -68,7 +68,7 @@ class Data:
 
     train: Split
     evals: dict[str, Split]
-    facts: dict[str, Any]
+    model_defaults: dict[str, Any]
     kind: Literal["images", "tokens"]
     encode: Callable[[str], Tensor] | None = None
     decode: Callable[[Tensor], str] | None = None

@@ -9,7 +9,7 @@ from trainer.data.base import DATA, Data
 from trainer.data.download import download
 from trainer.data.images import Augmentation, memory_images
 from trainer.errors import DataError
-from trainer.schema import Natural
+from trainer.options import Natural
 
 
 @DATA.register("cifar10")

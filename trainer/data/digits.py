@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainer.data.base import DATA, Data
 from trainer.data.images import Augmentation, memory_images
-from trainer.schema import Natural
+from trainer.options import Natural
 
 FILE = Path(__file__).with_name("digits.npz")
 SPLIT_SEED = 0

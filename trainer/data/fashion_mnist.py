@@ -13,7 +13,7 @@ from trainer.data.base import DATA, Data
 from trainer.data.download import download
 from trainer.data.images import Augmentation, memory_images
 from trainer.errors import DataError
-from trainer.schema import Natural
+from trainer.options import Natural
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 TORCHVISION = Path("FashionMNIST", "raw")

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainer.data.base import DATA, Batch, Data, LazySplit
 from trainer.data.random import mix
 from trainer.errors import ConfigError, DataError
-from trainer.schema import Count, Range
+from trainer.options import Count, Range
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's training set
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -61,7 +61,7 @@ def image_folder(
     return Data(
         train=split(train),
         evals={"test": split(test)},
-        facts={"num_classes": len(classes), "in_channels": 3, "image_size": image_size},
+        model_defaults={"num_classes": len(classes), "in_channels": 3, "image_size": image_size},
         kind="images",
     )
 

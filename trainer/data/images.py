@@ -165,7 +165,7 @@ def memory_images(
     return Data(
         train=split(images, labels, augmentation),
         evals={"test": split(*test)},
-        facts={
+        model_defaults={
             "num_classes": num_classes,
             "in_channels": channels,
             "image_size": height if height == width else (height, width),

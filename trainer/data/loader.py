@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from trainer.data.base import Batch, LazySplit, Split
 from trainer.data.random import mix
 from trainer.errors import ConfigError, DataError
-from trainer.stop import signals_blocked
+from trainer.signals import signals_blocked
 
 Plan = tuple[Tensor, int | None]
 """A batch to be made: sample numbers (int64 [B]) and the augmentation key."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from trainer.data.base import DATA, Data
 from trainer.data.images import Augmentation, memory_images
 from trainer.data.tokens import PackedTokens
-from trainer.schema import Count, NonNegative
+from trainer.options import Count, NonNegative
 
 DATA_SEED = 0  # not the run's: all runs share the set
 CHAINS = 64
@@ -85,6 +85,6 @@ def synthetic_tokens(
     return Data(
         train=draw(train_samples),
         evals={"val": draw(val_samples)},
-        facts={"vocab_size": vocab_size, "context_length": context_length},
+        model_defaults={"vocab_size": vocab_size, "context_length": context_length},
         kind="tokens",
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.data.base import DATA, Data
 from trainer.data.tokens import PackedTokens
 from trainer.errors import ConfigError, DataError, MissingExtra, nearest
-from trainer.schema import Count, Range
+from trainer.options import Count, Range
 
 Encode = Callable[[str], Tensor]
 Decode = Callable[[Tensor], str]
@@ -48,7 +48,7 @@ def text(
     return Data(
         train=PackedTokens(splits["train"], context_length, device),
         evals={"val": PackedTokens(splits["val"], context_length, device)},
-        facts={"vocab_size": vocab_size, "context_length": context_length},
+        model_defaults={"vocab_size": vocab_size, "context_length": context_length},
         kind="tokens",
         encode=encode,
         decode=decode,

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from trainer.models.base import MODELS, fact, height_width
-from trainer.schema import Count
+from trainer.models.base import MODELS, height_width, required_from_data
+from trainer.options import Count
 
 
 @MODELS.register("autoencoder", objective="reconstruction")
@@ -23,7 +23,7 @@ class Autoencoder(nn.Module):
     ) -> None:
         super().__init__()
         height, width = height_width(image_size)
-        sizes = [fact("in_channels", in_channels) * height * width, *widths]
+        sizes = [required_from_data("in_channels", in_channels) * height * width, *widths]
         self.encoder = _layers(sizes)
         self.decoder = _layers(sizes[::-1])
 

@@ -16,7 +16,7 @@ images)."""
 Fact = TypeVar("Fact")
 
 
-def fact(name: str, value: Fact | None) -> Fact:
+def required_from_data(name: str, value: Fact | None) -> Fact:
     """The value of an option that the data set fills in where the user leaves it null.
 
     Raises:
@@ -33,7 +33,7 @@ def height_width(image_size: int | tuple[int, int] | None) -> tuple[int, int]:
     """Height and width of an image whose size is given as one number if it is square."""
     if isinstance(image_size, int):
         return image_size, image_size
-    return fact("image_size", image_size)
+    return required_from_data("image_size", image_size)
 
 
 def check_forward(model: nn.Module, arch: str, channels: int, size: tuple[int, int], classes: int) -> None:

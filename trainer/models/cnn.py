@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError
-from trainer.models.base import MODELS, fact, height_width
-from trainer.schema import Count, Fraction
+from trainer.models.base import MODELS, height_width, required_from_data
+from trainer.options import Count, Fraction
 
 
 @MODELS.register("cnn")
@@ -33,7 +33,7 @@ class CNN(nn.Module):
                 f"model.widths={list(widths)} halves the image {len(widths) - 1} times and needs {needed} "
                 f"pixels a side, but there are {side}: give fewer widths"
             )
-        channels = fact("in_channels", in_channels)
+        channels = required_from_data("in_channels", in_channels)
         stages: list[nn.Module] = []
         for i, width in enumerate(widths):
             if i > 0:
@@ -43,7 +43,7 @@ class CNN(nn.Module):
             channels = width
         self.features = nn.Sequential(*stages)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(channels, fact("num_classes", num_classes))
+        self.head = nn.Linear(channels, required_from_data("num_classes", num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.features(images)  # [B, C, H, W] -> [B, widths[-1], h, w]

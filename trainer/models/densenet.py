@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError
-from trainer.models.base import MODELS, fact, height_width
-from trainer.schema import Count
+from trainer.models.base import MODELS, height_width, required_from_data
+from trainer.options import Count
 
 GROWTH = 32
 DEPTHS = (6, 12, 24, 16)
@@ -44,7 +44,7 @@ def densenet121_cifar(
         raise ConfigError("model=densenet121_cifar halves the image 3 times and needs 8 pixels a side")
     channels = 2 * GROWTH
     layers: list[nn.Module] = [
-        nn.Conv2d(fact("in_channels", in_channels), channels, 3, padding=1, bias=False)
+        nn.Conv2d(required_from_data("in_channels", in_channels), channels, 3, padding=1, bias=False)
     ]
     for i, depth in enumerate(DEPTHS):
         if i > 0:  # between blocks: half the channels, half the image
@@ -53,4 +53,4 @@ def densenet121_cifar(
         layers += [Dense(channels + GROWTH * j) for j in range(depth)]
         channels += GROWTH * depth
     layers += [nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]  # [B, channels]
-    return nn.Sequential(*layers, nn.Linear(channels, fact("num_classes", num_classes)))
+    return nn.Sequential(*layers, nn.Linear(channels, required_from_data("num_classes", num_classes)))

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError
-from trainer.models.base import MODELS, fact
-from trainer.schema import Count, Fraction
+from trainer.models.base import MODELS, required_from_data
+from trainer.options import Count, Fraction
 
 
 class Attention(nn.Module):
@@ -71,8 +71,8 @@ class GPT(nn.Module):
         super().__init__()
         if width % heads:
             raise ConfigError(f"model.width={width} must be a multiple of model.heads={heads}")
-        vocab_size = fact("vocab_size", vocab_size)
-        self.context_length = fact("context_length", context_length)
+        vocab_size = required_from_data("vocab_size", vocab_size)
+        self.context_length = required_from_data("context_length", context_length)
         self.tokens = nn.Embedding(vocab_size, width)
         self.positions = nn.Embedding(self.context_length, width)
         self.dropout = nn.Dropout(dropout)

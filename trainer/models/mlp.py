@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from trainer.models.base import MODELS, fact, height_width
-from trainer.schema import Count, Fraction
+from trainer.models.base import MODELS, height_width, required_from_data
+from trainer.options import Count, Fraction
 
 
 @MODELS.register("mlp")
@@ -17,9 +17,9 @@ def mlp(
 ) -> nn.Module:
     """Linear, ReLU and dropout for each width, then a linear classifier: [B, C, H, W] -> [B, num_classes]."""
     height, width = height_width(image_size)
-    features = fact("in_channels", in_channels) * height * width
+    features = required_from_data("in_channels", in_channels) * height * width
     layers: list[nn.Module] = [nn.Flatten()]  # [B, C, H, W] -> [B, C * H * W]
     for hidden in widths:
         layers += [nn.Linear(features, hidden), nn.ReLU(), nn.Dropout(dropout)]
         features = hidden
-    return nn.Sequential(*layers, nn.Linear(features, fact("num_classes", num_classes)))
+    return nn.Sequential(*layers, nn.Linear(features, required_from_data("num_classes", num_classes)))

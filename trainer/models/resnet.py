@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from trainer.models.base import MODELS, fact
-from trainer.schema import Count
+from trainer.models.base import MODELS, required_from_data
+from trainer.options import Count
 
 
 class Basic(nn.Module):
@@ -65,7 +65,9 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         channels = 64
-        self.stem = nn.Sequential(_conv_norm(fact("in_channels", in_channels), channels, 3, 1), nn.ReLU())
+        self.stem = nn.Sequential(
+            _conv_norm(required_from_data("in_channels", in_channels), channels, 3, 1), nn.ReLU()
+        )
         blocks: list[nn.Module] = []
         for stage, depth in enumerate(depths):
             width = 64 * 2**stage
@@ -73,7 +75,7 @@ class ResNet(nn.Module):
                 blocks.append(block(channels, width, stride=2 if stage > 0 and i == 0 else 1))
                 channels = width * block.expansion
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(channels, fact("num_classes", num_classes))
+        self.head = nn.Linear(channels, required_from_data("num_classes", num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)  # [B, C, H, W] -> [B, 64, H, W]

@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from trainer.errors import ConfigError, MissingExtra
-from trainer.models.base import MODELS, check_forward, fact, height_width, one_line
-from trainer.schema import Count
+from trainer.models.base import MODELS, check_forward, height_width, one_line, required_from_data
+from trainer.options import Count
 
 
 @MODELS.register("timm")
@@ -38,7 +38,10 @@ def timm(
         close = get_close_matches(arch, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ConfigError(f"unknown model.arch={arch}{hint} (timm.list_models() lists them all)")
-    channels, classes = fact("in_channels", in_channels), fact("num_classes", num_classes)
+    channels, classes = (
+        required_from_data("in_channels", in_channels),
+        required_from_data("num_classes", num_classes),
+    )
     try:
         model = timm.create_model(arch, pretrained, num_classes=classes, in_chans=channels, **options)
     except Exception as error:  # from a wrong option to weights that are not there

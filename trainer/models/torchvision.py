@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 
 from trainer.errors import ConfigError, nearest
-from trainer.models.base import MODELS, check_forward, fact, height_width, one_line
-from trainer.schema import Count
+from trainer.models.base import MODELS, check_forward, height_width, one_line, required_from_data
+from trainer.options import Count
 
 
 @MODELS.register("torchvision")
@@ -31,7 +31,10 @@ def torchvision(
 
     if arch not in (known := models.list_models(module=models)):
         raise ConfigError(f"unknown model.arch={arch}{nearest(arch, known)}")
-    channels, classes = fact("in_channels", in_channels), fact("num_classes", num_classes)
+    channels, classes = (
+        required_from_data("in_channels", in_channels),
+        required_from_data("num_classes", num_classes),
+    )
     size = height_width(image_size)
     if pretrained and channels != 3:
         raise ConfigError(f"model.pretrained=true needs images of 3 channels, not {channels}")

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from trainer.metrics import higher_is_better
+from trainer.options import Count, Natural
 from trainer.registry import Registry
-from trainer.schema import Count, Natural
 
 SINKS = Registry("sink")
 

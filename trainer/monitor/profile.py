@@ -21,13 +21,13 @@ class Profile(Sink):
     Args:
         run: the trace goes to ``profile/`` in its directory.
         steps: to record.
-        told: hears of it; its sinks are closed after this one.
+        parent: hears of it; its sinks are closed after this one.
     """
 
-    def __init__(self, run: RunInfo, steps: int, told: Sink) -> None:
+    def __init__(self, run: RunInfo, steps: int, parent: Sink) -> None:
         self.folder = run.directory / "profile"
         self.steps = steps
-        self.told = told
+        self.parent = parent
         self._progress = Progress(run.resumed_step, epoch=0.0, seconds=0.0, fraction=0.0)
         self._first = run.resumed_step + 1 + WARM_UP + 1
         self._profile: profile | None = None
@@ -46,7 +46,7 @@ class Profile(Sink):
         last = self._progress.step
         self._end()
         if last < self._first:
-            self.told.message(f"no profile: step {self._first} is the first that is recorded", "warning")
+            self.parent.message(f"no profile: step {self._first} is the first that is recorded", "warning")
 
     def _begin(self) -> profile:
         activities = [ProfilerActivity.CPU]
@@ -72,10 +72,10 @@ class Profile(Sink):
         path = self.folder / f"{steps.replace(' ', '_')}.json.gz"
         self.folder.mkdir(exist_ok=True)
         recorded.export_chrome_trace(str(path))
-        self.told.message(
+        self.parent.message(
             f"profile of {steps}: {path}; open it at https://ui.perfetto.dev or chrome://tracing"
         )
         order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        self.told.text(
+        self.parent.text(
             self._progress, f"profile/{steps}", recorded.key_averages().table(sort_by=order, row_limit=ROWS)
         )

@@ -2,9 +2,9 @@
 
 from trainer.optim import pytorch_optimizer
 from trainer.optim.adafisher import AdaFisher, AdaFisherW
-from trainer.optim.groups import OptimizerOptions, param_groups
+from trainer.optim.param_groups import OptimizerOptions, param_groups
 from trainer.optim.schedules import SCHEDULES, Schedule, ScheduleOptions
-from trainer.optim.zoo import OPTIMIZERS
+from trainer.optim.torch_optimizers import OPTIMIZERS
 
 __all__ = [
     "OPTIMIZERS",

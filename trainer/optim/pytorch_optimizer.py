@@ -8,8 +8,8 @@ from torch.optim import Optimizer
 
 from trainer.errors import ConfigError, MissingExtra, nearest, one_line
 from trainer.optim.muon import split_matrices
-from trainer.optim.zoo import OPTIMIZERS, Groups
-from trainer.schema import NonNegative
+from trainer.optim.torch_optimizers import OPTIMIZERS, Groups
+from trainer.options import NonNegative
 
 CREATE_GRAPH = {"adahessian", "sophiah"}
 """Those that differentiate the gradient once more."""

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trainer.options import Fraction, NonNegative, Positive, Range
 from trainer.registry import Registry
-from trainer.schema import Fraction, NonNegative, Positive, Range
 
 Factor = Callable[[float], float]
 """Maps the fraction of the budget spent after the warm-up, 0 to 1, to a factor of the base learning rate."""

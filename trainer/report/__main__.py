@@ -8,13 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from trainer.command_line import Parser, exit_code
-from trainer.errors import ConfigError, MissingExtra
-from trainer.report.records import as_json, csv_text
-from trainer.report.render import markdown, show, to_stdout
-from trainer.report.runs import read_runs
-from trainer.report.summary import Report, make_report
-from trainer.status import FINISHED
+from trainer.cli.common import Parser, exit_code
+from trainer.errors import MissingExtra
+from trainer.report.output import write
+from trainer.report.read_runs import read_runs
+from trainer.report.render import show, to_stdout
+from trainer.report.serialize import as_json
+from trainer.report.summary import make_report
+from trainer.rundir.status import FINISHED
 
 
 def parser() -> Parser:
@@ -61,25 +62,6 @@ def run(args: Namespace) -> int:
         else:
             show(report, Console())
     return FINISHED
-
-
-def write(report: Report, folder: Path) -> None:
-    """Writes report.md, report.csv and, where matplotlib is installed, the plots.
-
-    Raises:
-        ConfigError: the folder cannot be written to.
-    """
-    figures: list[str] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if find_spec("matplotlib"):
-            from trainer.report.plots import plot_all  # takes a second
-
-            figures = plot_all(report, folder)
-        (folder / "report.md").write_text(markdown(report, figures))
-        (folder / "report.csv").write_text(csv_text(report))
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

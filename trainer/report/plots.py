@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
-from trainer.report.runs import Point, Run
+from trainer.report.grouping import Group
+from trainer.report.read_runs import MetricPoint, RecordedRun
 from trainer.report.sensitivity import Sensitivity
 from trainer.report.summary import Report
-from trainer.report.sweep import Group
 
 COLORS = [f"C{i}" for i in range(10)]
 STYLES = ["-", "--", "-.", ":"]
@@ -35,7 +35,7 @@ def plot_all(report: Report, folder: Path) -> list[str]:
     return names
 
 
-def curve(run: Run, metric: str) -> list[Point]:
+def curve(run: RecordedRun, metric: str) -> list[MetricPoint]:
     return run.evaluations.get(metric) or run.training.get(metric, [])
 
 
@@ -100,7 +100,7 @@ def draw(panel: Axes, group: Group, metric: str, axis: Axis, style: dict[str, An
             panel.plot(*xy.T, linewidth=0.7, marker="x", markevery=[-1], label=label, **style)
 
 
-def coordinates(points: Iterable[Point], axis: Axis) -> np.ndarray:
+def coordinates(points: Iterable[MetricPoint], axis: Axis) -> np.ndarray:
     """Steps or seconds, and values, of shape [points, 2]."""
     pairs = [(getattr(point, axis), point.value) for point in points if getattr(point, axis) is not None]
     return np.array(pairs, dtype=float).reshape(-1, 2)

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from trainer.report.notes import notes
+from trainer.report.caveats import notes
+from trainer.report.formatting import method, verdict
 from trainer.report.summary import Report
 from trainer.report.tables import tables
-from trainer.report.words import method, verdict
 
 
 @contextmanager

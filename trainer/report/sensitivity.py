@@ -7,8 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from trainer.metrics import higher_is_better
-from trainer.report.runs import Run
-from trainer.report.sweep import Group, group, is_number
+from trainer.report.grouping import Group, group, is_number
+from trainer.report.read_runs import RecordedRun
 
 MIN_VALUES = 3
 """Values of an option that make a curve."""
@@ -42,7 +42,7 @@ class Sensitivity:
     curves: list[Curve]
 
 
-def sensitivities(runs: Sequence[Run], keys: Sequence[str], metric: str) -> list[Sensitivity]:
+def sensitivities(runs: Sequence[RecordedRun], keys: Sequence[str], metric: str) -> list[Sensitivity]:
     """One for each of the options by which the runs are grouped that has curves."""
     found = []
     for key in keys:
@@ -63,7 +63,7 @@ def curve_of(group: Group, key: str, metric: str) -> Curve:
     return Curve(group.label, tried, means, best)
 
 
-def finals(runs: Sequence[Run], key: str, metric: str) -> dict[float, list[float]]:
+def finals(runs: Sequence[RecordedRun], key: str, metric: str) -> dict[float, list[float]]:
     """The last value of the metric of each run that counts, by the option's value; runs under way are left out."""
     found: dict[float, list[float]] = {}
     for each in sorted(group(runs, [key]), key=lambda each: each.values[key]):

@@ -7,11 +7,11 @@ from itertools import combinations
 from statistics import fmean, median
 
 from trainer.metrics import higher_is_better
-from trainer.report.metrics import best, choose_metric, first_at
-from trainer.report.runs import Run
+from trainer.report.grouping import Group, group, group_keys
+from trainer.report.metric_choice import best, choose_metric, first_at
+from trainer.report.read_runs import RecordedRun
 from trainer.report.sensitivity import Sensitivity, sensitivities
 from trainer.report.statistics import Difference, Interval, compare, holm, mean_interval
-from trainer.report.sweep import Group, group, group_keys
 
 LEVEL = 0.005
 """Corrected p value below which a difference is claimed (Benjamin et al., Redefine statistical significance, 2018).
@@ -55,7 +55,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairwiseComparison:
     """The best group against another."""
 
     best: str
@@ -76,13 +76,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Report:
-    runs: list[Run]
+    runs: list[RecordedRun]
     keys: list[str]
     """The options by which the runs are grouped."""
     metric: str
     target: float | None
     summaries: list[Summary]
-    comparisons: list[Comparison]
+    comparisons: list[PairwiseComparison]
     tests: int
     """Pairs of groups that were tested, for which the p values are corrected."""
     sensitivities: list[Sensitivity]
@@ -90,7 +90,9 @@ class Report:
     """How the runs were made, in sentences, where that is known."""
 
 
-def make_report(runs: list[Run], *, by: str | None, metric: str | None, target: float | None) -> Report:
+def make_report(
+    runs: list[RecordedRun], *, by: str | None, metric: str | None, target: float | None
+) -> Report:
     """Groups, summarises and compares runs.
 
     Args:
@@ -146,7 +148,7 @@ def reach(group: Group, metric: str, target: float) -> Reached:
     return Reached(len(points), len(points) + ended, middle([float(p.step) for p in points]), middle(seconds))
 
 
-def compare_all(summaries: Sequence[Summary], metric: str) -> tuple[list[Comparison], int]:
+def compare_all(summaries: Sequence[Summary], metric: str) -> tuple[list[PairwiseComparison], int]:
     """Compares the group of the best mean with every other, and tells how many pairs were tested."""
     sound = [s for s in summaries if s.finals and all(map(math.isfinite, s.finals.values()))]
     if not sound or len(summaries) < 2:
@@ -164,5 +166,5 @@ def compare_all(summaries: Sequence[Summary], metric: str) -> tuple[list[Compari
     }
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     pairs = [(labels[0], s.group.label) for s in summaries if s is not ranked[0]]
-    found = [Comparison(*pair, differences.get(pair), corrected.get(pair)) for pair in pairs]
+    found = [PairwiseComparison(*pair, differences.get(pair), corrected.get(pair)) for pair in pairs]
     return found, len(tested)

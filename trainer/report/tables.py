@@ -4,11 +4,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 from trainer.metrics import memory
-from trainer.report.runs import STATES
+from trainer.report.formatting import NONE, basis, difference, duration, interval, number, p_value, remark
+from trainer.report.grouping import shown
+from trainer.report.read_runs import STATES
 from trainer.report.sensitivity import Curve, Sensitivity
 from trainer.report.summary import Report, Summary
-from trainer.report.sweep import shown
-from trainer.report.words import NONE, basis, difference, duration, interval, number, p_value, remark
 
 
 @dataclass(frozen=True)

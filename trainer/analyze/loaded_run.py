@@ -1,0 +1,172 @@
+"""What is analysed: the model of a run at one of its checkpoints, opened for reading."""
+
+import pickle
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+from yaml import YAMLError
+
+from trainer.checkpoint import storage
+from trainer.config.compose import load_plugins, resolve
+from trainer.data import Batch
+from trainer.errors import CheckpointError, ConfigError, DataError, UserError, nearest, one_line
+from trainer.rundir.files import CONFIG
+from trainer.training.build import build
+from trainer.training.loop import Trainer
+
+Known = nn.Linear | nn.Conv2d
+"""Layers whose full factors are computed."""
+LARGEST = 1024
+"""Columns of a layer that is looked at without being asked for: eigenvalues take time with their cube."""
+
+
+class DoesNotFit(UserError):
+    """An analysis needs something that this run does not have."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is computed."""
+
+    layers: str | None = None
+    """A pattern of layer names, such as ``features.*``; None: the first, a middle and the last one."""
+    batches: int = 4
+    """Training batches that a mean is over."""
+    points: int = 17
+    """Points a side of a loss landscape."""
+    sigma: float = 1e-3
+    """Standard deviation of the noise that is added off the diagonal."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an analysis found."""
+
+    rows: list[dict[str, Any]]
+    """Numbers, strings and lists of numbers by name; a row is a layer's factor, a checkpoint or a plane."""
+    shown: Any = field(repr=False)
+    """What the figure is drawn from."""
+
+
+class LoadedRun:
+    """A run's model and optimizer, as they were at a checkpoint. Nothing in the run is changed.
+
+    Args:
+        path: a run directory, of which the newest checkpoint is taken, or one of its checkpoints.
+
+    Raises:
+        UserError: it is neither, or the run cannot be built any more, for instance because its data is gone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.run, self.checkpoint = find(path)
+        self.checkpoints = storage.list_checkpoints(self.run / "checkpoints")[::-1]
+        """All of the run's, in the order of training."""
+        self.trainer = open_run(self.run)
+        self.model = self.trainer.model
+        self.load(self.checkpoint)
+
+    def load(self, place: Path) -> int:
+        """Puts model and optimizer to where they were at a checkpoint, and returns its step.
+
+        Raises:
+            CheckpointError: it is damaged, or another model's.
+        """
+        try:
+            content = storage.read(place)
+            values = pickle.loads(content["values"])
+        except storage.UNREADABLE as error:
+            raise CheckpointError(
+                f"{place} is damaged: {type(error).__name__}: {one_line(error)[:200]}"
+            ) from None
+        self.trainer.state.load(content, values)
+        torch.manual_seed(self.trainer.config.seed)  # of dropout
+        return self.trainer.counters.step
+
+    def batches(self, count: int) -> list[Batch]:
+        """The run's first training batches, augmented as they were; of an accumulated batch its parts."""
+        loader = self.trainer.state.loader
+        loader.load_state_dict({"epoch": 0, "batch": 0})
+        parts = [part for _ in range(count) for part in loader.next_batch()]
+        loader.close()
+        return parts
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The training loss of a batch, a mean over its samples."""
+        return self.trainer.objective(outputs, *batch)[0]
+
+    def layers(self, pattern: str | None) -> dict[str, Known]:
+        """The layers of a pattern, or if there is none, the first, a middle and the last one of moderate size.
+
+        Raises:
+            ConfigError: the pattern matches none.
+            DoesNotFit: the model has none.
+        """
+        known = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, Known) and type(module).forward in (nn.Linear.forward, nn.Conv2d.forward)
+        }
+        if not known:
+            raise DoesNotFit(f"the model of {self.run} has no Linear or Conv2d layer")
+        if pattern is not None:
+            found = {name: module for name, module in known.items() if fnmatchcase(name, pattern)}
+            if not found:
+                raise ConfigError(
+                    f"--layers {pattern!r} matches no Linear or Conv2d layer{nearest(pattern, known)}"
+                )
+            return found
+        moderate = [name for name, module in known.items() if largest_side(module) <= LARGEST]
+        if not moderate:
+            raise DoesNotFit(f"all layers are large: choose with --layers{nearest('', known)}")
+        places = dict.fromkeys((0, len(moderate) // 2, len(moderate) - 1))
+        return {moderate[place]: known[moderate[place]] for place in places}
+
+
+def find(path: Path) -> tuple[Path, Path]:
+    """The run directory and the checkpoint that a path means.
+
+    Raises:
+        DataError, CheckpointError: it is neither a run with a checkpoint nor a checkpoint of a run.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path} is no directory: give a run directory or one of its checkpoints")
+    if (path / storage.MANIFEST).is_file():
+        run, chosen = path.absolute().parent.parent, path.resolve()
+        if not (run / CONFIG).is_file():
+            raise CheckpointError(f"{path} does not lie in a run directory: there is no {run / CONFIG}")
+        return run, chosen
+    if not (path / CONFIG).is_file():
+        raise DataError(
+            f"{path} is no run directory: it has no {CONFIG}; give one, or one of its checkpoints"
+        )
+    found = storage.list_checkpoints(path / "checkpoints")
+    if not found:
+        raise CheckpointError(f"{path} has no checkpoints: the run has written none yet")
+    return path, found[0]
+
+
+def open_run(run: Path) -> Trainer:
+    """Builds a run's parts again, in one process, uncompiled, on the best device that this machine has."""
+    try:
+        frozen = OmegaConf.load(run / CONFIG)
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{run / CONFIG} cannot be read: {one_line(error)[:200]}") from None
+    if not isinstance(frozen, DictConfig):
+        raise ConfigError(f"{run / CONFIG} is not the config of a run")
+    frozen["device"], frozen["parallel"] = "auto", {"name": "none"}
+    OmegaConf.update(frozen, "loop.compile", False)
+    load_plugins([])
+    return build(resolve(frozen))
+
+
+def largest_side(module: Known) -> int:
+    """Columns or rows of a layer's weight, whichever are more."""
+    rows = len(module.weight)
+    return max(rows, module.weight.numel() // rows)

@@ -1,0 +1,1 @@
+"""The command line of ``python -m trainer``, and what all commands share. Imports no torch by itself."""

@@ -1,0 +1,38 @@
+"""What the commands beside training share: exit codes, mistakes in one line, progress bars."""
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Collection, Iterable
+from typing import NoReturn, TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+from trainer.errors import ConfigError, UserError
+from trainer.rundir.status import INTERRUPTED, USER_ERROR
+
+Item = TypeVar("Item")
+
+
+class Parser(ArgumentParser):
+    """Raises ConfigError for what argparse would print its usage and exit for."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """What a command returns; a user's error is told in one line, and Ctrl-C ends it without a traceback."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def progress(items: Collection[Item], doing: str) -> Iterable[Item]:
+    """The items, with a bar on standard error if that is a terminal; it goes when they are through."""
+    console = Console(stderr=True)
+    return track(items, doing, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,151 @@
+"""The typed config of a run: a schema for the fixed groups, and the checks that span several options."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trainer.data import DATA
+from trainer.distributed.strategies import STRATEGIES
+from trainer.errors import ConfigError
+from trainer.models import MODELS
+from trainer.monitor import MonitorOptions
+from trainer.optim import OPTIMIZERS, SCHEDULES
+from trainer.options import Count, Fraction, NonNegative, Positive, build_dataclass, check_options, options_of
+from trainer.registry import Registry
+
+REGISTRIES: dict[str, Registry] = {r.kind: r for r in (MODELS, DATA, OPTIMIZERS, SCHEDULES, STRATEGIES)}
+
+GROUPS = {*REGISTRIES, "precision"}
+"""Those whose choice has a name."""
+
+DEFAULT_EPOCHS = 20
+"""The budget of a run that names none."""
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    max_epochs: Count | None = None
+    """Passes over the training set. At most one of the three budgets is set; with none it is 20 epochs."""
+    max_steps: Count | None = None
+    """Optimizer steps."""
+    max_time: Positive | None = None
+    """Seconds of training, without evaluation and checkpoints, summed over restarts."""
+    accumulate: Count = 1
+    """Micro-batches into which each batch of ``data.batch_size`` samples is split."""
+    clip_norm: Positive | None = None
+    """Largest norm of the gradient over all parameters; a longer one is scaled down to it."""
+    eval_every: Count | str = "1 epoch"
+    """Steps, or ``N epochs``, between evaluations; there is always one at the end."""
+    log_every: Count = 10
+    """Steps between records of training metrics."""
+    ema: Fraction | None = None
+    """Decay per step of an exponential moving average of the weights, evaluated beside the raw ones."""
+    label_smoothing: Fraction = 0.0
+    """Share of the target probability that is spread over all classes, in training only."""
+    patience: Count | None = None
+    """Evaluations without a new best metric after which training stops early."""
+    max_bad_steps: Count = 10
+    """Non-finite losses or gradients in a row after which the run fails; each one's step is skipped."""
+    activation_checkpointing: Literal["none", "full"] | Count = "none"
+    """Which blocks of the model keep their inputs only and run again in the backward pass: all, or every k-th."""
+    compile: bool = False
+    """Compile the model with torch.compile; block by block where it is sharded."""
+    channels_last: bool = False
+    """Keep the model's 4-D tensors in channels-last memory format."""
+
+    @property
+    def eval_interval(self) -> tuple[int, Literal["steps", "epochs"]]:
+        if isinstance(self.eval_every, int):
+            return self.eval_every, "steps"
+        match = re.fullmatch(r"([1-9]\d*) (step|epoch)s?", self.eval_every)
+        if not match:
+            raise ConfigError(
+                f"loop.eval_every={self.eval_every} is wrong: it must be a number of steps or '2 epochs'"
+            )
+        return int(match[1]), "steps" if match[2] == "step" else "epochs"
+
+
+@dataclass(frozen=True)
+class PrecisionOptions:
+    name: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward and backward passes; parameters, optimizer and factors stay float32."""
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    every_steps: Count | None = None
+    """Steps between checkpoints; there is always one at the end of the run and when a signal stops it."""
+    every_minutes: Positive | None = 10.0
+    """Minutes between checkpoints, by the clock on the wall."""
+    async_: bool = False
+    """Copy what is saved and write it while training goes on."""
+    keep_last: Count = 2
+    """Checkpoints that are kept, newest first."""
+    keep_best: bool = True
+    """Write a checkpoint at each new best evaluation and keep the newest of them besides."""
+    resume: str = "auto"
+    """``auto``: go on from the run directory's newest whole checkpoint, if any; ``none``; or the path of
+    another run or checkpoint, from which a new run directory starts."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A dry run that shows what a run on other ranks would hold."""
+
+    world_size: Count
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run. The registry groups stay mappings, checked against what their component registered."""
+
+    name: str
+    model: dict[str, Any]
+    data: dict[str, Any]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    parallel: dict[str, Any]
+    seed: int = 0
+    plugins: list[str] = field(default_factory=list)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    deterministic: bool = False
+    """Take only algorithms that give the same numbers every time, on a GPU too, where they are slower."""
+    dry_run: bool | DryRun = False
+    profile: bool = False
+    loop: LoopOptions = field(default_factory=LoopOptions)
+    precision: PrecisionOptions = field(default_factory=PrecisionOptions)
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    monitor: MonitorOptions = field(default_factory=MonitorOptions)
+
+
+def check_config(values: Mapping[str, Any]) -> Config:
+    """The typed config of plain, resolved values.
+
+    Raises:
+        ConfigError: an option is unknown, of the wrong type, out of range, or excludes another.
+    """
+    # on top of a frozen config, group=name is a value in place of the group's
+    named = {
+        group: {"name": name} for group, name in values.items() if group in GROUPS and isinstance(name, str)
+    }
+    checked = check_options(options_of(Config), {**values, **named}, "")
+    for group, registry in REGISTRIES.items():
+        checked[group] = registry.check(checked[group])
+    config = build_dataclass(Config, checked)
+    if not re.fullmatch(r"[\w.+-]+", config.name):
+        raise ConfigError(f"name={config.name} is wrong: it must be of letters, digits and . _ + -")
+    _check_loop(config.loop, config.schedule["warmup"])
+    return config
+
+
+def _check_loop(loop: LoopOptions, warmup: NonNegative) -> None:
+    budgets = {key: getattr(loop, key) for key in ("max_epochs", "max_steps", "max_time")}
+    given = [f"loop.{key}={value:g}" for key, value in budgets.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} exclude each other: set all but one to null")
+    if loop.max_time is not None and warmup >= 1:
+        raise ConfigError(
+            f"schedule.warmup={warmup:g} counts steps, which loop.max_time does not fix: give a share below 1"
+        )
+    _ = loop.eval_interval

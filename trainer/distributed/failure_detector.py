@@ -1,0 +1,170 @@
+"""How the ranks of a run end together: one that dies, in whatever way, is missed at once by all others."""
+
+import contextlib
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from trainer.rundir.status import CRASHED
+
+GRACE = 1.0
+"""Seconds from the first sign of a failure to the verdict on its cause, so that the signs of others count too."""
+
+BYE = "bye"
+SILENT = "ended without a word: killed, or out of memory"
+
+
+class PeerConnection:
+    """A connection of this rank to the first one, watched by a thread of its own.
+
+    The kernel closes connections however a process ends. The first rank sees which one is gone, or is told by it
+    why it fails, and passes on the verdict; of its own end the others hear by themselves. A rank whose main thread
+    waits in a collective for one that is dead is ended by the watching thread.
+
+    Args:
+        rank: this process's.
+        host, port: where the first rank's `FailureDetector` listens.
+        timeout: seconds for the connection to be made.
+    """
+
+    def __init__(self, rank: int, host: str, port: int, timeout: float) -> None:
+        self.rank = rank
+        self.on_verdict: Callable[[str], None] = print_verdict
+        """Called on the first rank that lives before its process is ended, by the watching thread."""
+        self._verdict = ""
+        self._known = threading.Event()
+        self._ending = threading.Lock()
+        self._main_thread_ends = self._closed = False
+        self._socket = socket.create_connection((host, port), timeout)
+        self._socket.settimeout(None)
+        close_in_forked_children(self._socket)
+        send(self._socket, str(rank))
+        threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
+
+    def fail(self, reason: str) -> str:
+        """Tells the other ranks why this one fails; returns which rank failed first, and why."""
+        with self._ending:  # whoever ends the process by the verdict never lets go of it
+            self._main_thread_ends = True
+        send(self._socket, f"failed {reason}")
+        self._known.wait(5 * GRACE)
+        return self._verdict or f"rank {self.rank}: {reason}"
+
+    def close(self) -> None:
+        """Takes leave: the run is over."""
+        self._closed = True
+        send(self._socket, BYE)
+
+    def _listen(self) -> None:
+        verdict = receive(self._socket)
+        if not verdict and self._closed:
+            return
+        self._verdict = verdict or f"rank 0 {SILENT}"
+        self._known.set()
+        with self._ending:
+            if not self._main_thread_ends:
+                self._end(reporting_rank=0 if verdict else 1)
+
+    def _end(self, reporting_rank: int) -> NoReturn:
+        try:
+            if self.rank == reporting_rank:
+                self.on_verdict(self._verdict)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(CRASHED)
+
+
+def print_verdict(verdict: str) -> None:
+    print(f"crashed: {verdict}", file=sys.stderr)
+
+
+class FailureDetector:
+    """The first rank's end of all lifelines; a thread that ends when all have taken leave.
+
+    Args:
+        count: how many ranks there are.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._server = socket.create_server(("", 0), backlog=count)
+        close_in_forked_children(self._server)
+        self.port: int = self._server.getsockname()[1]
+        self._ranks: dict[socket.socket, int] = {}
+        self._left: set[int] = set()
+        self._signs: dict[int, str] = {}
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._thread.start()
+
+    def join(self, timeout: float) -> None:
+        """Waits until all ranks have taken leave."""
+        self._thread.join(timeout)
+
+    def _watch(self) -> None:
+        selector = selectors.DefaultSelector()
+        selector.register(self._server, selectors.EVENT_READ)
+        verdict_at = float("inf")
+        while len(self._left) < self.count and time.monotonic() < verdict_at:
+            for key, _ in selector.select(0.1 if self._signs else None):
+                if key.fileobj is self._server:
+                    peer, _ = self._server.accept()
+                    close_in_forked_children(peer)
+                    self._ranks[peer] = int(receive(peer))
+                    selector.register(peer, selectors.EVENT_READ)
+                elif self._hear(key.fileobj):  # type: ignore[arg-type]
+                    selector.unregister(key.fileobj)
+            if self._signs:
+                verdict_at = min(verdict_at, time.monotonic() + GRACE)
+        if self._signs:
+            self._pass_on()
+
+    def _hear(self, peer: socket.socket) -> bool:
+        """Takes in what a rank says; returns whether it is gone."""
+        rank, text = self._ranks[peer], receive(peer)
+        if text.startswith("failed "):
+            self._signs.setdefault(rank, f": {text.removeprefix('failed ')}")
+            return False
+        if text != BYE and rank not in self._signs:
+            self._signs[rank] = f" {SILENT}"
+        self._left.add(rank)
+        return True
+
+    def _pass_on(self) -> None:
+        """Whoever vanished is the cause of what others complain of; else it is the first that complained."""
+        vanished = [rank for rank, sign in self._signs.items() if sign.endswith(SILENT)]
+        rank = (vanished or list(self._signs))[0]
+        for peer in self._ranks:
+            send(peer, f"rank {rank}{self._signs[rank]}")
+
+
+def send(peer: socket.socket, line: str) -> None:
+    with contextlib.suppress(OSError):  # it has ended, as its connection will tell
+        peer.sendall(f"{line}\n".encode())
+
+
+def receive(peer: socket.socket) -> str:
+    """The next line; an empty one if the other end is gone."""
+    text = b""
+    try:
+        while not text.endswith(b"\n"):
+            byte = peer.recv(1)
+            if not byte:
+                return ""
+            text += byte
+    except OSError:
+        return ""
+    return text.decode(errors="replace").strip()
+
+
+def close_in_forked_children(connection: socket.socket) -> None:
+    """Data workers, which are forked, do not hold it open; a machine that is cut off is missed in half a minute."""
+    os.register_at_fork(after_in_child=connection.close)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,199 @@
+"""The processes of a run as ranks: who they are, what they agree on, how they end."""
+
+import os
+import pickle
+import re
+import socket
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.distributed.failure_detector import FailureDetector, PeerConnection
+from trainer.errors import UserError, one_line
+
+T = TypeVar("T")
+
+RENDEZVOUS_TIMEOUT = 300.0
+"""Seconds within which all ranks of a run must have started."""
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """A process among those of a run."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    """Among those of its node."""
+    nodes: int = 1
+
+
+def rank_info_from(environ: MutableMapping[str, str]) -> RankInfo | None:
+    """The place that torchrun or srun gave this process; None if it was started alone.
+
+    Under srun the first node of the step and a port made of the job's number, which a requeue keeps, become
+    MASTER_ADDR and MASTER_PORT unless they are set.
+    """
+    if "RANK" in environ and "WORLD_SIZE" in environ:
+        world_size = int(environ["WORLD_SIZE"])
+        nodes = world_size // int(environ.get("LOCAL_WORLD_SIZE", world_size))
+        return RankInfo(int(environ["RANK"]), world_size, int(environ.get("LOCAL_RANK", 0)), nodes)
+    if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # set by srun alone, not in the script of a batch job
+        nodelist = environ.get("SLURM_STEP_NODELIST") or environ["SLURM_JOB_NODELIST"]
+        environ.setdefault("MASTER_ADDR", first_host(nodelist))
+        environ.setdefault("MASTER_PORT", str(10_000 + int(environ["SLURM_JOB_ID"]) % 20_000))
+        return RankInfo(
+            int(environ["SLURM_PROCID"]),
+            int(environ["SLURM_STEP_NUM_TASKS"]),
+            int(environ["SLURM_LOCALID"]),
+            int(environ.get("SLURM_STEP_NUM_NODES", 1)),
+        )
+    return None
+
+
+def first_host(nodelist: str) -> str:
+    """The first of Slurm's hosts: ``node01`` of ``node[01-03,7],gpu5``."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodelist)
+    assert first is not None
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])
+
+
+class Ranks:
+    """The processes that train together, as one of them sees them. A process alone is the first of one.
+
+    Leaving the context takes leave of the others; leaving it by an exception makes them end too.
+    """
+
+    def __init__(
+        self, place: RankInfo, store: dist.Store | None = None, connection: PeerConnection | None = None
+    ) -> None:
+        self.rank, self.world_size, self.local_rank = place.rank, place.world_size, place.local_rank
+        self.nodes = place.nodes
+        self.is_rank0 = place.rank == 0
+        self.store = store
+        self.connection = connection
+        self._detector: FailureDetector | None = None
+        self._exchanges = 0
+
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.fail(f"{type(error).__name__}: {one_line(error)}")
+        elif self.connection:
+            self.connection.close()
+            if self._detector:  # it is the first rank whose end the others would take for a failure
+                self._detector.join(RENDEZVOUS_TIMEOUT)
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+    def start(self, device: torch.device, timeout: float) -> None:
+        """Starts the process group, NCCL for GPUs, Gloo for CPUs, unless it runs already.
+
+        Args:
+            timeout: seconds after which a collective that some rank does not join fails.
+        """
+        assert self.store is not None
+        if dist.is_initialized():
+            return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        self.store.set_timeout(timedelta(seconds=timeout))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=self.store,
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=timedelta(seconds=timeout),
+        )
+
+    # What all ranks call together
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The tensor's sum over all ranks, in place."""
+        if dist.is_initialized():
+            dist.all_reduce(tensor)
+        return tensor
+
+    def all_gather_object(self, value: T) -> list[T]:
+        """Every rank's value, by rank; for what is small and rare, as it goes through the first rank's store."""
+        if self.store is None:
+            return [value]
+        self._exchanges += 1
+        key = f"exchange/{self._exchanges}"
+        self.store.set(f"{key}/{self.rank}", pickle.dumps(value))  # type: ignore[arg-type]
+        values = [pickle.loads(self.store.get(f"{key}/{rank}")) for rank in range(self.world_size)]
+        self.store.delete_key(f"exchange/{self._exchanges - 1}/{self.rank}")  # all have read the last ones
+        return values
+
+    def run_on_all(self, action: Callable[[], T]) -> T:
+        """Does on every rank what may fail on some: a user's error on one of them is raised on all."""
+        result: Any = None
+        mine: UserError | None = None
+        try:
+            result = action()
+        except UserError as error:
+            mine = error
+        errors = self.all_gather_object(mine and str(mine))
+        if mine:
+            raise mine
+        for rank, message in enumerate(errors):
+            if message:
+                raise UserError(f"rank {rank}: {message}")
+        return result
+
+    def run_on_rank0(self, action: Callable[[], T]) -> T:
+        """What an action returns, or a user's error that it raises, on the first rank, which alone does it."""
+        return self.all_gather_object(self.run_on_all(lambda: action() if self.is_rank0 else None))[0]  # type: ignore[return-value]
+
+    # How they end
+
+    def on_peer_failure(self, action: Callable[[str], None]) -> None:
+        """Has an action done, with the cause, when another rank's failure ends this one, the first that lives."""
+        if self.connection:
+            self.connection.on_verdict = action
+
+    def fail(self, reason: str) -> str:
+        """Makes all ranks end, since this one does; returns the cause: which rank failed first, and why."""
+        return self.connection.fail(reason) if self.connection else reason
+
+
+SINGLE_PROCESS = Ranks(RankInfo())
+
+
+def join() -> Ranks:
+    """This process as one of the ranks that torchrun or srun started.
+
+    Raises:
+        UserError: the others did not come.
+    """
+    place = rank_info_from(os.environ)
+    if place is None:
+        return SINGLE_PROCESS
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    try:
+        at_most = timedelta(seconds=RENDEZVOUS_TIMEOUT)
+        opened, _, _ = next(dist.rendezvous("env://", place.rank, place.world_size, timeout=at_most))
+        store = dist.PrefixStore("trainer", opened)
+        detector = FailureDetector(place.world_size) if place.rank == 0 else None
+        if detector:
+            store.set("lifeline", str(detector.port))
+        port = int(store.get("lifeline"))
+        host = "localhost" if detector else os.environ["MASTER_ADDR"]
+        ranks = Ranks(place, store, PeerConnection(place.rank, host, port, RENDEZVOUS_TIMEOUT))
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"rank {place.rank} of {place.world_size} on {socket.gethostname()} did not find the others at "
+            f"{where} within {RENDEZVOUS_TIMEOUT:.0f} s: {one_line(error)}"
+        ) from None
+    ranks._detector = detector
+    return ranks

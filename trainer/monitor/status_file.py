@@ -1,0 +1,35 @@
+"""status.json while a run goes on: its step and its last metrics."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from trainer.monitor.base import Progress, Sink
+from trainer.rundir.status import write_status
+
+
+class StatusSink(Sink):
+    """Keeps the step and the last metrics in status.json up to date while a run goes on."""
+
+    SECONDS = 1.0
+    """Between two writes, at least."""
+
+    def __init__(self, directory: Path, step: int, metrics: Mapping[str, float], primary: str) -> None:
+        self.directory = directory
+        self.primary = primary
+        self.metrics = dict(metrics)
+        self._write(step)
+
+    def train(self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
+        if time.monotonic() - self._written >= self.SECONDS:
+            self._write(progress.step)
+
+    def evaluation(
+        self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]
+    ) -> None:
+        self.metrics = dict(metrics)
+        self._write(progress.step)
+
+    def _write(self, step: int) -> None:
+        write_status(self.directory, "running", step=step, metrics=self.metrics, primary=self.primary)
+        self._written = time.monotonic()

@@ -1,0 +1,78 @@
+"""What a reader of the report must know besides its numbers."""
+
+import json
+from collections import Counter
+
+from trainer.report.grouping import Group, shown, swept_keys
+from trainer.report.read_runs import RecordedRun
+from trainer.report.summary import Report
+
+MACHINE = ("host", "devices", "cpus", "threads", "torch")
+"""Facts of environment.json on which times depend."""
+
+
+def notes(report: Report) -> list[str]:
+    """One line each, the most serious first."""
+    groups = [summary.group for summary in report.summaries]
+    found = [*edges(report), *failures(groups), *mixtures(groups), *repetitions(groups)]
+    found += [*machines(report.runs), *shared_processes(groups)]
+    found += [
+        f"{unreadable} unreadable line(s) left out: {run.path}"
+        for run in report.runs
+        if (unreadable := run.unreadable)
+    ]
+    return found
+
+
+def edges(report: Report) -> list[str]:
+    return [
+        f"The best {each.key} of {curve.label}, {shown(curve.best)}, lies at the edge of what was "
+        f"tried: a better one may lie beyond."
+        for each in report.sensitivities
+        for curve in each.curves
+        if curve.at_edge
+    ]
+
+
+def failures(groups: list[Group]) -> list[str]:
+    return [
+        f"{failed} of {len(group.runs)} runs of {group.label} failed: its means are those of the others."
+        for group in groups
+        if (failed := sum(run.state == "failed" for run in group.runs))
+    ]
+
+
+def mixtures(groups: list[Group]) -> list[str]:
+    """Options that differ within a group, other than the seed."""
+    mixed = dict.fromkeys(key for group in groups for key in swept_keys(group.runs) if key != "seed")
+    return [f"Groups mix runs that differ in {', '.join(mixed)}."] if mixed else []
+
+
+def repetitions(groups: list[Group]) -> list[str]:
+    return [
+        f"{group.repeated} finished run(s) of {group.label} repeat another's config: only the newest counts."
+        for group in groups
+        if group.repeated
+    ]
+
+
+def machines(runs: list[RecordedRun]) -> list[str]:
+    found = []
+    for fact in MACHINE:
+        counts = Counter(json.dumps(run.environment[fact]) for run in runs if fact in run.environment)
+        if len(counts) > 1:
+            values = ", ".join(f"{value} ({n} runs)" for value, n in counts.items())
+            found.append(f"Times may not compare, the runs' {fact} differ: {values}.")
+    return found
+
+
+def shared_processes(groups: list[Group]) -> list[str]:
+    """A process's peak memory is that of the hungriest run it has trained so far."""
+    owners: dict[tuple[str, int], set[str]] = {}
+    for group in groups:
+        for run in group.runs:
+            if run.process:
+                owners.setdefault(run.process, set()).add(group.label)
+    if any(len(labels) > 1 for labels in owners.values()):
+        return ["Memory does not compare: runs of several groups shared a process, whose peak it is."]
+    return []

@@ -1,0 +1,219 @@
+"""Reads run directories as they are: finished or not, with half-written files."""
+
+import json
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from trainer.cli.common import progress
+from trainer.errors import DataError
+from trainer.rundir.files import CONFIG, METRICS, STATUS
+
+STATES = ("finished", "failed", "preempted", "running", "lost", "queued", "unknown", "unreadable")
+"""What status.json says; but lost: it says running, and the process is gone; queued: there is only a config yet;
+unknown: status.json cannot be read; unreadable: config.yaml cannot, so that the run belongs to no group."""
+
+STARTED = {STATUS, METRICS}
+"""Files of which a run that has begun has at least one."""
+
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class MetricPoint(NamedTuple):
+    """A metric's value at an optimizer step."""
+
+    step: int
+    seconds: float | None
+    """Of training until then; None where the clock's record is missing."""
+    value: float
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    path: Path
+    config: dict[str, Any]
+    """Every option by its dotted name."""
+    state: str
+    """One of STATES."""
+    step: int = 0
+    error: str | None = None
+    primary: str | None = None
+    """The metric that picks the best checkpoint, as far as the run's status says."""
+    heard: float | None = None
+    """When status.json was written, in seconds since 1970."""
+    process: tuple[str, int] | None = None
+    """Host and process number."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    evaluations: dict[str, list[MetricPoint]] = field(default_factory=dict)
+    """By metric, in the order of steps."""
+    training: dict[str, list[MetricPoint]] = field(default_factory=dict)
+    seconds_per_step: float | None = None
+    memory_mib: float | None = None
+    """The highest."""
+    unreadable: int = 0
+    """Lines of metrics.jsonl and clock.jsonl that are no records, such as a half-written last one."""
+
+    @property
+    def seed(self) -> Any:
+        return self.config.get("seed")
+
+
+def read_runs(folders: Iterable[Path]) -> list[RecordedRun]:
+    """The runs in these folders and below, each once, by the numbers in their names.
+
+    Raises:
+        DataError: a folder does not exist or has no run in it.
+    """
+    paths: dict[Path, None] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(
+                f"{folder} is no directory: give directories of runs, such as outputs/sweeps/DATE"
+            )
+        found = sorted(find_runs(folder), key=natural)
+        if not found:
+            raise DataError(
+                f"{folder} has no run in it: a run is a directory with config.yaml and status.json"
+            )
+        paths |= dict.fromkeys(path.resolve() for path in found)
+    runs = [read_run(path) for path in progress(paths, "reading")]
+    if all(run.state == "unreadable" for run in runs):
+        raise DataError(f"{runs[0].path / CONFIG} cannot be read as a run's config, nor can any other one")
+    return runs
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        if CONFIG in files and (STARTED & set(files) or is_frozen(Path(place))):
+            folders.clear()
+            yield Path(place)
+
+
+def is_frozen(path: Path) -> bool:
+    """Whether a directory's config is a run's, as a launcher leaves it: resolved, with all its parts."""
+    config = read_config(path) or {}
+    return isinstance(config.get("model.name"), str) and "seed" in config
+
+
+def natural(path: Path) -> list[Any]:
+    """A key that sorts 10_run behind 9_run."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def read_run(path: Path) -> RecordedRun:
+    """One run, as far as its files can be read."""
+    config = read_config(path)
+    status = read_json(path / STATUS)
+    started = any((path / name).exists() for name in STARTED)
+    metrics, bad_metrics = read_lines(path / "metrics.jsonl")
+    clock, bad_clock = read_lines(path / "clock.jsonl")
+    seconds = {(record["kind"], record["step"]): record["seconds"] for record in clock}
+    return RecordedRun(
+        path=path,
+        config=config or {},
+        state="unreadable" if config is None else state_of(status) if started else "queued",
+        step=max([status.get("step", 0), *(record["step"] for record in metrics)]),
+        error=status.get("error"),
+        primary=status.get("primary"),
+        heard=status.get("time"),
+        process=(status["host"], status["pid"]) if "pid" in status else None,
+        environment=read_json(path / "environment.json"),
+        evaluations=points(metrics, "evaluation", seconds),
+        training=points(metrics, "train", seconds),
+        seconds_per_step=seconds_per_step(clock),
+        memory_mib=max((record["memory_mib"] for record in clock if "memory_mib" in record), default=None),
+        unreadable=bad_metrics + bad_clock,
+    )
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """The options of a run directory's config.yaml by their dotted names; None if it cannot be read."""
+    try:
+        config = yaml.load((path / CONFIG).read_text(), Loader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return flatten(config) if isinstance(config, Mapping) else None
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config's values by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file's object; empty where there is none."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a file but for the curvature's, which are long, and the number of lines that are none."""
+    records, bad = [], 0
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return [], 0
+    for line in lines:
+        if line.startswith(b'{"kind": "curvature"'):
+            continue
+        try:
+            record = json.loads(line)
+            _ = record["kind"], record["step"]
+        except (ValueError, TypeError, KeyError):
+            bad += 1
+        else:
+            records.append(record)
+    return records, bad
+
+
+def points(
+    records: Iterable[Mapping[str, Any]], kind: str, seconds: Mapping[tuple[str, int], float]
+) -> dict[str, list[MetricPoint]]:
+    """The metrics of the records of a kind; numbers that are not finite are strings there."""
+    metrics: dict[str, list[MetricPoint]] = {}
+    for record in records:
+        if record["kind"] == kind:
+            step = record["step"]
+            for name in record.keys() - {"kind", "step", "epoch"}:
+                point = MetricPoint(step, seconds.get((kind, step)), float(record[name]))
+                metrics.setdefault(name, []).append(point)
+    return metrics
+
+
+def seconds_per_step(clock: list[dict[str, Any]]) -> float | None:
+    """From the first record to the last: the first steps, which compile and warm up, do not count."""
+    if len(clock) < 2 or clock[0]["step"] == clock[-1]["step"]:
+        return None
+    first, last = clock[0], clock[-1]
+    return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+
+
+def state_of(status: Mapping[str, Any]) -> str:
+    """What the status says, but for a run of this machine whose process is gone."""
+    state = status.get("state")
+    if state not in STATES:
+        return "unknown"
+    here = status.get("host") == socket.gethostname()
+    return "lost" if state == "running" and here and not alive(status["pid"]) else state
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

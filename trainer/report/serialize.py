@@ -1,0 +1,88 @@
+"""The report for a program: as CSV and JSON, in full precision."""
+
+import csv
+import io
+import math
+from collections import Counter
+from typing import Any
+
+from trainer.report.caveats import notes
+from trainer.report.formatting import verdict
+from trainer.report.read_runs import STATES
+from trainer.report.sensitivity import as_record
+from trainer.report.statistics import Interval
+from trainer.report.summary import Report, Summary
+
+
+def records(report: Report) -> list[dict[str, Any]]:
+    """A flat record of each group, in full precision; None for what is not known."""
+    return [record(summary, report) for summary in report.summaries]
+
+
+def record(summary: Summary, report: Report) -> dict[str, Any]:
+    counts = Counter(run.state for run in summary.group.runs)
+    found: dict[str, Any] = {"group": summary.group.label, **summary.group.values, "metric": report.metric}
+    found |= {"runs": len(summary.group.runs), "counted": len(summary.finals)}
+    found |= {state: counts[state] for state in STATES}
+    found |= {**spread("final", summary.final), **spread("best", summary.best)}
+    if reached := summary.reached:
+        found |= {"target": report.target, "reached": reached.reached, "settled": reached.settled}
+        found |= {"steps_to_target": reached.steps, "seconds_to_target": reached.seconds}
+    found |= {"steps": summary.steps, "seconds": summary.seconds}
+    return found | {"seconds_per_step": summary.seconds_per_step, "memory_mib": summary.memory_mib}
+
+
+def spread(name: str, value: Interval | None) -> dict[str, float | None]:
+    mean, half = (value.mean, value.half) if value else (None, None)
+    return {f"{name}_mean": mean, f"{name}_half_interval": half}
+
+
+def csv_text(report: Report) -> str:
+    rows = records(report)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """All of the report for a program; numbers that are not finite are null."""
+    return without_nan(
+        {
+            "metric": report.metric,
+            "by": report.keys,
+            "groups": records(report),
+            "comparisons": [
+                {
+                    "best": c.best,
+                    "other": c.other,
+                    "claimed": c.claimed,
+                    "p": c.p,
+                    **(spread("difference", c.difference.interval) if c.difference else {}),
+                    "verdict": verdict(c, report.metric),
+                }
+                for c in report.comparisons
+            ],
+            "sensitivities": [as_record(each) for each in report.sensitivities],
+            "runs": [
+                {
+                    "path": str(run.path),
+                    "state": run.state,
+                    "step": run.step,
+                    "seed": run.seed,
+                    "error": run.error,
+                }
+                for run in report.runs
+            ],
+            "notes": notes(report),
+        }
+    )
+
+
+def without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""The directory that a run leaves behind: its status, frozen config and provenance. Imports no torch."""

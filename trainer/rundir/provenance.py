@@ -1,0 +1,53 @@
+"""Where a run comes from: its code with commit and uncommitted changes, versions, host and devices."""
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+CODE = Path(__file__).resolve().parent.parent
+"""The directory of the packages."""
+
+MARK = ".copied.json"
+"""In a copy of the code that is whole: commit and changes that it was made of."""
+
+
+def source() -> dict[str, str | None]:
+    """Commit and changes of the code; None where it is not in a git repository."""
+    if (CODE / MARK).exists():
+        return json.loads((CODE / MARK).read_text())
+    return {"git_commit": git("rev-parse", "HEAD"), "git_diff": git("diff", "HEAD")}
+
+
+def git(*arguments: str) -> str | None:
+    """What git says of the code; None where it is not in a repository."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=CODE, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and uncommitted changes, host and devices."""
+    import torch  # takes seconds, and who reads run directories does not need it
+
+    cuda = torch.cuda.is_available()
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "cuda": torch.version.cuda if cuda else None,
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        **source(),
+    }

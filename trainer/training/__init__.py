@@ -1,0 +1,1 @@
+"""What trains: a run built from its config, the loop, and what each step needs."""

@@ -1,0 +1,120 @@
+"""What a model makes of a few samples, for a person to look at: predictions for images, text that goes on."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config.schema import Config
+from trainer.data import Batch, Data
+from trainer.distributed.strategies import Strategy
+from trainer.errors import ConfigError
+from trainer.monitor import Monitors, Progress
+from trainer.training.objectives import Classification, Objective
+from trainer.training.precision import Precision
+
+CANDIDATES = 128
+"""Images among which wrong predictions are looked for."""
+PROMPT = 32
+"""Tokens of the evaluated text that the model goes on from."""
+
+
+class SampleOutputs:
+    """Shows predictions and samples at evaluations, always of the same images and from the same beginning.
+
+    All ranks take part, since a sharded model needs them; the first one's monitors show it. Whatever is random has
+    a generator of its own, so that training goes on as if nothing had been shown.
+
+    Raises:
+        ConfigError: ``monitor.sample_prompt`` cannot be written in the data's tokens.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        data: Data,
+        objective: Objective,
+        precision: Precision,
+        strategy: Strategy,
+        config: Config,
+    ) -> None:
+        self.model = model
+        self.data = data
+        self.classifies = isinstance(objective, Classification)
+        self.precision = precision
+        self.strategy = strategy
+        self.seed = config.seed
+        self.split = next(iter(data.evals))
+        self.prompt = self._prompt(config.monitor.sample_prompt)
+
+    def show(self, progress: Progress, monitors: Monitors) -> None:
+        options = monitors.options
+        if options.predictions and self.classifies:
+            monitors.predictions(
+                progress, f"{self.split}/predictions", *self.predictions(options.predictions)
+            )
+        if options.sample_tokens and self.data.decode is not None:
+            monitors.text(progress, f"{self.split}/sample", self.sample(options.sample_tokens))
+
+    def predictions(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images [N, C, H, W], predicted classes and true ones [N], N at most ``count``, wrong ones first."""
+        images, targets = self.candidates
+        predicted = self._outputs(images).argmax(-1)
+        chosen = wrong_and_right(predicted == targets, count)
+        return images[chosen], predicted[chosen], targets[chosen]
+
+    def sample(self, length: int) -> str:
+        """The prompt and what the model writes after it."""
+        assert self.data.decode is not None
+        generator = torch.Generator().manual_seed(self.seed)
+        context = self.data.model_defaults["context_length"]
+        with torch.compiler.set_stance("force_eager"):  # the length of the text changes with every token
+            tokens = generate(self._outputs, self.prompt, length, context, generator)
+        return self.data.decode(tokens.cpu())
+
+    @cached_property
+    def candidates(self) -> Batch:
+        """Images from all over the split, whose order may be that of the classes."""
+        split = self.data.evals[self.split]
+        places = torch.linspace(0, len(split) - 1, min(CANDIDATES, len(split))).round().long()
+        return split.batch(places, None)
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        self.model.eval()
+        with self.strategy.inference(), self.precision.autocast():
+            return self.model(inputs)
+
+    def _prompt(self, text: str | None) -> Tensor:
+        """Tokens [T] on the model's device."""
+        if text and self.data.encode is not None:
+            try:
+                return self.data.encode(text).to(self.strategy.device)
+            except ValueError as error:
+                raise ConfigError(f"monitor.sample_prompt={text!r} {error}") from None
+        return self.data.evals[self.split].batch(torch.arange(1), None)[0][0][:PROMPT]
+
+
+def wrong_and_right(correct: Tensor, count: int) -> Tensor:
+    """Places of ``count`` samples: first the wrong ones, up to half as many or to what right ones leave free."""
+    right = correct.nonzero().flatten()
+    wrong = (~correct).nonzero().flatten()[: max(count // 2, count - len(right))]
+    return torch.cat([wrong, right[: count - len(wrong)]])
+
+
+def generate(
+    outputs: Callable[[Tensor], Tensor], prompt: Tensor, length: int, context: int, generator: torch.Generator
+) -> Tensor:
+    """Draws tokens one after the other as the model believes: [T] -> [T + length].
+
+    Args:
+        outputs: tokens [1, T] to logits [1, T, vocabulary], T at most ``context``.
+        generator: on the CPU.
+    """
+    tokens = prompt
+    for _ in range(length):
+        logits = outputs(tokens[None, -context:])[0, -1]
+        drawn = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)
+        tokens = torch.cat([tokens, drawn.to(tokens)])
+    return tokens
