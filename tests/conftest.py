@@ -2,7 +2,7 @@
 
 Tests run on the CPU, so that they are the same on every machine. Those in tests/gpu, and the kernels, run on a GPU by
 
-    TEST_DEVICE=cuda python -m pytest tests/gpu tests/optim/test_gpu_kernels.py
+    TEST_DEVICE=cuda python -m pytest tests/gpu tests/optim/adafisher/test_triton.py
 """
 
 import os

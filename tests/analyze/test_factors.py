@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from trainer.analyze.factors import diagonal_energy, full_factors, second_moment
-from trainer.optim.adafisher.layers import kronecker_layer
+from trainer.optim.adafisher.layers import layer_of
 
 SAMPLES, INSIDE, OUT = 6, 4, 3
 
@@ -83,7 +83,7 @@ def test_convolutions(name: str, entries: int, monkeypatch: pytest.MonkeyPatch) 
     errors = (output - target).detach().movedim(1, -1).flatten(0, 2)
     torch.testing.assert_close(G, second_moment(errors))
 
-    described = kronecker_layer(layer, "paper")
+    described = layer_of(layer, "paper")
     torch.testing.assert_close(A.diagonal(), described.H(x, output.shape))
     torch.testing.assert_close(G.diagonal(), described.S((output - target).detach()))
 

@@ -15,7 +15,7 @@ import yaml
 from trainer.compare.__main__ import main
 from trainer.compare.protocol import rotated
 from trainer.compare.runner import has_ended
-from trainer.report.read_runs import Run, read_run, read_runs
+from trainer.report.read_runs import RecordedRun, read_run, read_runs
 from trainer.rundir.status import read_status
 
 TINY = ["model.widths=[4]", "monitor.sinks=[jsonl]", "checkpoint.keep_best=false", "loop.log_every=2"]
@@ -26,7 +26,7 @@ def compare(capsys: pytest.CaptureFixture[str], folder: Path, *argv: str) -> dic
     return json.loads(capsys.readouterr().out)
 
 
-def by_start(runs: list[Run]) -> list[str]:
+def by_start(runs: list[RecordedRun]) -> list[str]:
     """The names of the runs in the order in which they trained."""
     return [
         run.path.name for run in sorted(runs, key=lambda run: (run.path / "metrics.jsonl").stat().st_mtime)

@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_map
 from trainer.config.compose import compose, hydra_session, load_plugins, resolve
 from trainer.data import Batch
 from trainer.data.base import Split
+from trainer.distributed.dtensor import full_tensor
 from trainer.distributed.ranks import Ranks
 from trainer.monitor import MonitorOptions, Monitors
-from trainer.optim.adafisher.dtensor import whole
 from trainer.training.build import build
 from trainer.training.loop import Trainer
 from trainer.training.run import describe
@@ -77,7 +77,9 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
 
 def gathered(tree: Any) -> Any:
     """The same with tensors whole and detached from everything."""
-    return tree_map(lambda leaf: whole(leaf.detach()).clone() if isinstance(leaf, Tensor) else leaf, tree)
+    return tree_map(
+        lambda leaf: full_tensor(leaf.detach()).clone() if isinstance(leaf, Tensor) else leaf, tree
+    )
 
 
 def assert_same(one: Any, other: Any, tolerance: float = 1e-9, where: str = "") -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.distributed.ranks import end, on_ranks, start_trainer, train
 from tests.distributed.runs import assert_same, outcome, steps, trainer_of
-from tests.kill_and_resume import compare
+from tests.training.kill_and_resume import compare
 from trainer.checkpoint import storage
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.cli.train import main

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kill_and_resume import RUNS, trial
+from tests.training.kill_and_resume import RUNS, trial
 from trainer.cli.train import main
 
 RUN = ["device=cuda", "loop.max_steps=120", "loop.eval_every=60", "data.batch_size=64"]

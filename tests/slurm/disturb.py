@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.kill_and_resume import compare
 from tests.slurm import cluster
 from tests.slurm.cluster import DISTURBED, TINY, Launched, slurm, submit
+from tests.training.kill_and_resume import compare
 
 SHAPES = {
     1: "launch.nodes=1 launch.gpus_per_node=0",

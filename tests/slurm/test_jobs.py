@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from tests.kill_and_resume import compare
 from tests.slurm.cluster import DISTURBED, TINY, Launched, slurm, until
 from tests.slurm.conftest import Sweeps
+from tests.training.kill_and_resume import compare
 from trainer.report.read_runs import read_runs
 
 ROOT = Path(__file__).parents[2]

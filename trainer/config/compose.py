@@ -33,7 +33,7 @@ from trainer.errors import ConfigError, nearest
 from trainer.options import REQUIRED
 from trainer.registry import Entry, import_plugin
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 """The directory of the config groups."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kill_and_resume import RUNS, compare, finish, start, trial
+from tests.training.kill_and_resume import RUNS, compare, finish, start, trial
 from trainer.checkpoint import storage
 from trainer.cli.train import main
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from tests.kill_and_resume import differences
+from tests.training.kill_and_resume import differences
 from trainer.cli.train import main
 from trainer.config.compose import compose, hydra_session, resolve
 from trainer.monitor import MonitorOptions, Monitors

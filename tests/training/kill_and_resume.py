@@ -1,6 +1,6 @@
 """Kills a run with SIGKILL at random moments, resumes it each time, and compares it with an undisturbed one.
 
-    python tests/kill_and_resume.py --kills 30
+    python tests/training/kill_and_resume.py --kills 30
 
 Half of the kills come while a checkpoint is being written. At the end parameters, optimizer state, random numbers
 and metrics.jsonl must be those of the undisturbed run, bit for bit.
@@ -27,7 +27,7 @@ import torch
 from trainer.checkpoint import storage
 from trainer.cli.train import main
 
-LICENSE = Path(__file__).parent.parent / "LICENSE"
+LICENSE = Path(__file__).parents[2] / "LICENSE"
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["trainer.cli.train"])

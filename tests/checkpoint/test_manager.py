@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kill_and_resume import differences
-from tests.test_loop import trainer_of
+from tests.training.kill_and_resume import differences
+from tests.training.test_loop import trainer_of
 from trainer.checkpoint import storage
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.distributed.ranks import SINGLE_PROCESS

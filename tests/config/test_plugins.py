@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kill_and_resume import content
+from tests.training.kill_and_resume import content
 
 COMPONENTS = '''
 import torch
@@ -60,7 +60,7 @@ def package(tmp_path: Path) -> Path:
 
 def run(site: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "trainer", *overrides]
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     environment = {"PYTHONPATH": f"{site}:{root}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         command, cwd=site.parent, env=environment, capture_output=True, text=True, timeout=120
