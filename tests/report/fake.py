@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from trainer.report.read_runs import RecordedRun, flatten
+from trainer.options import flatten
+from trainer.report.read_runs import RecordedRun
 
 
 def config(**options: Any) -> dict[str, Any]:

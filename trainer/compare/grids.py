@@ -5,7 +5,7 @@ from typing import Any
 
 from trainer.config.compose import parse_overrides
 from trainer.errors import ConfigError
-from trainer.report.grouping import is_number
+from trainer.options import is_number
 
 CALL = re.compile(r"(?P<kind>log|lin)\((?P<arguments>.*)\)")
 

@@ -14,10 +14,10 @@ from trainer.config.compose import file_name
 from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.metrics import higher_is_better
-from trainer.options import to_dict
+from trainer.options import flatten, to_dict
 from trainer.report.grouping import group_keys
 from trainer.report.metric_choice import choose_metric
-from trainer.report.read_runs import RecordedRun, flatten
+from trainer.report.read_runs import RecordedRun
 from trainer.report.sensitivity import Sensitivity, sensitivities
 from trainer.report.summary import Report, make_report
 from trainer.rundir.files import CONFIG
@@ -145,7 +145,7 @@ class ComparisonRun:
             metric = curves[0].metric if curves else "the validation split"
             told.append(
                 f"{' and '.join(command.tuned_options)} of each: the best of {trials} trials by {metric}, with "
-                f"seed {command.tuning_seed}, on {command.contenders[0].config.data['holdout']:.0%} of the "
+                f"seed {command.tuning_seed}, on {command.contenders[0].config.loader.holdout:.0%} of the "
                 f"training set, held out in all runs."
             )
         return [*told, f"Command: python -m trainer.compare {shlex.join(command.words)}"]

@@ -14,7 +14,7 @@ options as its columns, so that runs of different optimizers compare.
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from trainer.monitor.base import SINKS, Best, Progress, RunInfo, Sink, Status
 from trainer.monitor.pictures import grid, judged
+from trainer.options import flatten
 
 COMPARED = ("seed", "model", "data", "optimizer", "schedule")
 """What of the config the HPARAMS page shows."""
@@ -132,7 +133,7 @@ def scalars(values: Mapping[str, float]) -> Summary:
 def session_start(config: Mapping[str, Any]) -> Summary:
     """The options of a run as a row of the HPARAMS page."""
     info = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
-    for name, option in flatten({group: config[group] for group in COMPARED if group in config}):
+    for name, option in flatten({group: config[group] for group in COMPARED if group in config}).items():
         if isinstance(option, bool):
             info.hparams[name].bool_value = option
         elif isinstance(option, int | float):
@@ -151,15 +152,6 @@ def session_end(status: Status) -> Summary:
 def hparams(tag: str, **content: Any) -> Summary:
     record = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**content))
     return Summary(value=[Summary.Value(tag=tag, metadata=record, tensor=metadata.NULL_TENSOR)])
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every option with its dotted name."""
-    for key, option in config.items():
-        if isinstance(option, Mapping):
-            yield from flatten(option, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", option
 
 
 def verbatim(text: str) -> str:

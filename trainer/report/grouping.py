@@ -118,10 +118,6 @@ def label(values: dict[str, Any]) -> str:
     return " ".join(words) or "all"
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def shown(value: Any) -> str:
     """A value as one would write it in a config."""
     return json.dumps(value).strip('"')

@@ -13,6 +13,7 @@ import yaml
 
 from trainer.cli.common import progress
 from trainer.errors import DataError
+from trainer.options import flatten
 from trainer.rundir.files import CONFIG, METRICS, STATUS
 
 STATES = ("finished", "failed", "preempted", "running", "lost", "queued", "unknown", "unreadable")
@@ -139,14 +140,6 @@ def read_config(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, yaml.YAMLError):
         return None
     return flatten(config) if isinstance(config, Mapping) else None
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config's values by their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def read_json(path: Path) -> dict[str, Any]:
