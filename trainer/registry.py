@@ -25,12 +25,15 @@ Target = TypeVar("Target", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered component: how it is built, the options it takes, and its tags."""
+    """A registered component."""
 
     name: str
-    target: Callable[..., Any]
+    target: Any
+    """The function or class that builds it."""
     options: Mapping[str, Option]
+    """Its own, by name; those that are common to all of its kind are not among them."""
     tags: Mapping[str, Any] = field(default_factory=dict)
+    """What its kind wants to know of it, such as the objective of a model."""
 
 
 class Registry:

@@ -1,4 +1,4 @@
-"""What a comparison's folder says of itself, so that the same command goes on with it."""
+"""The record of a comparison in its folder, by which the same command resumes it."""
 
 import shlex
 from pathlib import Path
@@ -17,7 +17,7 @@ RECORD = "comparison.yaml"
 
 
 def write_record(command: Command, folder: Path) -> None:
-    """Makes the folder of a new comparison.
+    """Makes the folder of a new comparison, with its record.
 
     Raises:
         UserError: it cannot be made.
@@ -35,11 +35,11 @@ def write_record(command: Command, folder: Path) -> None:
 
 
 def read_record(command: Command, folder: Path) -> list[Contender] | None:
-    """The contenders as they were when the comparison in this folder began; None if there is none.
+    """Reads the contenders as they were when the comparison in this folder began; None if there is none.
 
     Raises:
-        UserError: it is another comparison's folder.
-        DataError: what it says cannot be read.
+        UserError: the folder belongs to another comparison.
+        DataError: its record cannot be read.
     """
     try:
         record = yaml.safe_load((folder / RECORD).read_text())
@@ -53,10 +53,10 @@ def read_record(command: Command, folder: Path) -> list[Contender] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-        raise DataError(f"{folder / RECORD} cannot be read: take another compare.dir") from None
+        raise DataError(f"{folder / RECORD} cannot be read: choose another compare.dir") from None
     if words != command.words:
         raise UserError(
-            f"compare.dir={folder} holds another comparison, which goes on with: "
+            f"compare.dir={folder} holds another comparison, which is resumed by: "
             f"python -m trainer.compare {shlex.join([*words, f'compare.dir={folder}'])}"
         )
     return contenders
