@@ -7,18 +7,38 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trainer import metrics
 from trainer.rundir.files import STATUS, atomic_write_text
+from trainer.rundir.strict_json import as_float, dumps
 
 FINISHED, CRASHED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit codes."""
 
+STATES = {
+    "queued": "has not started yet",
+    "starting": "its job runs, but it has not reported yet",
+    "running": "trains",
+    "finished": "reached the end of its budget",
+    "failed": "ended with an error",
+    "preempted": "stopped by a signal with a checkpoint: the same command continues it",
+    "cancelled": "ended by its user",
+    "vanished": "neither runs any more nor reported an end",
+    "unknown": "cannot be told: its status or the queue cannot be read",
+    "unreadable": "its config cannot be read",
+}
+"""Every state of a run, with its meaning. A run writes running, finished, failed or preempted into status.json; the
+others are found by commands that look at its files, its process and the queue."""
+
 
 def read_status(run: Path) -> dict[str, Any]:
-    """The last written status of the run in a directory; empty where there is none."""
+    """The last written status of the run in a directory, a metric that is not finite as nan; empty if there is none."""
     try:
-        return json.loads((run / STATUS).read_text())
+        status = json.loads((run / STATUS).read_text())
     except (OSError, ValueError):
         return {}
+    if status.get("metrics"):
+        status["metrics"] = {name: as_float(value) for name, value in status["metrics"].items()}
+    return status
 
 
 def write_status(run: Path, state: str, **fields: Any) -> None:
@@ -27,7 +47,23 @@ def write_status(run: Path, state: str, **fields: Any) -> None:
     Args:
         run: the run directory.
         state: running, finished, failed or preempted.
-        fields: step, metrics, primary (the metric that picks the best), error.
+        fields: step, metrics, primary (the metric that picks the best), error; declared: direction and format of the
+            metrics, by default as this process knows them.
     """
+    declared = metrics.declarations(fields.get("metrics") or ())
     process = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-    atomic_write_text(run / STATUS, json.dumps({"state": state, **fields, **process}, indent=2))
+    content = {"state": state, "declared": declared, **fields, **process}
+    atomic_write_text(run / STATUS, dumps(content, indent=2))
+
+
+def is_gone(host: str, pid: int) -> bool:
+    """Whether a process has certainly ended; one of another machine may always be there."""
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
