@@ -23,7 +23,9 @@ def check_format(record: Mapping[str, Any], path: Path) -> None:
     """
     if record.get("format") != FORMAT:
         found = record.get("format", "none")
-        raise DataError(f"{path} has format {found}, where this version reads {FORMAT}: use the version that wrote it")
+        raise DataError(
+            f"{path} has format {found}, where this version reads {FORMAT}: use the version that wrote it"
+        )
 
 
 def atomic_write_text(path: Path, text: str) -> None:
