@@ -12,6 +12,7 @@ from rich.text import Text
 
 from launch.run_states import STATES, RunState, run_states
 from launch.sweep_dir import Sweep
+from trainer.metrics import metric_of
 
 SECONDS = 2.0
 """Between two looks at the queue."""
@@ -30,20 +31,14 @@ def table(rows: Sequence[RunState], trouble: str | None) -> RenderableType:
             Text(row.state, COLORS.get(row.state, "")),
             row.job,
             row.slurm,
-            number(row.step),
-            number(row.value),
-            number(row.restarts),
+            "" if row.step is None else str(row.step),
+            metric_of(row.metric).text(row.value) if row.metric and row.value is not None else "",
+            str(row.restarts),
             row.reason,
         )
     counts = Counter(row.state for row in rows)
     summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     return Group(shown, *([Text(trouble, "red")] if trouble else []), summary)
-
-
-def number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def watch(sweep: Sweep, console: Console) -> list[RunState]:

@@ -18,6 +18,7 @@ from submitit.core.utils import JobPaths
 from submitit.helpers import DelayedSubmission
 
 from launch.worker import Task, read_job, restart_count
+from trainer.rundir.logs import last_error, last_lines
 from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, read_status, write_status
 
 TRIES = 5
@@ -64,30 +65,17 @@ def killed(code: int) -> str:
 
 def last_error_line(logs: Sequence[Path]) -> str:
     """The last error in the first log that has one; or else the last line that a task has written."""
-    tails = [tail(log) for log in logs]
-    errors = [
-        [line.partition(": ")[2] for line in lines if line.startswith(("error: ", "crashed: "))]
-        for lines in tails
-    ]
-    words = [[line for line in lines if not line.startswith(("srun: ", "slurmstepd"))] for lines in tails]
-    return next((lines[-1] for lines in (*errors, *words, *tails) if lines), f"see {logs[0]}")
-
-
-def tail(log: Path) -> list[str]:
-    """The lines that say something among the last of a log."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 2**16))
-            lines = file.read().decode(errors="replace").split("\n")
-    except OSError:
-        return []
-    return [line.strip() for line in lines if line.strip()]
+    tails = [last_lines(log) for log in logs]
+    if errors := [error for lines in tails if (error := last_error(lines))]:
+        return errors[0]
+    output = [[line for line in lines if not line.startswith(("srun: ", "slurmstepd"))] for lines in tails]
+    return next((lines[-1] for lines in (*output, *tails) if lines), f"see {logs[0]}")
 
 
 def set_status(run: Path, state: str, reason: str) -> None:
     """Sets state and reason in status.json, and keeps what it says of the training."""
     status = read_status(run)
-    kept = {key: status[key] for key in ("step", "metrics", "primary") if key in status}
+    kept = {key: status[key] for key in ("step", "metrics", "primary", "declared") if key in status}
     try:
         write_status(run, state, **kept, error=reason)
     except OSError as error:

@@ -1,4 +1,5 @@
 """``python -m trainer.analyze RUN --what factors,landscape``: analyses of a trained network.
 
-Each analysis is a module whose ``analyse`` returns rows of numbers and the content of its figure, which ``figures.py`` draws.
+Each analysis is a module whose ``analyse`` returns rows of numbers and the content of its figure; ``figures.py``
+draws it.
 """

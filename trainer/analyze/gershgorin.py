@@ -1,7 +1,8 @@
 """How close a factor's eigenvalues are to its diagonal: Gershgorin's discs, and the effect of noise off the diagonal.
 
 Every eigenvalue of a matrix is in one of the discs around its diagonal entries, whose radius is the sum of the
-absolute values of the other entries in its row. By Weyl's inequality symmetric noise E moves no eigenvalue by more than ‖E‖₂.
+absolute values of the other entries in its row. By Weyl's inequality symmetric noise E moves no eigenvalue by more
+than ‖E‖₂.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
 """The training loss over two planes of weights through a checkpoint.
 
 One plane is spanned by two random directions in which every filter has the norm of the network's own, so that the
-scale of the weights does not decide how flat the loss looks (Li et al., Visualizing the Loss Landscape of Neural Nets, 2018,
-arXiv 1712.09913); the other by the two directions in which the checkpoints of the run differ most from this one.
+scale of the weights does not decide how flat the loss looks (Li et al., Visualizing the Loss Landscape of Neural Nets,
+2018, arXiv 1712.09913); the other by the two directions in which the run's checkpoints differ most from this one.
 Dropout is off and BatchNorm normalises by the batch, so that the loss is a function of the weights alone.
 """
 

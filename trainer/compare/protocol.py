@@ -1,4 +1,4 @@
-"""The protocol: a reference run sets the training time, each contender is tuned, its best options run with fresh seeds."""
+"""The protocol: a reference run sets the training time, contenders are tuned, the best options run with fresh seeds."""
 
 import dataclasses
 import math

@@ -149,7 +149,7 @@ class Runner:
 
 
 def has_ended(status: Mapping[str, Any]) -> bool:
-    """Whether a run has a result. One that was interrupted without a checkpoint has none, though its status is failed."""
+    """Whether a run has a result; one that was interrupted without a checkpoint has none, though it is "failed"."""
     state, error = status.get("state"), str(status.get("error"))
     return state == "finished" or (state == "failed" and not error.startswith("KeyboardInterrupt"))
 

@@ -1,5 +1,4 @@
-"""Plots: learning curves, as the median over a group's finished runs in a band from the lowest to the highest, and
-sensitivities."""
+"""Plots of learning curves, medians over a group's finished runs in a band of their range, and of sensitivities."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
