@@ -180,7 +180,7 @@ def test_what_is_frozen_counts_and_another_command_is_refused(
     )
     (folder / "comparison.yaml").write_text(yaml.safe_dump({**record, "format": 2}))
     assert main(["optimizer=sgd", f"compare.dir={folder}"]) == 2
-    assert "comparison.yaml has format 2, where this version reads 1" in capsys.readouterr().err
+    assert "comparison.yaml has format 2, but this version" in capsys.readouterr().err
     (folder / "comparison.yaml").write_text("command: [")
     assert main(["optimizer=sgd", f"compare.dir={folder}"]) == 2
     assert "comparison.yaml cannot be read" in capsys.readouterr().err

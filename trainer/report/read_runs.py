@@ -15,14 +15,14 @@ from trainer.errors import DataError
 from trainer.metrics import Metric, read_declarations
 from trainer.rundir.files import CONFIG, METRICS, STATUS
 from trainer.rundir.frozen_config import flatten
-from trainer.rundir.status import is_gone
+from trainer.rundir.status import process_is_alive, read_status
 from trainer.rundir.strict_json import as_float
 
 STATES = ("finished", "failed", "preempted", "running", "vanished", "queued", "unknown", "unreadable")
 """Those of `trainer.rundir.status.STATES` that the files of a run can show, in the order of tables.
 
 vanished: status.json says running, and the process is gone; queued: there is only a config yet; unknown: status.json
-cannot be read; unreadable: config.yaml cannot, so that the run belongs to no group.
+cannot be read, or another version wrote it; unreadable: config.yaml cannot, so that the run belongs to no group.
 """
 
 STARTED = {STATUS, METRICS}
@@ -121,7 +121,7 @@ def natural(path: Path) -> list[Any]:
 def read_run(path: Path) -> RecordedRun:
     """The run in a directory, as far as its files can be read."""
     config = read_config(path)
-    status = read_json(path / STATUS)
+    status = read_status(path)
     started = any((path / name).exists() for name in STARTED)
     metrics, bad_metrics = read_lines(path / "metrics.jsonl")
     clock, bad_clock = read_lines(path / "clock.jsonl")
@@ -213,4 +213,5 @@ def state_of(status: Mapping[str, Any]) -> str:
     state = status.get("state")
     if state not in STATES:
         return "unknown"
-    return "vanished" if state == "running" and is_gone(status["host"], status["pid"]) else state
+    gone = state == "running" and not process_is_alive(status.get("host"), status["pid"])
+    return "vanished" if gone else state
