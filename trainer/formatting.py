@@ -2,7 +2,7 @@
 
 
 def number(value: float) -> str:
-    """``0.1235``, ``0.000123``, ``1.23e+04``: four decimals, or three digits where those would show too few or too many.
+    """``0.1235``, ``0.000123``, ``1.23e+04``: four decimals, or three digits of very small and of large numbers.
 
     An int is written in full.
     """

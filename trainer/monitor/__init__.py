@@ -1,4 +1,4 @@
-"""Where a run's numbers go: the terminal, TensorBoard, files. One sink a file.
+"""Where a run's numbers go: the terminal, TensorBoard, files. One file per sink.
 
 Every module of this package is imported, so a new file with a class under ``@SINKS.register`` is a new sink.
 """
@@ -8,7 +8,6 @@ import pkgutil
 
 from trainer.monitor.base import (
     SINKS,
-    Best,
     MonitorOptions,
     Monitors,
     Progress,
@@ -23,7 +22,6 @@ for _module in pkgutil.iter_modules(__path__):
 
 __all__ = [
     "SINKS",
-    "Best",
     "MonitorOptions",
     "Monitors",
     "Profile",

@@ -50,10 +50,10 @@ def write_status(run: Path, state: str, **fields: Any) -> None:
         fields: step, metrics, primary (the metric that picks the best), error; declared: direction and format of the
             metrics, by default as this process knows them.
     """
-    declared = metrics.declarations(fields.get("metrics") or ())
+    if fields.get("metrics"):
+        fields.setdefault("declared", metrics.declarations(fields["metrics"]))
     process = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-    content = {"state": state, "declared": declared, **fields, **process}
-    atomic_write_text(run / STATUS, dumps(content, indent=2))
+    atomic_write_text(run / STATUS, dumps({"state": state, **fields, **process}, indent=2))
 
 
 def is_gone(host: str, pid: int) -> bool:
