@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.__main__ import main
+from launch.cli import main
 from launch.run_states import run_states
 from launch.sweep_dir import read_sweep
 from trainer.report.read_runs import read_runs

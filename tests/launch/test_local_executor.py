@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.__main__ import main
+from launch.cli import main
 from launch.local_executor import share
 from launch.run_states import run_states
 from launch.sweep_dir import read_sweep

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.__main__ import main
+from launch.cli import main
 
 WRONG = [
     # the launch

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.__main__ import main
+from launch.cli import main
 from launch.run_states import RunState, run_states
 from launch.sweep_dir import read_sweep
 from trainer.rundir.status import read_status
@@ -84,7 +84,7 @@ class Launched:
         return log.read_text() if log else ""
 
     def wait(self, seconds: float = 400) -> list[RunState]:
-        until(lambda: not any(row.under_way for row in self.rows), seconds, self.directory)
+        until(lambda: not any(row.is_active for row in self.rows), seconds, self.directory)
         return self.rows
 
     def trains(self, step: int, seconds: float = 200) -> int:
@@ -92,7 +92,7 @@ class Launched:
 
         def there() -> bool:
             row = self.rows[0]
-            assert row.under_way, row
+            assert row.is_active, row
             return row.state == "running" and (row.step or 0) >= step
 
         until(there, seconds, self.directory)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.__main__ import main
+from launch.cli import main
 from tests.slurm.cluster import DISTURBED, TINY, Launched, slurm, until
 from tests.slurm.conftest import Sweeps
 from tests.training.kill_and_resume import compare
