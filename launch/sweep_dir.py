@@ -100,7 +100,7 @@ def read_sweep(path: Path) -> Sweep:
             f"{path} has no {RECORD} in it: give the sweep directory that python -m launch printed"
         ) from None
     except ValueError as error:
-        raise DataError(f"{file} is damaged, it is not JSON: {error}") from None
+        raise DataError(f"{file} is damaged: {error}") from None
     if not isinstance(values, dict):
         raise DataError(f"{file} is damaged: it must hold an object")
     check_format(values, file)

@@ -39,9 +39,9 @@ WRONG = [
     # the other commands
     ("stats x", "unknown command stats; did you mean status"),
     ("status", "DIR"),
-    ("status .", "has no sweep in it"),
+    ("status .", "has no sweep.json in it"),
     ("rerun . --failed --incomplete", "not allowed with"),
-    ("wait nowhere", "has no sweep in it"),
+    ("wait nowhere", "has no sweep.json in it"),
 ]
 
 
