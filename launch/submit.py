@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from launch import local_executor, slurm_executor
-from launch.compose import GridPoint, compose_sweep
-from launch.compose_comparison import SeedPoint, compose_comparison
+from launch.compose import SweepPoint, compose_sweep
+from launch.compose_comparison import compose_comparison
 from launch.options import SlurmOptions
 from launch.snapshot import take_snapshot
 from launch.sweep_dir import Sweep, SweepRun, new_directory
@@ -29,7 +29,6 @@ def launch(arguments: list[str]) -> int:
     """
     rest = [argument for argument in arguments if argument != "--dry-run"]
     is_dry_run, is_comparison = rest != arguments, rest[:1] == ["compare"]
-    points: Sequence[GridPoint | SeedPoint]
     options, points = compose_comparison(rest[1:]) if is_comparison else compose_sweep(rest)
     runs = [SweepRun(point.name, point.overrides) for point in points]
     sweep = Sweep(Path(options.dir).absolute(), Path.cwd(), options, runs, is_comparison)
@@ -46,7 +45,7 @@ def launch(arguments: list[str]) -> int:
     return FINISHED if isinstance(options, SlurmOptions) else local_executor.execute(sweep, runs)
 
 
-def prepare(sweep: Sweep, points: Sequence[GridPoint | SeedPoint]) -> None:
+def prepare(sweep: Sweep, points: Sequence[SweepPoint]) -> None:
     """Writes everything that the jobs will read: code, frozen configs, sweep.json."""
     sweep.jobs.mkdir(mode=0o700)
     if sweep.options.snapshot:

@@ -137,7 +137,7 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, capsys: pytest.Capt
     threading.Thread(target=interrupt, daemon=True).start()
     assert main([*argv, f"compare.dir={folder}"]) == 75
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("interrupted; continue with: python -m trainer.compare ")
+    assert said.startswith("interrupted; resume with: python -m trainer.compare ")
     states = {run.path.name: run.state for run in read_runs([folder / "runs"])}
     assert states == {
         "sgd,seed=0": "finished",
@@ -175,7 +175,7 @@ def test_what_is_frozen_counts_and_another_command_is_refused(
     assert compare(capsys, folder, "optimizer=sgd", "loop.max_steps=2")["groups"][0]["steps"] == 3
     assert main(["optimizer=adamw", f"compare.dir={folder}"]) == 2
     assert (
-        "contains another comparison, which continues with: python -m trainer.compare"
+        "contains another comparison, which is resumed by: python -m trainer.compare"
         in capsys.readouterr().err
     )
     (folder / "comparison.yaml").write_text(yaml.safe_dump({**record, "format": 2}))

@@ -111,7 +111,10 @@ def test_adafishers_options_mirror_its_constructor(name, missing):
 
 
 def test_calibrated_adafisher_is_always_decoupled():
-    with pytest.raises(ConfigError, match=r"optimizer\.decoupled=false is wrong"):
+    message = (
+        r"^optimizer=adafisher: Invalid decoupled: False, rule='calibrated' always decouples weight decay$"
+    )
+    with pytest.raises(ConfigError, match=message):
         build(small_model(), name="adafisher", decoupled=False)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from trainer.options import flatten
 from trainer.report.read_runs import RecordedRun
-from trainer.rundir.frozen_config import flatten
 
 
 def config(**options: Any) -> dict[str, Any]:

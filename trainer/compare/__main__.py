@@ -35,7 +35,7 @@ process of its own, and reports on them. Options are those of python -m trainer.
   tune.lr=lin(0.1,0.9,5)         evenly spaced; or a list: tune.lr=[1e-3,1e-2]; several tune.OPTIONs make a grid
   tune.lr.sgd=log(1e-3,10,9)     a grid for one contender, of as many values
   compare.dir=FOLDER             where (default: outputs/comparisons/DATE_TIME); the same command with the folder of
-                                 an interrupted comparison continues where it stopped
+                                 an interrupted comparison resumes where it stopped
   --json                         prints JSON instead of tables
 
   python -m trainer.compare optimizer=adafisher,adamw,sgd seed=0,1,2 loop.max_epochs=3 budget_from=adafisher
@@ -75,7 +75,7 @@ def compare(argv: Sequence[str]) -> int:
             outcome = comparison.run(runner)
     except Interrupted:
         words = shlex.join([*command.words, f"compare.dir={folder}"])
-        print(f"interrupted; continue with: python -m trainer.compare {words}", file=sys.stderr)
+        print(f"interrupted; resume with: python -m trainer.compare {words}", file=sys.stderr)
         if (folder / STATUS).exists():
             write_status(folder, "preempted")
         return PREEMPTED

@@ -14,14 +14,14 @@ from trainer.config.compose import file_name
 from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.metrics import on_split
-from trainer.options import to_dict
+from trainer.options import flatten, to_dict
 from trainer.report.grouping import group_keys
 from trainer.report.metric_choice import choose_metric
 from trainer.report.read_runs import RecordedRun
 from trainer.report.sensitivity import Sensitivity, sensitivities
 from trainer.report.summary import Report, make_report
 from trainer.rundir.files import CONFIG
-from trainer.rundir.frozen_config import flatten, freeze
+from trainer.rundir.frozen_config import freeze
 
 T = TypeVar("T")
 
@@ -152,10 +152,10 @@ class ComparisonRun:
             ]
         if command.trials:
             trials = max(map(len, command.trials.values()))
-            metric = curves[0].metric if curves else "the validation split"
+            metric = curves[0].metric.name if curves else "the validation split"
             sentences.append(
                 f"{' and '.join(command.tuned_options)} of each: the best of {trials} trials by {metric}, with "
-                f"seed {command.tuning_seed}, on {command.contenders[0].config.data['holdout']:.0%} of the "
+                f"seed {command.tuning_seed}, on {command.contenders[0].config.loader.holdout:.0%} of the "
                 f"training set, held out in all runs."
             )
         return [*sentences, f"Command: python -m trainer.compare {shlex.join(command.words)}"]

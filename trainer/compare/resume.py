@@ -1,4 +1,4 @@
-"""The record in the folder of a comparison, by which the same command continues it."""
+"""The record of a comparison in its folder, by which the same command resumes it."""
 
 import shlex
 from pathlib import Path
@@ -17,7 +17,7 @@ RECORD = "comparison.yaml"
 
 
 def write_record(command: Command, folder: Path) -> None:
-    """Makes the folder of a new comparison, and writes its record.
+    """Makes the folder of a new comparison, with its record.
 
     Raises:
         UserError: it cannot be made.
@@ -35,10 +35,10 @@ def write_record(command: Command, folder: Path) -> None:
 
 
 def read_record(command: Command, folder: Path) -> list[Contender] | None:
-    """The contenders as they were when the comparison in this folder began; None if there is none.
+    """Reads the contenders as they were when the comparison in this folder began; None if there is none.
 
     Raises:
-        UserError: it is another comparison's folder.
+        UserError: the folder belongs to another comparison.
         DataError: its record cannot be read.
     """
     try:
@@ -54,10 +54,10 @@ def read_record(command: Command, folder: Path) -> list[Contender] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-        raise DataError(f"{folder / RECORD} cannot be read: take another compare.dir") from None
+        raise DataError(f"{folder / RECORD} cannot be read: choose another compare.dir") from None
     if words != command.words:
         raise UserError(
-            f"compare.dir={folder} contains another comparison, which continues with: "
+            f"compare.dir={folder} contains another comparison, which is resumed by: "
             f"python -m trainer.compare {shlex.join([*words, f'compare.dir={folder}'])}"
         )
     return contenders

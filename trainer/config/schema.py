@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trainer.data import DATA
+from trainer.data import DATA, LoaderOptions
 from trainer.distributed.strategies import STRATEGIES
 from trainer.errors import ConfigError
 from trainer.models import MODELS
@@ -117,6 +117,12 @@ class Config:
     precision: PrecisionOptions = field(default_factory=PrecisionOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
+
+    @property
+    def loader(self) -> LoaderOptions:
+        """Of the group ``data``, the options that every data set has."""
+        loader: LoaderOptions = build_dataclass(LoaderOptions, self.data)
+        return loader
 
 
 def check_config(values: Mapping[str, Any]) -> Config:

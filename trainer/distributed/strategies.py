@@ -37,6 +37,10 @@ class Strategy:
         compute_dtype: of the forward and backward pass where autocast lowers it; None: that of the parameters.
     """
 
+    min_ranks = 1
+    """The fewest ranks on which it makes sense; one that needs more does not run on a single process."""
+    shards_parameters = False
+    """Whether each rank holds a part of each parameter only."""
     needs_rehearsal = False
     """Whether the first backward pass adds gradients up in another order than all later ones."""
 
@@ -71,6 +75,7 @@ class Strategy:
 class DDP(Strategy):
     """The whole model on every rank; gradients are averaged while the backward pass goes on."""
 
+    min_ranks = 2
     needs_rehearsal = True  # torch sorts its messages by the order in which gradients came in the first pass
 
     def __init__(
@@ -111,6 +116,9 @@ class DDP(Strategy):
 @STRATEGIES.register("fsdp")
 class FSDP(Strategy):
     """Parameters, gradients and optimizer state cut up over all ranks, gathered unit by unit (FSDP2)."""
+
+    min_ranks = 2
+    shards_parameters = True
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from trainer.monitor.base import SINKS, Progress, RunInfo, Sink, Status
 from trainer.monitor.pictures import grid, predicted_grid
-from trainer.rundir.frozen_config import flatten
+from trainer.options import flatten
 
 COMPARED = ("seed", "model", "data", "optimizer", "schedule")
 """Keys of the config that the HPARAMS page shows."""

@@ -120,11 +120,6 @@ def label(values: dict[str, Any]) -> str:
     return " ".join(words) or "all"
 
 
-def is_number(value: Any) -> bool:
-    """Whether an option's value is a number; a bool is not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def config_text(value: Any) -> str:
     """A value as it is written in a config."""
     return json.dumps(value).strip('"')

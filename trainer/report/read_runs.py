@@ -13,8 +13,8 @@ import yaml
 from trainer.cli.common import progress
 from trainer.errors import DataError
 from trainer.metrics import Metric, read_declarations
+from trainer.options import flatten
 from trainer.rundir.files import CONFIG, METRICS, STATUS
-from trainer.rundir.frozen_config import flatten
 from trainer.rundir.status import process_is_alive, read_status
 from trainer.rundir.strict_json import as_float
 

@@ -7,7 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from trainer.metrics import Metric
-from trainer.report.grouping import Group, group, is_number
+from trainer.options import is_number
+from trainer.report.grouping import Group, group
 from trainer.report.read_runs import RecordedRun
 
 MIN_VALUES = 3

@@ -1,6 +1,5 @@
 """The resolved config in a run directory, of which the run can be started again."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,3 @@ def again(path: Path) -> str:
 def frozen_hydra(path: Path) -> dict[str, Any]:
     """What keeps Hydra from adding anything of its own to a frozen config."""
     return {"run": {"dir": str(path)}, "output_subdir": None}
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config's values by their dotted names, ``optimizer.lr``."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

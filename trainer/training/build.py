@@ -41,12 +41,11 @@ def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> Trainer:
     optimizer = build_optimizer(config, model)
     loader = TrainLoader(
         data.train,
-        batch_size=config.data["batch_size"],
+        config.loader,
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
         micro_batches=config.loop.accumulate,
-        num_workers=config.data["num_workers"],
     )
     if hasattr(optimizer, "grad_scaler"):  # an optimizer that reads the loss scale
         optimizer.grad_scaler = precision.scaler
@@ -94,7 +93,7 @@ def build_parts(config: Config, ranks: Ranks) -> tuple[torch.device, Data, nn.Mo
 
 
 def load_data(config: Config, device: torch.device) -> Data:
-    return hold_out(DATA.build(config.data, device, config.seed), config.data["holdout"])
+    return hold_out(DATA.build(config.data, device, config.seed), config.loader.holdout)
 
 
 def build_optimizer(config: Config, model: nn.Module) -> Optimizer:

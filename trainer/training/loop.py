@@ -315,14 +315,13 @@ class Trainer:
 
     def evaluate_splits(self, suffix: str) -> dict[str, float]:
         self.model.eval()
-        options = self.config.data
         judge = dataclasses.replace(self.objective, label_smoothing=0.0)
         metrics: dict[str, float] = {}
         for name, split in self.data.evals.items():
             totals = []
-            place = (self.ranks.rank, self.ranks.world_size, options["num_workers"])
+            batches = eval_batches(split, self.config.loader, self.ranks.rank, self.ranks.world_size)
             with self.strategy.inference():
-                for inputs, targets in eval_batches(split, options["eval_batch_size"], *place):
+                for inputs, targets in batches:
                     with self.precision.autocast():
                         totals.append(judge(self.model(inputs), inputs, targets)[1])
             summed = self.ranks.sum(torch.stack(totals).cpu().double().sum(0))
