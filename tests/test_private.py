@@ -5,6 +5,7 @@ A release that moves or changes one fails here, with its name, instead of somewh
 
 import ast
 import inspect
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,13 @@ SIGNATURES = {
 }
 
 
-@pytest.mark.parametrize("name", _private.NAMES)
+@pytest.mark.parametrize("name", SIGNATURES)
 def test_signatures(name: str) -> None:
     assert list(inspect.signature(getattr(_private, name)).parameters) == SIGNATURES[name]
+
+
+def test_every_name_exists() -> None:
+    assert all(callable(getattr(_private, name)) for name in _private.NAMES)
 
 
 def test_hydra_methods() -> None:
@@ -57,6 +62,32 @@ def test_values_are_set_in_a_composed_config() -> None:
     config = OmegaConf.create({"loop": {"steps": 1, "clip": None}})
     _private.apply_overrides(parse_overrides(["loop.steps=7", "loop.clip=1e-3"]), config)
     assert config == {"loop": {"steps": 7, "clip": 1e-3}}
+
+
+def test_submitit_executes_the_same_module_and_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What --dry-run prints is what an executor would submit."""
+    from submitit import SlurmExecutor
+
+    assert find_spec(_private.SUBMITIT_WORKER)
+    monkeypatch.setattr(SlurmExecutor, "affinity", classmethod(lambda cls: 2))  # as if srun were installed
+    executor = SlurmExecutor(tmp_path)
+    assert f"-u -m {_private.SUBMITIT_WORKER} {tmp_path}" in executor._submitit_command_str
+    options = {"time": 7, "setup": ["module load cuda"], "srun_args": ["--wait=60"], "signal_delay_s": 30}
+    executor.update_parameters(**options)
+    script = _private._make_sbatch_string(command="python x", folder=tmp_path, **options)
+    assert script == executor._make_submission_file_text("python x", "0")
+    for line in ("#SBATCH --time=7", "#SBATCH --signal=USR2@30", "module load cuda"):
+        assert line in script.splitlines()
+    parameters = inspect.signature(_private._make_sbatch_string).parameters
+    assert {
+        "map_count",
+        "teardown",
+        "additional_parameters",
+        "stderr_to_stdout",
+        "wckey",
+    } <= parameters.keys()
 
 
 def test_workers_are_shut_down() -> None:

@@ -15,6 +15,8 @@ NAMES = {
     "BasicSweeper": "hydra._internal.core_plugins.basic_sweeper",  # the points of a grid, before they run
     "create_config_search_path": "hydra._internal.utils",  # a search path to which --config-dir is prepended
     "get_args_parser": "hydra._internal.utils",  # Hydra's flags; hydra.main prints its usage on a mistake and exits
+    # submitit
+    "_make_sbatch_string": "submitit.slurm.slurm",  # the job script, which an executor writes only to submit it
     # torch
     "_adjust_lr": "torch.optim._muon",  # torch.optim.Muon takes no convolutions
     "_zeropower_via_newtonschulz": "torch.optim._muon",  # as above
@@ -38,6 +40,11 @@ def apply_overrides(overrides: list[Any], config: Any) -> None:
     """
     __getattr__("ConfigLoaderImpl")._apply_overrides_to_config(overrides, config)
 
+
+# submitit
+
+SUBMITIT_WORKER = "submitit.core._submit"
+"""The module that a job executes in each task; an executor names it only in the script that it submits."""
 
 # torch
 

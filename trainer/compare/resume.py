@@ -10,7 +10,7 @@ from trainer.compare.arguments import Command, Contender
 from trainer.config.compose import resolve
 from trainer.errors import DataError, UserError
 from trainer.options import to_dict
-from trainer.rundir.files import atomic_write_text
+from trainer.rundir.files import FORMAT, atomic_write_text, check_format
 
 RECORD = "comparison.yaml"
 """The command and every contender's config, as they were when the comparison began."""
@@ -26,7 +26,7 @@ def write_record(command: Command, folder: Path) -> None:
         {"label": c.label, "names": sorted(c.names), "overrides": c.overrides, "config": to_dict(c.config)}
         for c in command.contenders
     ]
-    record = {"command": command.words, "contenders": contenders}
+    record = {"format": FORMAT, "command": command.words, "contenders": contenders}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write_text(folder / RECORD, yaml.safe_dump(record, sort_keys=False))
@@ -44,6 +44,7 @@ def read_record(command: Command, folder: Path) -> list[Contender] | None:
     try:
         record = yaml.safe_load((folder / RECORD).read_text())
         words = record["command"]
+        check_format(record, folder / RECORD)
         contenders = [
             Contender(
                 c["label"], frozenset(c["names"]), c["overrides"], resolve(OmegaConf.create(c["config"]))
@@ -56,7 +57,7 @@ def read_record(command: Command, folder: Path) -> list[Contender] | None:
         raise DataError(f"{folder / RECORD} cannot be read: choose another compare.dir") from None
     if words != command.words:
         raise UserError(
-            f"compare.dir={folder} holds another comparison, which is resumed by: "
+            f"compare.dir={folder} contains another comparison, which is resumed by: "
             f"python -m trainer.compare {shlex.join([*words, f'compare.dir={folder}'])}"
         )
     return contenders

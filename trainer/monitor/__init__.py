@@ -1,11 +1,10 @@
-"""Where a run's numbers go: the terminal, TensorBoard, files. One sink a file.
+"""Where a run's numbers go: the terminal, TensorBoard, files. One file per sink.
 
 Every module of this package is imported, so a new file with a class under ``@SINKS.register`` is a new sink.
 """
 
 from trainer.monitor.base import (
     SINKS,
-    Best,
     MonitorOptions,
     Monitors,
     Progress,
@@ -20,7 +19,6 @@ import_submodules(__name__)
 
 __all__ = [
     "SINKS",
-    "Best",
     "MonitorOptions",
     "Monitors",
     "Profile",

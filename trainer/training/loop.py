@@ -1,7 +1,6 @@
 """The training loop, from the first step to the last checkpoint."""
 
 import dataclasses
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from trainer.data import Batch, Data, eval_batches
 from trainer.distributed.dtensor import full_tensor, local_tensor
 from trainer.distributed.strategies import Strategy
 from trainer.errors import UserError
-from trainer.metrics import higher_is_better
+from trainer.metrics import metric_of
 from trainer.monitor import Monitors, Progress
 from trainer.signals import Preempted, StopSignal
 from trainer.training.nonfinite import first_non_finite
@@ -172,7 +171,8 @@ class Trainer:
     def progress(self) -> Progress:
         step, seconds = self.counters.step, self.counters.seconds
         epoch = step / self.state.loader.batches_per_epoch
-        return Progress(step, epoch, seconds, self.budget.fraction(step, seconds))
+        fraction = self.budget.fraction(step, seconds)
+        return Progress(step, epoch, seconds, fraction, self.counters.best, self.counters.best_step)
 
     def train_step(self) -> StepSync:
         """One optimizer step on one batch, all its micro-batches; the clock of the run runs here alone."""
@@ -294,23 +294,24 @@ class Trainer:
             with self.state.ema.applied():
                 metrics |= self.evaluate_splits("_ema")
         self.counters.evaluated, self.counters.evaluated_step = metrics, self.counters.step
+        is_best = self.count_evaluation(metrics[self.primary])
         clock = {"eval_seconds": time.perf_counter() - start}
         self.monitors.evaluation(self.progress(), metrics, clock)
         if self.monitors.options.histograms:
             parameters = {name: full_tensor(p.detach()) for name, p in self.model.named_parameters()}
             self.monitors.histograms(self.progress(), parameters)
         self.examples.show(self.progress(), self.monitors)
-        self.keep_if_best(metrics[self.primary])
-
-    def keep_if_best(self, value: float) -> None:
-        counters = self.counters
-        sign = 1 if higher_is_better(self.primary) else -1
-        if math.isnan(value) or (counters.best is not None and sign * value <= sign * counters.best):
-            counters.evaluations_since_best += 1
-            return
-        counters.best, counters.best_step, counters.evaluations_since_best = value, counters.step, 0
-        if self.config.checkpoint.keep_best:
+        if is_best and self.config.checkpoint.keep_best:
             self.save(best=True)
+
+    def count_evaluation(self, value: float) -> bool:
+        """Counts an evaluation by its value of the primary metric; returns whether it is the best so far."""
+        counters = self.counters
+        if not metric_of(self.primary).better(value, counters.best):
+            counters.evaluations_since_best += 1
+            return False
+        counters.best, counters.best_step, counters.evaluations_since_best = value, counters.step, 0
+        return True
 
     def evaluate_splits(self, suffix: str) -> dict[str, float]:
         self.model.eval()

@@ -11,7 +11,7 @@ from trainer.checkpoint import storage
 from trainer.config.schema import Config
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
 from trainer.errors import ConfigError, UserError, one_line
-from trainer.monitor import Monitors, Profile, RunInfo, Status
+from trainer.monitor import Monitors, Profile, RunInfo, Sink, Status
 from trainer.monitor.status_file import StatusSink
 from trainer.options import to_dict
 from trainer.rundir.directory import RunDirectory
@@ -110,12 +110,7 @@ def _run(
     if ranks.is_rank0:
         directory.write_description(to_dict(config), overrides)
     info = describe(trainer, directory.path, trainer.counters.step if same_run else 0)
-    monitors = Monitors(
-        info, config.monitor if ranks.is_rank0 else dataclasses.replace(config.monitor, sinks=[])
-    )
-    if config.profile and ranks.is_rank0:
-        profile = Profile(info, config.monitor.profile_steps, monitors)
-        monitors.sinks = {"profile": profile, **monitors.sinks}
+    monitors = open_monitors(trainer, info) if ranks.is_rank0 else no_monitors(trainer, info)
     if restored is not None:
         if same_run:
             monitors.load_state_dict(restored.monitors)
@@ -125,13 +120,24 @@ def _run(
     return Result(fit(trainer, directory, monitors, stop), trainer.counters.evaluated, trainer.primary)
 
 
+def open_monitors(trainer: Trainer, info: RunInfo) -> Monitors:
+    """The sinks of a run: those of its config, status.json and, if asked for, the profile."""
+    config, counters = trainer.config, trainer.counters
+    extra: dict[str, Sink] = {}
+    if config.profile:
+        extra["profile"] = Profile(info, config.monitor.profile_steps)
+    extra["status"] = StatusSink(info.directory, counters.step, counters.evaluated, info.primary)
+    return Monitors(info, config.monitor, extra)
+
+
+def no_monitors(trainer: Trainer, info: RunInfo) -> Monitors:
+    """The same options without sinks, for ranks that report nothing."""
+    return Monitors(info, dataclasses.replace(trainer.config.monitor, sinks=[]))
+
+
 def fit(trainer: Trainer, directory: RunDirectory, monitors: Monitors, stop: StopSignal) -> int:
     """Trains to the end, however it comes, and writes down how it came; returns the exit code."""
     counters, ranks = trainer.counters, trainer.ranks
-    if ranks.is_rank0:
-        monitors.sinks["status"] = StatusSink(
-            directory.path, counters.step, counters.evaluated, trainer.primary
-        )
 
     def write_end(status: Status, error: str | None = None) -> None:
         ending = {"metrics": counters.evaluated, "primary": trainer.primary, "error": error}
