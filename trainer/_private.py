@@ -1,4 +1,4 @@
-"""Private names of other libraries, all in one place, each with why no public one does.
+"""Private names of other libraries, all in one place, each with the reason why a public one does not do.
 
 They may change with any release: pyproject.toml bounds the versions, tests/test_private.py checks names and signatures.
 A name is imported when it is first asked for, so that a command that needs no torch starts without it.
@@ -36,7 +36,7 @@ def __getattr__(name: str) -> Any:
 def apply_overrides(overrides: list[Any], config: Any) -> None:
     """Sets the values of parsed overrides in a composed config.
 
-    Composing anew for each point of a grid takes a hundred times as long, and hydra has no public way without it.
+    The public way, composing the config again, takes 0.2 s for each point of a grid.
     """
     __getattr__("ConfigLoaderImpl")._apply_overrides_to_config(overrides, config)
 

@@ -206,7 +206,7 @@ def test_every_algorithm_of_pytorch_optimizer_steps_or_says_why_not(algorithm):
     model = small_model()
     options = {"num_iterations": 10} if algorithm == "ranger21" else {}
     if algorithm in UNSUPPORTED:
-        with pytest.raises(ConfigError, match=r"^optimizer.algorithm=\w+ cannot be used here: .+$"):
+        with pytest.raises(ConfigError, match=r"^optimizer.algorithm=\w+ is not supported: .+$"):
             build(model, name="pytorch_optimizer", algorithm=algorithm, options=options)
         return
     optimizer = build(model, name="pytorch_optimizer", algorithm=algorithm, options=options)
@@ -221,7 +221,7 @@ def test_every_algorithm_of_pytorch_optimizer_steps_or_says_why_not(algorithm):
     ("config", "message"),
     [
         ({"algorithm": "sopa"}, "unknown optimizer.algorithm=sopa; did you mean"),
-        ({"algorithm": "sam"}, "cannot be used here: step() needs a closure"),
+        ({"algorithm": "sam"}, "is not supported: step() needs a closure"),
         (
             {"algorithm": "lion", "options": {"beta": 1}},
             "options.beta of lion; did you mean betas?",

@@ -79,9 +79,11 @@ class TrainLoader:
         return batches
 
     def state_dict(self) -> dict[str, int]:
+        """Returns the position of the next batch: ``epoch`` and ``batch``."""
         return {"epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Moves to a position; batches that were read ahead are dropped."""
         self.close()
         self.epoch, self.batch = state["epoch"], state["batch"]
 

@@ -71,7 +71,7 @@ def pytorch_optimizer(
         raise MissingExtra("optimizer=pytorch_optimizer", "pytorch-optimizer", "zoo") from None
     name = algorithm.lower()
     if name in UNSUPPORTED:
-        raise ConfigError(f"optimizer.algorithm={algorithm} cannot be used here: {UNSUPPORTED[name]}")
+        raise ConfigError(f"optimizer.algorithm={algorithm} is not supported: {UNSUPPORTED[name]}")
     if name not in get_supported_optimizers():
         known = set(get_supported_optimizers()) - UNSUPPORTED.keys()
         raise ConfigError(f"unknown optimizer.algorithm={algorithm}{nearest(name, known)}")

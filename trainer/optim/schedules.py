@@ -125,8 +125,10 @@ def one_cycle(
 
 @SCHEDULES.register("wsd")
 def wsd(*, decay: DecayShare = 0.2, min_factor: Fraction = 0.0) -> Factor:
-    """Warm-up, stable, decay: the base rate, then in the last ``decay`` of the budget a straight line down to
-    ``min_factor`` of it (arXiv 2404.06395)."""
+    """Warm-up, stable, decay (arXiv 2404.06395).
+
+    The base rate, then in the last ``decay`` of the budget a straight line down to ``min_factor`` of it.
+    """
     return lambda progress: 1 - (1 - min_factor) * max(0.0, progress - (1 - decay)) / decay
 
 
