@@ -32,9 +32,10 @@ def write_half(part: Path, kind: str) -> None:
 def test_an_error_leaves_the_old_file_and_nothing_else(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic_path(path) as part:
-        write_half(part, kind)
-        raise KeyboardInterrupt
+    context = atomic_path(path)
+    write_half(context.__enter__(), kind)
+    with pytest.raises(KeyboardInterrupt):
+        context.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -59,5 +60,7 @@ def test_another_format_is_refused_in_one_line(record: object, what: str) -> Non
     with pytest.raises(UserError) as refusal:
         check_format(record, Path("runs/record.json"))
     message = str(refusal.value)
-    assert message.startswith(f"runs/record.json has {what}, but this version of the trainer reads format 1 only: ")
+    assert message.startswith(
+        f"runs/record.json has {what}, but this version of the trainer reads format 1 only: "
+    )
     assert "\n" not in message

@@ -17,7 +17,8 @@ from trainer.rundir.status import process_is_alive, read_status
 
 STATES = ("finished", "failed", "preempted", "running", "lost", "queued", "unknown", "unreadable")
 """What status.json says; but lost: it says running, and the process is gone; queued: there is only a config yet;
-unknown: status.json cannot be read, or is in the format of another version; unreadable: config.yaml cannot, so that the run belongs to no group."""
+unknown: status.json cannot be read, or has the format of another version; unreadable: config.yaml cannot be, so that
+the run belongs to no group."""
 
 STARTED = {STATUS, METRICS}
 """Files of which a run that has begun has at least one."""
