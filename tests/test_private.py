@@ -12,7 +12,9 @@ import pytest
 import torch
 from hydra.core.config_search_path import ConfigSearchPath
 from omegaconf import OmegaConf
+from torch import nn
 from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
 
 from trainer import _private
 from trainer.config.compose import parse_overrides
@@ -95,6 +97,33 @@ def test_workers_are_shut_down() -> None:
     next(batches)
     _private.worker_shutdown(batches)()
     assert not any(worker.is_alive() for worker in batches._workers)
+
+
+def test_unflatten_state_dict() -> None:
+    paths = {"a.b": ("a", "b"), "c": ("c",)}
+    assert _private.unflatten_state_dict({"a.b": 1, "c": 2}, paths) == {"a": {"b": 1}, "c": 2}
+
+
+def test_tree_map() -> None:
+    tree = {"a": [1, (2, 3)], "b": 4}
+    assert _private.tree_map(lambda leaf: 10 * leaf, tree) == {"a": [10, (20, 30)], "b": 40}
+
+
+def test_event_file_writer(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:  # type: ignore[no-untyped-call]
+        parameters = inspect.signature(_private.event_file_writer(writer).add_summary).parameters
+    assert list(parameters)[:2] == ["summary", "global_step"]
+
+
+def test_is_batch_or_instance_norm() -> None:
+    norms = [
+        nn.BatchNorm2d(1),
+        nn.SyncBatchNorm(1),
+        nn.InstanceNorm1d(1),
+        nn.LayerNorm(1),
+        nn.GroupNorm(1, 1),
+    ]
+    assert [isinstance(norm, _private._NormBase) for norm in norms] == [True, True, True, False, False]
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

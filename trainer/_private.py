@@ -20,6 +20,9 @@ NAMES = {
     # torch
     "_adjust_lr": "torch.optim._muon",  # torch.optim.Muon takes no convolutions
     "_zeropower_via_newtonschulz": "torch.optim._muon",  # as above
+    "unflatten_state_dict": "torch.distributed.checkpoint._nested_dict",  # dcp.load fills only a state that is complete
+    "tree_map": "torch.utils._pytree",  # pytrees have no public module
+    "_NormBase": "torch.nn.modules.batchnorm",  # the base of batch and instance norms, which has no public name
 }
 """The module of each name."""
 
@@ -53,3 +56,8 @@ def worker_shutdown(batches: Any) -> Callable[[], None]:
     """Returns what ends the worker processes of a DataLoader's iterator, which otherwise only its deletion does."""
     shutdown: Callable[[], None] = batches._shutdown_workers
     return shutdown
+
+
+def event_file_writer(writer: Any) -> Any:
+    """Returns what writes a SummaryWriter's events: data of a plugin cannot be added in another way."""
+    return writer._get_file_writer()

@@ -67,12 +67,15 @@ def options_of(target: Callable[..., Any] | type) -> dict[str, Option]:
     Returns:
         The options by name, in the order of the signature.
     """
-    if dataclasses.is_dataclass(target):
-        hints = typing.get_type_hints(target, include_extras=True)
-        fields = [
-            (_option_name(f.name), hints[f.name], _field_default(f)) for f in dataclasses.fields(target)
-        ]
-        return {name: Option(name, type_, default) for name, type_, default in fields}
+    if not dataclasses.is_dataclass(target):
+        return keyword_options(target)
+    hints = typing.get_type_hints(target, include_extras=True)
+    fields = [(_option_name(f.name), hints[f.name], _field_default(f)) for f in dataclasses.fields(target)]
+    return {name: Option(name, type_, default) for name, type_, default in fields}
+
+
+def keyword_options(target: Callable[..., Any]) -> dict[str, Option]:
+    """Reads the keyword-only arguments of a function or class, by name: of a component they are its options."""
     function = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(function, include_extras=True)
     return {

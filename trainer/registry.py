@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from trainer.errors import ConfigError, nearest, one_line
-from trainer.options import Option, check_options, options_of
+from trainer.options import Option, check_options, keyword_options, options_of
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 
@@ -69,7 +69,7 @@ class Registry:
         """
 
         def decorate(target: Target) -> Target:
-            self.add(name, target, options_of(target), **tags)
+            self.add(name, target, keyword_options(target), **tags)
             return target
 
         return decorate

@@ -32,9 +32,10 @@ def write_half(part: Path, kind: str) -> None:
 def test_an_error_leaves_the_old_file_and_nothing_else(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic_path(path) as part:
-        write_half(part, kind)
-        raise KeyboardInterrupt
+    context = atomic_path(path)
+    write_half(context.__enter__(), kind)
+    with pytest.raises(KeyboardInterrupt):
+        context.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

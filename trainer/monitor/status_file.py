@@ -12,8 +12,7 @@ class StatusSink(Sink):
     """Keeps step and last metrics in status.json up to date during a run.
 
     Args:
-        directory: the run's; its status is "running" from now on.
-        step: where the run starts or continues.
+        directory: of the run.
         metrics: of the last evaluation before; empty for a new run.
         primary: the metric that picks the best checkpoint.
     """
@@ -21,11 +20,11 @@ class StatusSink(Sink):
     SECONDS = 1.0
     """Least time between two writes, but for evaluations."""
 
-    def __init__(self, directory: Path, step: int, metrics: Mapping[str, float], primary: str) -> None:
+    def __init__(self, directory: Path, metrics: Mapping[str, float], primary: str) -> None:
         self.directory = directory
         self.primary = primary
         self.metrics = dict(metrics)
-        self._write(step)
+        self._written = time.monotonic()
 
     def train(self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
         """Writes the step, at most once in `SECONDS`."""
