@@ -110,6 +110,11 @@ def test_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert edges == {"adamw": True, "sgd": True}
     assert sum("at the edge" in note for note in found["notes"]) == 2
     assert (tmp_path / "c" / "report" / "val_accuracy_against_optimizer.lr.png").exists()
+    page = (tmp_path / "c" / "report" / "report.md").read_text()
+    assert (
+        "optimizer.lr of each: the best of 3 trials by val/accuracy, with seed 5, on 20% of the training"
+        in page
+    )
 
 
 def test_a_failed_trial_is_not_chosen_and_a_failed_run_is_reported(
