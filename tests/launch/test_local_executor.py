@@ -1,9 +1,11 @@
 """Sweeps on this machine: they run, are stopped and resume."""
 
+import dataclasses
 import json
+import multiprocessing
+import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +19,8 @@ from launch.sweep_dir import read_sweep
 from tests.slurm.plugins import opened, reached
 
 TINY = "launch=local device=cpu monitor.sinks=[jsonl,runlog] loop.max_steps=5 launch.snapshot=false"
+
+FORK = multiprocessing.get_context("fork")  # has imported all that a launch needs
 
 
 def states(directory: Path) -> list[str]:
@@ -61,19 +65,32 @@ def test_a_failed_run_alone_is_run_again(tmp_path: Path, capsys: pytest.CaptureF
 def test_stopped_with_checkpoints_and_resumed(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     gated = "plugins=[tests.slurm.plugins] monitor.sinks=[jsonl,gate] loop.max_steps=12 seed=0,1"
-    command = [sys.executable, "-m", "launch", *TINY.split(), *gated.split(), f"launch.dir={sweep}"]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    process = FORK.Process(target=launch, args=[*TINY.split(), *gated.split(), f"launch.dir={sweep}"])
+    process.start()
     wait_for(reached(sweep / "0_seed=0", 5))
     assert states(sweep) == ["running", "queued"]
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 75
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 75
     assert states(sweep) == ["preempted", "vanished"]
     step = run_states(read_sweep(sweep))[0][0].step
     assert 5 <= step < 12
     assert list((sweep / "0_seed=0" / "checkpoints").glob(f"step_*{step}"))
+
     opened(sweep / "1_seed=1", 5).touch()
+    both_at_a_time(sweep)
     assert main(["rerun", str(sweep), "--incomplete"]) == 0
     assert states(sweep) == ["finished", "finished"]
+
+
+def launch(*argv: str) -> None:
+    sys.exit(main(list(argv)))
+
+
+def both_at_a_time(directory: Path) -> None:
+    sweep = read_sweep(directory)
+    sweep.options = dataclasses.replace(sweep.options, array_parallelism=2)
+    sweep.write()
 
 
 def test_a_killed_run_is_started_again_as_often_as_it_may(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def fill_and_fail(path: Path, error: BaseException) -> None:
     ("error", "raised", "message"),
     [
         (OSError(28, "No space left on device"), UserError, "No space left on device"),
-        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (KeyboardInterrupt("twice"), KeyboardInterrupt, "twice"),
         (UserError("Slurm refused the jobs"), UserError, "Slurm refused the jobs"),
     ],
 )

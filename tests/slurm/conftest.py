@@ -54,7 +54,7 @@ def cluster(disks: tuple[Path, Path]) -> Iterator[None]:
         pytest.skip(reason)
     directory = Path(tempfile.mkdtemp(prefix="slurm-"))
     before = dict(os.environ)
-    os.environ["SLURM_LAB_CPUS"] = "2"  # a node's: more jobs at a time would only slow each other down
+    os.environ["SLURM_LAB_CPUS"] = "3"  # a node's: more jobs at a time would only slow each other down
     try:
         start(directory, port=17100)
         yield
@@ -87,7 +87,7 @@ def sweeps(
         submitted = {name: submit(root / name, line) for name, line in lines.items()}
         if disks[0].is_mount():
             line = f"{LONGER} launch.snapshot=false checkpoint.every_steps=2 checkpoint.keep_last=9"
-            submitted["full disk"] = submit(disks[0] / "sweep", line)
+            submitted["full disk"] = submit(disks[0] / "full_disk", line)
     return {**submitted, "edited": edited}
 
 

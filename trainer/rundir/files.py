@@ -93,7 +93,7 @@ def make_directories(path: Path, mode: int = 0o777, *, exist_ok: bool = False) -
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode, exist_ok=exist_ok)
     except OSError:
-        remove_empty(missing)
+        remove_empty(missing[1:])
         raise
     return missing
 
