@@ -5,11 +5,11 @@ From a signal to the run's next start on a cluster, in the order in which it hap
 1. ``launch/worker.py`` blocks the signals in a job's tasks until the trainer is imported; under Slurm one comes
    ``launch.signal_seconds`` before the time limit, at a preemption, or by ``python -m launch cancel``.
 2. `StopSignal`, opened by ``trainer/training/run.py``, unblocks them and notes the first.
-3. ``trainer/training/step_sync.py``: at the end of a step all ranks learn by its all-reduce that one has been signalled.
+3. ``trainer/training/step_sync.py``: at the end of a step its all-reduce lets all ranks know of the signal of one.
 4. ``trainer/training/loop.py`` saves a checkpoint and raises `Preempted`.
 5. ``trainer/training/run.py`` writes ``preempted`` into status.json and returns 75, which is the exit code.
-6. ``launch/on_exit.py``, the last command of a job's script (``launch/slurm_executor.py`` writes it), sees the 75 and puts
-   the job back into the queue, up to ``launch.max_requeues`` times; ``launch/local_executor.py`` does both on one machine.
+6. ``launch/on_exit.py``, the last command of the script that ``launch/slurm_executor.py`` writes, sees the 75 and puts
+   the job back into the queue, up to ``launch.max_requeues`` times. Without Slurm ``launch/local_executor.py`` does so.
 7. The job starts again on the same run directory, and ``trainer/checkpoint/restore.py`` loads the newest checkpoint.
 """
 

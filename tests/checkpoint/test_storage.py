@@ -37,7 +37,7 @@ def test_a_run_or_one_of_its_checkpoints(run: Path, tmp_path: Path) -> None:
     ):
         storage.find_checkpoints(tmp_path)
     with pytest.raises(
-        CheckpointError, match="^checkpoint.resume=/none does not exist: give a run directory"
+        CheckpointError, match=r"^checkpoint\.resume=/none does not exist: give a run directory"
     ):
         storage.find_checkpoints(Path("/none"), "checkpoint.resume=")
 
