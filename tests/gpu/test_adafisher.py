@@ -43,8 +43,8 @@ def test_factors(
     module, x = make(), torch.randn(shape)
     if channels_last and x.dim() == 4:
         module, x = module.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    here = layer_of(module, "calibrated")
-    there = layer_of(copy.deepcopy(module).cuda(), "calibrated")
+    here = layer_of(module)
+    there = layer_of(copy.deepcopy(module).cuda())
     assert here
     assert there
     out = module(x)

@@ -39,9 +39,9 @@ def check(
         param = model.get_parameter(row.parameter)
         owners = [m for m in model.modules() if any(p is param for p in m._parameters.values())]
         if row.source == "gradient":
-            assert all(layer_of(m, "calibrated") is None for m in owners) or row.parameter.endswith(functions)
+            assert all(layer_of(m) is None for m in owners) or row.parameter.endswith(functions)
         else:
-            assert row.source.split(" + ") == [layer_of(m, "calibrated").kind for m in owners]  # type: ignore[union-attr]
+            assert row.source.split(" + ") == [layer_of(m).kind for m in owners]  # type: ignore[union-attr]
         entries = torch.Size(row.S[0]).numel() * torch.Size(row.H[0]).numel()
         assert entries >= param.numel() or row.S[0] == (param.numel(),)
     return {row.parameter: row.source for row in rows}
