@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from trainer.distributed.dtensor import is_dtensor
 from trainer.errors import ConfigError
 from trainer.optim.adafisher import AdaFisher, AdaFisherW
 from trainer.optim.muon import MuonAdamW, split_matrices
@@ -17,7 +17,7 @@ from trainer.registry import Registry
 
 OPTIMIZERS = Registry("optimizer", common=OptimizerOptions, entry_points="trainer.optimizers")
 """Optimizers by name: ``make(model, params, *, options...)``, params as ``groups.param_groups`` gives them.
-An attribute ``needs_create_graph`` of what is made asks for gradients that can be differentiated again."""
+What they may offer besides is in `trainer.optim.protocols`."""
 
 Groups = list[dict[str, Any]]
 Rule = Literal["calibrated", "paper", "released"]
@@ -34,7 +34,7 @@ def _fused(groups: Groups, fused: bool | None) -> bool | None:
 
 
 def _sharded(groups: Groups) -> bool:
-    return any(isinstance(p, DTensor) for _, p in _parameters(groups))
+    return any(is_dtensor(p) for _, p in _parameters(groups))
 
 
 def _parameters(groups: Groups) -> Iterator[tuple[str, Tensor]]:
