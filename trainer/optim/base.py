@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from trainer.distributed.dtensor import is_dtensor
 from trainer.registry import Registry
 
 Groups = list[dict[str, Any]]
@@ -33,7 +33,7 @@ An attribute ``needs_create_graph`` of what is made asks for gradients that can 
 
 def is_sharded(groups: Groups) -> bool:
     """Whether any parameter is spread over several ranks."""
-    return any(isinstance(p, DTensor) for p in _parameters(groups))
+    return any(is_dtensor(p) for p in _parameters(groups))
 
 
 def fuses_by_default(groups: Groups) -> bool:

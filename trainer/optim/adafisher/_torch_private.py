@@ -3,13 +3,19 @@
 ``tests/optim/adafisher/test_torch_private.py`` checks by name that it is there and does what is relied on.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.conv import _ConvNd as Convolution
 from torch.nn.modules.conv import _ConvTransposeNd as TransposedConvolution
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 __all__ = [
     "GRAD_SCALER_PROTOCOL",
@@ -18,7 +24,6 @@ __all__ = [
     "Convolution",
     "InstanceNorm",
     "TransposedConvolution",
-    "compute_local_shape_and_global_offset",
     "current_backward",
     "flattened",
     "foreach_add",
@@ -30,10 +35,9 @@ __all__ = [
     "foreach_mul",
     "foreach_mul_",
     "foreach_norm",
+    "local_shape_and_offset",
     "padding_of",
 ]
-
-# `compute_local_shape_and_global_offset`: which rows of a DTensor are on this rank; DTensor has no method for it.
 
 # `Convolution`, ...: the common bases of torch's layers of 1, 2 and 3 dimensions have no public names.
 
@@ -57,6 +61,15 @@ NO_BACKWARD = -1
 def current_backward() -> int:
     """The number of the backward pass that runs: layers called twice in one forward must count their samples once."""
     return torch._C._current_graph_task_id()
+
+
+def local_shape_and_offset(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape of a DTensor's part on this rank and its place in the whole: DTensor has no method for it."""
+    from torch.distributed.tensor._utils import (
+        compute_local_shape_and_global_offset,  # takes a second to import
+    )
+
+    return compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
 
 
 def flattened(mesh: DeviceMesh) -> DeviceMesh:
