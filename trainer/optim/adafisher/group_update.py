@@ -113,7 +113,7 @@ class GroupUpdate:
 
     def _grads(self) -> list[Tensor]:
         """Gradients of the rows on this rank, in the shapes of the views."""
-        grads = [owner.grad for owner in self.owners]
+        grads: list[Any] = [owner.grad for owner in self.owners]
         if self.is_sharded:
             grads = [dtensor.local_tensor(grad) for grad in grads]
         for i in self._viewed:

@@ -92,7 +92,7 @@ def layer_of(module: nn.Module, layers: Mapping[type[nn.Module], LayerType] = LA
     """
     for kind in type(module).__mro__:
         if kind in layers:
-            return layers[kind](module) if type(module).forward is kind.forward else None
+            return layers[kind](module) if type(module).forward is getattr(kind, "forward", None) else None
     return None
 
 

@@ -24,14 +24,17 @@ class Factors(NamedTuple):
     row_weight: float
 
 
+ZERO = torch.zeros(())
+
+
 def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
     """The rows h, with a 1 for the bias at their end: [N, columns (+ 1)]; of grouped convolutions [groups, N, ...]."""
     match layer:
         case nn.Linear():
             rows = x.reshape(-1, layer.in_features)
-        case nn.Conv2d():
+        case nn.Conv2d(padding=tuple(padding)):
             patches = functional.unfold(
-                x, layer.kernel_size, layer.dilation, layer.padding, layer.stride
+                x, layer.kernel_size, layer.dilation, padding, layer.stride
             )  # [B, C k, L]
             rows = patches.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2).squeeze(0)
         case nn.Embedding():
@@ -151,10 +154,10 @@ class AdaFisherReference(torch.optim.Optimizer):
                 n = m.lerp(p.grad, 1 - self.beta)
                 uses = [(layer, name, *self.averages[layer]) for layer, name in self.uses[p]]
                 products = [fisher(layer, name, H, S) for layer, name, H, S, _ in uses]
-                F = sum(products) / sum(mean_of_layer(*use) for *use, _ in uses)
-                G = sum(
-                    row_weight * product for (*_, row_weight), product in zip(uses, products, strict=True)
-                )
+                means = [mean_of_layer(layer, name, H, S) for layer, name, H, S, _ in uses]
+                weighted = [use[-1] * product for use, product in zip(uses, products, strict=True)]
+                F = sum(products, start=ZERO) / sum(means, start=ZERO)
+                G = sum(weighted, start=ZERO)
                 u = n / (F + self.damping)
                 floor = 3e-4 * G.mean().sqrt() / (F + self.damping).max()
                 p.mul_(1 - group["lr"] * group["weight_decay"])

@@ -72,7 +72,9 @@ def gather(
             if dtensor.S_is_sharded(t.param, use.view):
                 S = dtensor.local_tensor(t.state[f"S{use.suffix}"])
                 S_rows[t.param, use.suffix] = (dtensor.zero_padded_rows(t.param, S),)
-    sums, means, S_rows = dtensor.sum_over_ranks([sums, means, S_rows], ranks)
+    parts: list[Any] = [sums, means, S_rows]
+    summed: list[Any] = dtensor.sum_over_ranks(parts, ranks)
+    sums, means, S_rows = summed
     counts = torch.stack([count for _, _, count in sums.values()]).tolist() if sums else []
     return RefreshInputs(
         {

@@ -5,6 +5,7 @@ broadcast against it.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def bias_corrected_update(
 
 def preconditioner(pairs: Sequence[Pair], damping: float | Tensor) -> Tensor:
     """F̃ = Σ over uses S' H' + λ, in the shape of the parameter or one that broadcasts to it."""
-    return sum((S * H for H, S in pairs), start=damping)  # type: ignore[arg-type]
+    return reduce(torch.add, (S * H for H, S in pairs)) + damping
 
 
 def precise(x: Tensor) -> Tensor:

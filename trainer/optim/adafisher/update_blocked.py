@@ -44,7 +44,7 @@ def normalized_update(
     weight_decay: float,
     sums: Tensor | None = None,
 ) -> None:
-    """`update.normalized_update`: max(rms(u), floor) / ρ is a factor of F̃, where it costs no pass over the parameter."""
+    """`update.normalized_update`: max(rms(u), floor) / ρ goes into F̃, where it costs no pass over the parameter."""
     if sums is None:
         sums = sum_of_squares(grads, exp_avgs, factors, dampings, beta=beta)
     counts = torch.tensor(sizes, dtype=sums.dtype, device=sums.device)
