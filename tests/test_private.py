@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from trainer import _private
-from trainer.config.compose import parse_overrides
+from trainer.config.command_line import parse_overrides
 
 ROOT = Path(__file__).parents[1]
 
