@@ -42,7 +42,7 @@ WRONG = [
     ("model.widths=16", "must be a list"),
     ("loop.eval_every=weekly", "a number of steps or '2 epochs'"),
     ("plugins=no.such.module", "plugin 'no.such.module' cannot be imported"),
-    ("name=a/b", "must be of letters, digits"),
+    ("name=a/b", "must consist of letters, digits"),
     # out of range
     ("optimizer.lr=-0.1", "optimizer.lr=-0.1 is wrong"),
     ("optimizer.beta=1", "optimizer.beta=1 is wrong"),

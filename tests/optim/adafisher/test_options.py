@@ -10,7 +10,18 @@ from trainer.optim.adafisher import AdaFisher, AdaFisherW, Interval
 from trainer.optim.adafisher.limits import check, limits_of
 from trainer.optim.adafisher.rules import RULES, RuleName
 
-OPTIONS = "lr beta damping gamma weight_decay decoupled rule update_interval capture fused".split()
+OPTIONS = [
+    "lr",
+    "beta",
+    "damping",
+    "gamma",
+    "weight_decay",
+    "decoupled",
+    "rule",
+    "update_interval",
+    "capture",
+    "fused",
+]
 
 
 def keyword_options(optimizer: type) -> dict[str, inspect.Parameter]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.functional import conv2d, pad
 
 from trainer.optim.adafisher import _torch_private as private
@@ -43,8 +44,8 @@ def test_padding(padding: tuple[int, int] | str) -> None:
 
 
 def test_mesh_functions_take_what_is_given() -> None:
-    assert [*inspect.signature(DeviceMesh._flatten).parameters][0] == "self"
-    parameters = [*inspect.signature(private.compute_local_shape_and_global_offset).parameters]
+    assert next(iter(inspect.signature(DeviceMesh._flatten).parameters)) == "self"
+    parameters = [*inspect.signature(compute_local_shape_and_global_offset).parameters]
     assert parameters[:3] == ["global_shape", "mesh", "placements"]
 
 

@@ -47,25 +47,41 @@ class Problem:
 class Triton:
     """The kernels, as the functions of the other variants."""
 
-    def kernels(self, params: Any, exp_avgs: Any, factors: Any, dampings: Any, floors: Any, sizes: Any) -> Any:
+    def kernels(
+        self, params: Any, exp_avgs: Any, factors: Any, dampings: Any, floors: Any, sizes: Any
+    ) -> Any:
         from trainer.optim.adafisher.update_triton import Kernels
 
         return Kernels(params, exp_avgs, factors, dampings, list(floors), sizes)
 
-    def sum_of_squares(self, grads: Any, exp_avgs: Any, factors: Any, dampings: Any, *, beta: float) -> Tensor:
+    def sum_of_squares(
+        self, grads: Any, exp_avgs: Any, factors: Any, dampings: Any, *, beta: float
+    ) -> Tensor:
         sizes = [grad.numel() for grad in grads]
         floors = torch.zeros(len(grads))
-        return self.kernels(grads, exp_avgs, factors, dampings, floors, sizes).sum_of_squares(grads, beta=beta)
+        return self.kernels(grads, exp_avgs, factors, dampings, floors, sizes).sum_of_squares(
+            grads, beta=beta
+        )
 
     def normalized_update(
-        self, params: Any, grads: Any, exp_avgs: Any, factors: Any, dampings: Any, floors: Any, sizes: Any, **o: Any
+        self,
+        params: Any,
+        grads: Any,
+        exp_avgs: Any,
+        factors: Any,
+        dampings: Any,
+        floors: Any,
+        sizes: Any,
+        **o: Any,
     ) -> None:
         self.kernels(params, exp_avgs, factors, dampings, floors, sizes).normalized_update(grads, **o)
 
     def bias_corrected_update(
         self, params: Any, grads: Any, exp_avgs: Any, factors: Any, dampings: Any, corrections: Any, **o: Any
     ) -> None:
-        kernels = self.kernels(params, exp_avgs, factors, dampings, torch.zeros(len(params)), [1] * len(params))
+        kernels = self.kernels(
+            params, exp_avgs, factors, dampings, torch.zeros(len(params)), [1] * len(params)
+        )
         kernels.bias_corrected_update(grads, corrections=corrections, **o)
 
 
@@ -75,7 +91,9 @@ def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(update_blocked, "_SMALL", 0)
         monkeypatch.setattr(update_blocked, "_BLOCK", 10)
     if request.param == "triton":
-        module = pytest.importorskip("trainer.optim.adafisher.update_triton", reason="Triton is not installed")
+        module = pytest.importorskip(
+            "trainer.optim.adafisher.update_triton", reason="Triton is not installed"
+        )
         monkeypatch.setattr(module, "_STRETCH", 2048)
         monkeypatch.setattr(module, "_BLOCK", 512)
         return Triton()
