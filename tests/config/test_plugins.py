@@ -8,6 +8,8 @@ import pytest
 
 from tests.training.kill_and_resume import content
 
+pytestmark = pytest.mark.slow
+
 COMPONENTS = '''
 import torch
 from torch import nn

@@ -18,6 +18,8 @@ from trainer.checkpoint.manager import CheckpointManager
 from trainer.cli.train import main
 from trainer.distributed.ranks import Ranks
 
+pytestmark = pytest.mark.ranks
+
 LINES = {
     "conv adamw": "model=uneven data.batch_size=48 loop.ema=0.9 optimizer=adamw",
     "conv adafisher": "model=uneven data.batch_size=48 optimizer=adafisher optimizer.update_interval=3",

@@ -18,6 +18,8 @@ from trainer.distributed.ranks import Ranks
 from trainer.models.gpt import GPT, Block
 from trainer.optim import AdaFisher
 
+pytestmark = pytest.mark.ranks
+
 RULES = {"calibrated": 1, "paper": 0, "released": 0}
 """Collectives of a step between refreshes where parameters are sharded: one of scalars, for the length of the step."""
 

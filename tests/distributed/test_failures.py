@@ -12,6 +12,8 @@ import pytest
 
 from tests.distributed.ranks import end, start_trainer, train
 
+pytestmark = pytest.mark.ranks
+
 RUN = "parallel=fsdp optimizer=adamw model.widths=[4] data.batch_size=64 loop.eval_every=1000"
 ENDLESS = f"{RUN} loop.max_steps=1000000 checkpoint.every_steps=50 plugins=[tests.distributed.faults]"
 

@@ -9,6 +9,8 @@ from tests.distributed.ranks import on_ranks
 from tests.distributed.runs import assert_same, outcome, steps, trainer_of
 from trainer.distributed.ranks import Ranks
 
+pytestmark = pytest.mark.ranks
+
 CONV = (
     "model=uneven data.batch_size=48 data.crop_padding=0 data.eval_batch_size=50 loop.ema=0.9 loop.clip_norm=0.5 "
     "loop.label_smoothing=0.1 schedule=constant"

@@ -15,6 +15,8 @@ from launch.local_executor import share
 from launch.run_states import run_states
 from launch.sweep_dir import read_sweep
 
+pytestmark = pytest.mark.slow
+
 TINY = "launch=local device=cpu monitor.sinks=[jsonl,runlog] loop.max_steps=5 launch.snapshot=false"
 
 

@@ -19,7 +19,7 @@ from tests.training.kill_and_resume import compare
 from trainer.report.read_runs import read_runs
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 ONE = f"{TINY} launch.gpus_per_node=0 loop.max_steps=6"
 LONGER = f"{TINY} launch.gpus_per_node=0 loop.max_steps=20"
 FOUR = f"{TINY} {DISTURBED} launch.nodes=2 launch.gpus_per_node=2 parallel=fsdp"

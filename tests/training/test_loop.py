@@ -215,6 +215,7 @@ def test_an_optimizer_that_needs_a_graph_of_gradients(tmp_path: Path) -> None:
     assert trainer.counters.evaluated["test/accuracy"] > 0.5
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("optimizer", ["adafisher", "adamw"])
 def test_compiled_models_train_as_others_do(optimizer: str) -> None:
     plain, compiled = (

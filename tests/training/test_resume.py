@@ -12,6 +12,8 @@ from tests.training.kill_and_resume import RUNS, compare, finish, start, trial
 from trainer.checkpoint import storage
 from trainer.cli.train import main
 
+pytestmark = pytest.mark.slow
+
 TINY = "model.widths=[4,8] loop.max_epochs=2 loop.ema=0.9 checkpoint.every_steps=5 data.batch_size=64"
 
 
