@@ -153,9 +153,9 @@ def test_an_overflow_lowers_the_loss_scale_and_is_no_fault() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_precisions_learn(precision: str, tmp_path: Path) -> None:
-    trainer = trainer_of(f"precision={precision}", "loop.max_epochs=5")
+    trainer = trainer_of(f"precision={precision}", "loop.max_epochs=2")
     fit(trainer, tmp_path)
-    assert trainer.counters.evaluated["test/accuracy"] > 0.5
+    assert trainer.counters.evaluated["test/accuracy"] > 0.8
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
 
 
