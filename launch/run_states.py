@@ -1,7 +1,5 @@
 """How the runs of a sweep stand, by their own status and by the queue."""
 
-import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,12 @@ from launch import local_executor, slurm_executor
 from launch.sweep_dir import Sweep, SweepRun
 from launch.worker import read_job
 from trainer.errors import UserError
-from trainer.rundir.status import read_status
+from trainer.rundir.status import process_is_alive, read_status
 
 UNDER_WAY = ("queued", "starting", "running")
 ENDED = ("finished", "failed", "preempted", "cancelled", "lost")
 STATES = (*UNDER_WAY, *ENDED, "unknown")
-"""lost: its job is gone, and nobody has said why; unknown: the queue cannot be asked."""
+"""lost: its job is gone, and nobody has said why; unknown: the queue cannot be asked, or status.json not be read."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +77,12 @@ def local_job(sweep: Sweep, run: SweepRun) -> QueueEntry:
     """In the terms of a queue, a run that a process of this machine executes."""
     directory = sweep.directory(run)
     record, status = read_job(directory), read_status(directory)
-    if not run.jobs or not executes(*local_executor.executor_of(run.jobs[-1])):
+    if not run.jobs or not process_is_alive(*local_executor.executor_of(run.jobs[-1])):
         return QueueEntry(None)
     if record.get("job") != run.jobs[-1]:
         return QueueEntry(("PENDING", "its turn comes"))
     over = status.get("state") != "running" and status.get("time", 0) >= record["time"]
     return QueueEntry(None) if over else QueueEntry(("RUNNING", ""))
-
-
-def executes(host: str, pid: int) -> bool:
-    """Whether a process may still be there; of another machine's we cannot know."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return host != socket.gethostname()
-    except PermissionError:
-        return True
-    return True
 
 
 def state_of(sweep: Sweep, run: SweepRun, job: QueueEntry | None) -> RunState:
@@ -138,6 +125,8 @@ def resolve_state(
     said, error = status.get("state"), status.get("error")
     if said == "finished":
         return "finished", None
+    if said == "unknown":  # it was written by another version of the code
+        return "unknown", error
     if job is None:
         return "unknown", error
     if job.queue is not None:

@@ -13,11 +13,12 @@ from typing import Any
 
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
-from submitit.slurm.slurm import SlurmInfoWatcher, _make_sbatch_string
+from submitit.slurm.slurm import SlurmInfoWatcher
 
 from launch.options import SlurmOptions
 from launch.sweep_dir import Sweep, SweepRun
 from launch.worker import Task
+from trainer._private import SUBMITIT_WORKER, sbatch_script
 from trainer.errors import UserError, one_line
 
 STRAGGLERS_SECONDS = 60
@@ -69,9 +70,9 @@ def submit(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
 
 def script(sweep: Sweep, count: int) -> str:
     """The script that sbatch would get for that many runs."""
-    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(sweep.jobs))}"
+    command = f"{shlex.quote(sys.executable)} -u -m {SUBMITIT_WORKER} {shlex.quote(str(sweep.jobs))}"
     several: dict[str, Any] = {"map_count": count} if count > 1 else {}
-    return _make_sbatch_string(command=command, folder=sweep.jobs, **parameters(sweep), **several)
+    return sbatch_script(command, sweep.jobs, {**parameters(sweep), **several})
 
 
 def parameters(sweep: Sweep) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from trainer.errors import UserError
+from trainer.rundir.files import atomic_path
 from trainer.rundir.provenance import CODE, MARK, git, source
 
 
@@ -16,14 +17,13 @@ def take_snapshot(target: Path) -> None:
         UserError: the code is not in a git repository.
         OSError: a file cannot be copied.
     """
-    part = target.with_name(f".{target.name}.part")
-    part.mkdir(mode=0o700)
-    for name in code_files():
-        copy = part / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(CODE / name, copy, follow_symlinks=False)
-    (part / MARK).write_text(json.dumps(source()))
-    part.rename(target)
+    with atomic_path(target) as part:
+        part.mkdir(mode=0o700)
+        for name in code_files():
+            copy = part / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(CODE / name, copy, follow_symlinks=False)
+        (part / MARK).write_text(json.dumps(source()))
 
 
 def code_files() -> list[str]:

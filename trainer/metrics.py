@@ -1,11 +1,19 @@
 """Metrics by their names: which way is better, and their numbers as a person reads them."""
 
+import math
 from collections.abc import Sequence
 
 
 def higher_is_better(metric: str) -> bool:
     """Whether a metric's best value is its largest: that of an accuracy is, of a loss or a perplexity not."""
     return "accuracy" in metric
+
+
+def is_better(metric: str, value: float, best: float | None) -> bool:
+    """Whether a value of a metric beats the best so far, None if there is none; nan never does, a tie neither."""
+    if math.isnan(value) or best is None:
+        return not math.isnan(value)
+    return value > best if higher_is_better(metric) else value < best
 
 
 def value(name: str, number: float) -> str:

@@ -184,7 +184,7 @@ def mistakes() -> Iterator[tuple[str, list[str], str]]:
         ["--what", "preconditioner"],
         "--what preconditioner needs a run of AdaFisher: optimizer=sgd has",
     )
-    yield "tmp_path", [], "{} is no run directory: it has no config.yaml"
+    yield "tmp_path", [], "{} has no checkpoints: give a run directory"
     yield "without_checkpoints", [], "{} has no checkpoints"
     yield "damaged", [], "{}/checkpoints/step_00000006 is damaged: "
     yield "of_another_model", [], "the checkpoint is of another model: "
@@ -211,7 +211,7 @@ def test_mistakes_are_one_line(
 
 def test_a_path_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([str(tmp_path / "none")]) == 2
-    assert "is no directory: give a run directory" in capsys.readouterr().err
+    assert "does not exist: give a run directory" in capsys.readouterr().err
 
 
 def test_without_matplotlib(

@@ -41,6 +41,7 @@ FAILED, FINISHED = {"state": "failed", "error": "bad"}, {"state": "finished", "e
         (RUNNING, QueueEntry(None), True, True, ("lost", "its job is gone without a word")),
         (FAILED, QueueEntry(None, "NODE_FAIL"), False, False, ("lost", "Slurm says NODE_FAIL")),
         (RUNNING, None, True, True, ("unknown", None)),
+        ({"state": "unknown", "error": "format 2"}, QueueEntry(None), True, False, ("unknown", "format 2")),
         (FINISHED, None, True, True, ("finished", None)),
     ],
 )

@@ -52,7 +52,7 @@ def write_run(
     """Writes a run that was evaluated every ten steps with these values of the metric."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("# a comment\n" + yaml.safe_dump(config(**options)))
-    status = {"state": state, "step": 10 * len(values), "metrics": {}, "error": error}
+    status = {"format": 1, "state": state, "step": 10 * len(values), "metrics": {}, "error": error}
     if state != "running":
         status["primary"] = metric
     process = {"host": socket.gethostname(), "pid": pid or os.getpid(), "time": time.time()}

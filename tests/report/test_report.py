@@ -162,6 +162,17 @@ def test_a_run_without_any_records(tmp_path: Path, capsys: pytest.CaptureFixture
     assert report(capsys, tmp_path)["groups"][0]["unknown"] == 1
 
 
+def test_a_run_of_another_version_is_unknown_and_the_others_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "run", [0.5])
+    newer = write_run(tmp_path / "newer", [0.6], seed=1)
+    (newer / "status.json").write_text('{"format": 2, "state": "finished"}')
+    assert report(capsys, tmp_path)["groups"][0]["unknown"] == 1
+    assert main([str(tmp_path)]) == 0
+    assert "status.json has format 2, but" in capsys.readouterr().out
+
+
 def test_an_unreadable_config_is_listed_and_the_others_are_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

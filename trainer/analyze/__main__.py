@@ -90,7 +90,7 @@ def run(args: Namespace) -> int:
     if find_spec("matplotlib") is None:
         raise MissingExtra("trainer.analyze", "matplotlib", "report")
     run = LoadedRun(args.path)
-    step = run.trainer.counters.step
+    step = run.parts.counters.step
     found = analyse(run, args)
     written = write(found, args.out or run.run / "analysis", run.checkpoint.name, step)
     if args.json:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from trainer._private import worker_shutdown
 from trainer.data.base import Batch, LazySplit, Split
 from trainer.data.random import mix
 from trainer.errors import ConfigError, DataError
@@ -135,7 +136,7 @@ def fetch(split: Split, plans: Iterable[Plan], num_workers: int) -> Iterator[Bat
     )
     with signals_blocked():
         batches = iter(loader)
-    stop_workers = batches._shutdown_workers  # type: ignore[attr-defined]
+    stop_workers = worker_shutdown(batches)
     # At exit multiprocessing sends workers SIGTERM, which they do not see, and waits for them: be there first.
     atexit.register(stop_workers)
     try:

@@ -1,14 +1,14 @@
 """What the training loop tells, and the interface of those who listen."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from trainer.metrics import higher_is_better
+from trainer.metrics import is_better
 from trainer.options import Count, Natural
 from trainer.registry import Registry
 
@@ -140,11 +140,23 @@ class Monitors(Sink):
 
     Whoever reports asks ``options`` first what is wanted beside metrics. Ranks other
     than the first have the same options with no sinks.
+
+    Args:
+        run: given to each sink.
+        options: which sinks there are, and what else is wanted.
+        extra_sinks: by name, come before those of the options. Each is made from these monitors, so that it may
+            report to the others; it is told of a run's end before they are closed.
     """
 
-    def __init__(self, run: RunInfo, options: MonitorOptions) -> None:
+    def __init__(
+        self,
+        run: RunInfo,
+        options: MonitorOptions,
+        extra_sinks: Mapping[str, Callable[["Monitors"], Sink]] | None = None,
+    ) -> None:
         self.options = options
-        self.sinks: dict[str, Sink] = {name: SINKS.build({"name": name}, run) for name in options.sinks}
+        self.sinks: dict[str, Sink] = {name: make(self) for name, make in (extra_sinks or {}).items()}
+        self.sinks |= {name: SINKS.build({"name": name}, run) for name in options.sinks}
 
     def tick(self, progress: Progress) -> None:
         for sink in self.sinks.values():
@@ -213,10 +225,7 @@ class Best:
 
     def update(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Whether this evaluation is better than all before; nan never is."""
-        new, old = metrics.get(self.metric, math.nan), self.value
-        if math.isnan(new):
-            return False
-        if old is not None and (new <= old if higher_is_better(self.metric) else new >= old):
+        if not is_better(self.metric, metrics.get(self.metric, math.nan), self.value):
             return False
         self.step, self.metrics = step, dict(metrics)
         return True

@@ -14,11 +14,11 @@ class StatusSink(Sink):
     SECONDS = 1.0
     """Between two writes, at least."""
 
-    def __init__(self, directory: Path, step: int, metrics: Mapping[str, float], primary: str) -> None:
+    def __init__(self, directory: Path, metrics: Mapping[str, float], primary: str) -> None:
         self.directory = directory
         self.primary = primary
         self.metrics = dict(metrics)
-        self._write(step)
+        self._written = time.monotonic()
 
     def train(self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
         if time.monotonic() - self._written >= self.SECONDS:

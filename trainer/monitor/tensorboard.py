@@ -25,6 +25,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2  # ty
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from trainer._private import event_file_writer
 from trainer.monitor.base import SINKS, Best, Progress, RunInfo, Sink, Status
 from trainer.monitor.pictures import grid, judged
 
@@ -117,7 +118,7 @@ class TensorBoard(Sink):
         self._add(scalars(by_seconds), int(progress.seconds))
 
     def _add(self, summary: Summary, step: int = 0) -> None:
-        self._writer._get_file_writer().add_summary(summary, step)
+        event_file_writer(self._writer).add_summary(summary, step)
 
 
 def event_files(directory: Path) -> list[Path]:

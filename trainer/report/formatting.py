@@ -89,6 +89,6 @@ def remark(run: RecordedRun) -> str:
         "preempted": "was stopped and can go on",
         "lost": "says that it runs, but its process is gone",
         "queued": "has not started",
-        "unknown": "has no readable status.json",
+        "unknown": run.error or "has no readable status.json",
         "unreadable": "its config.yaml cannot be read: it is in no group",
     }.get(run.state, "")

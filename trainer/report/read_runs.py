@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,12 @@ import yaml
 from trainer.cli.common import progress
 from trainer.errors import DataError
 from trainer.rundir.files import CONFIG, METRICS, STATUS
+from trainer.rundir.status import process_is_alive, read_status
 
 STATES = ("finished", "failed", "preempted", "running", "lost", "queued", "unknown", "unreadable")
 """What status.json says; but lost: it says running, and the process is gone; queued: there is only a config yet;
-unknown: status.json cannot be read; unreadable: config.yaml cannot, so that the run belongs to no group."""
+unknown: status.json cannot be read, or has the format of another version; unreadable: config.yaml cannot be, so that
+the run belongs to no group."""
 
 STARTED = {STATUS, METRICS}
 """Files of which a run that has begun has at least one."""
@@ -109,7 +110,7 @@ def natural(path: Path) -> list[Any]:
 def read_run(path: Path) -> RecordedRun:
     """One run, as far as its files can be read."""
     config = read_config(path)
-    status = read_json(path / STATUS)
+    status = read_status(path)
     started = any((path / name).exists() for name in STARTED)
     metrics, bad_metrics = read_lines(path / "metrics.jsonl")
     clock, bad_clock = read_lines(path / "clock.jsonl")
@@ -205,15 +206,5 @@ def state_of(status: Mapping[str, Any]) -> str:
     state = status.get("state")
     if state not in STATES:
         return "unknown"
-    here = status.get("host") == socket.gethostname()
-    return "lost" if state == "running" and here and not alive(status["pid"]) else state
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    gone = state == "running" and not process_is_alive(status.get("host"), status["pid"])
+    return "lost" if gone else state

@@ -1,8 +1,8 @@
-"""What a model is trained for: its loss, and the metrics by which it is judged."""
+"""Objectives: the loss that a model minimises, and the metrics by which it is judged."""
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +14,33 @@ class Objective:
     """Base of the objectives. They add up *totals*: a float tensor whose last entry counts samples.
 
     An empty batch has totals of zero; its loss is not a number.
+
+    Args:
+        label_smoothing: the share of the target probability that is spread over all classes, in [0, 1).
     """
 
     primary: ClassVar[str] = "loss"
     """The metric by which the best model is picked."""
+    reads: ClassVar[Literal["images", "tokens"]] = "images"
+    """The kind of data that models with this objective take."""
 
     label_smoothing: float = 0.0
 
     def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss over the batch, a scalar, and the batch's totals, of shape [2] or [3]."""
+        """The mean loss over a batch, and the totals from which `metrics` are computed.
+
+        Args:
+            outputs: of the model, [B, ...].
+            inputs: of the model, [B, ...].
+            targets: as the data gives them.
+
+        Returns:
+            The loss, a scalar with a gradient, and the totals, [2] or [3], without one.
+        """
         raise NotImplementedError
 
     def metrics(self, totals: Tensor) -> dict[str, float]:
-        """Means from added totals."""
+        """The metrics by name, such as ``loss``, from the sum of the totals of any number of batches."""
         loss, count = totals[0].item(), totals[-1].item()
         return {"loss": loss / count}
 
@@ -51,6 +65,8 @@ class Classification(Objective):
 class Language(Objective):
     """Cross-entropy in nats per token of logits [B, T, V] against next tokens [B, T]; perplexity."""
 
+    reads = "tokens"
+
     def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits, smoothing = wide(outputs).flatten(0, 1), self.label_smoothing  # [B T, V]
         loss = F.cross_entropy(logits, targets.flatten(), label_smoothing=smoothing, reduction="sum")
@@ -72,7 +88,7 @@ class Reconstruction(Objective):
 
 
 def wide(outputs: Tensor) -> Tensor:
-    """In float32, or the float64 that it is already in."""
+    """The outputs in float32, or in float64 if they are in that."""
     return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 

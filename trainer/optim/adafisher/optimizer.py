@@ -16,7 +16,7 @@ from trainer.optim.adafisher.mean_squares import factor_dtype
 from trainer.optim.adafisher.refresh import Curvature, Use
 from trainer.optim.adafisher.rules import RULES
 
-__all__ = ["AdaFisher", "AdaFisherW"]
+__all__ = ["AdaFisher", "AdaFisherW", "StateLayout"]
 
 
 class Coverage(NamedTuple):
@@ -26,6 +26,14 @@ class Coverage(NamedTuple):
     source: str
     H: list[tuple[int, ...]]
     S: list[tuple[int, ...]]
+
+
+class StateLayout(NamedTuple):
+    """What a tensor of a parameter's state is."""
+
+    is_factor: bool
+    is_sharded: bool
+    """Whether its rows go with those of the parameter, where FSDP shards that."""
 
 
 class AdaFisher(Optimizer):
@@ -455,6 +463,14 @@ class AdaFisher(Optimizer):
     # What the user may ask
 
     @torch.no_grad()
+    def state_layout(self, param: Tensor) -> dict[str, StateLayout]:
+        """What the tensors in ``optimizer.state[param]`` are, by key."""
+        layout = {"step": StateLayout(False, False), "exp_avg": StateLayout(False, True)}
+        for use in self._uses.get(param, ()):
+            layout[f"H{use.suffix}"] = StateLayout(True, False)
+            layout[f"S{use.suffix}"] = StateLayout(True, use.view.S_size == tuple(param.shape[:1]))
+        return layout
+
     def preconditioner(self, param: Tensor) -> Tensor:
         """F̃ of a parameter, in its shape, as of the last refresh."""
         group = next(group for group in self.param_groups if any(p is param for p in group["params"]))
