@@ -57,13 +57,18 @@ class Option:
 
 
 def options_of(target: Callable[..., Any] | type) -> dict[str, Option]:
-    """The options of a callable: its keyword-only arguments; of a dataclass that has none, all its fields."""
+    """The options of a dataclass (its fields) or of any other callable (its keyword-only arguments)."""
     if dataclasses.is_dataclass(target):
         hints = typing.get_type_hints(target, include_extras=True)
-        own = [f for f in dataclasses.fields(target) if f.init]
-        chosen = [f for f in own if f.kw_only] or own
-        fields = [(_option_name(f.name), hints[f.name], _field_default(f)) for f in chosen]
+        fields = [
+            (_option_name(f.name), hints[f.name], _field_default(f)) for f in dataclasses.fields(target)
+        ]
         return {name: Option(name, type_, default) for name, type_, default in fields}
+    return arguments_of(target)
+
+
+def arguments_of(target: Callable[..., Any] | type) -> dict[str, Option]:
+    """The keyword-only arguments of a function or class, by name."""
     function = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(function, include_extras=True)
     return {

@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from trainer.errors import ConfigError, nearest, one_line
-from trainer.options import Option, check_options, options_of
+from trainer.options import Option, arguments_of, check_options, options_of
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 
@@ -52,7 +52,7 @@ class Registry:
         """
 
         def add(target: Target) -> Target:
-            options = options_of(target)
+            options = arguments_of(target)
             taken = self._entries.get(name)
             if taken is not None and (taken.target.__module__, taken.target.__qualname__) != (
                 target.__module__,

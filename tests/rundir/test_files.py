@@ -18,6 +18,12 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def interrupted(path: Path, kind: str) -> None:
+    with atomic_path(path) as part:
+        write_half(part, kind)
+        raise KeyboardInterrupt
+
+
 def write_half(part: Path, kind: str) -> None:
     if kind == "file":
         part.write_text("half")
@@ -32,10 +38,8 @@ def write_half(part: Path, kind: str) -> None:
 def test_an_error_leaves_the_old_file_and_nothing_else(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    context = atomic_path(path)
-    write_half(context.__enter__(), kind)
     with pytest.raises(KeyboardInterrupt):
-        context.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+        interrupted(path, kind)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -46,11 +46,12 @@ class Objective:
 
 
 class Classification(Objective):
-    """Cross-entropy of logits [B, K] against classes [B]; accuracy as a share of 1."""
+    """Cross-entropy of logits [B, K] against classes [B]; accuracy."""
 
     primary = "accuracy"
 
     def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As of the base; the totals are loss, correct predictions and samples."""
         smoothing = self.label_smoothing
         loss = F.cross_entropy(wide(outputs), targets, label_smoothing=smoothing, reduction="sum")
         correct = (outputs.detach().argmax(-1) == targets).sum()
@@ -58,6 +59,7 @@ class Classification(Objective):
         return loss / count, torch.stack([loss.detach(), correct, loss.new_tensor(count)])
 
     def metrics(self, totals: Tensor) -> dict[str, float]:
+        """``loss`` and ``accuracy``, the latter from 0 to 1."""
         loss, correct, count = totals.tolist()
         return {"loss": loss / count, "accuracy": correct / count}
 
@@ -68,12 +70,14 @@ class Language(Objective):
     reads = "tokens"
 
     def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As of the base; the totals are loss and tokens."""
         logits, smoothing = wide(outputs).flatten(0, 1), self.label_smoothing  # [B T, V]
         loss = F.cross_entropy(logits, targets.flatten(), label_smoothing=smoothing, reduction="sum")
         count = targets.numel()
         return loss / count, torch.stack([loss.detach(), loss.new_tensor(count)])
 
     def metrics(self, totals: Tensor) -> dict[str, float]:
+        """``loss`` in nats per token, and ``perplexity``, its exponential."""
         loss = totals[0].item() / totals[-1].item()
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # exp(710) overflows a float
 
@@ -82,6 +86,7 @@ class Reconstruction(Objective):
     """Mean squared error of the output against the input, both [B, ...], per element."""
 
     def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As of the base; the totals are loss and samples."""
         loss = F.mse_loss(wide(outputs), inputs, reduction="sum") / inputs[0:1].numel()
         count = len(inputs)
         return loss / count, torch.stack([loss.detach(), loss.new_tensor(count)])
