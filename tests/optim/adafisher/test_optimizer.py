@@ -155,6 +155,7 @@ def test_tied_weight_adds_the_products_of_its_uses() -> None:
     torch.testing.assert_close(optimizer.preconditioner(model[0].weight), total / total.mean() + 0.1)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("rule", ["calibrated", "paper", "released"])
 def test_compiled_update_is_the_eager_one(rule: Any) -> None:
     eager, whole = network(), network()
@@ -437,6 +438,7 @@ def test_closure_and_hooks_of_torch() -> None:
     assert calls == ["post", "post"]
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("method", ["wrapper", "in_place"])
 def test_compiled_model_is_captured_without_knowing(method: str) -> None:
     eager, model = network(), WithForward(*network())
@@ -459,6 +461,7 @@ def test_compiled_model_is_captured_without_knowing(method: str) -> None:
     b._capture.detach()
 
 
+@pytest.mark.compile
 def test_gradient_capture_needs_no_hooks() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
