@@ -28,7 +28,7 @@ OPTIMIZERS = Registry(
     "optimizer", common=OptimizerOptions, entry_points="trainer.optimizers", refusals=(ValueError,)
 )
 """Optimizers by name: ``make(model, params, *, options...)``, params as `trainer.optim.param_groups` gives them.
-An attribute ``needs_create_graph`` of what is made asks for gradients that can be differentiated again."""
+What they may offer besides is in `trainer.optim.protocols`."""
 
 
 def is_sharded(groups: Groups) -> bool:
