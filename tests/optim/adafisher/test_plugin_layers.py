@@ -34,7 +34,9 @@ def bilinear(module: nn.Bilinear) -> Layer:
     weight_view = View(
         (out, left, right), (out, 1, 1), (1, left, right), (out,), (size,), slice(0, left * right)
     )
-    return Layer("Bilinear", H, S, {"weight": weight_view, "bias": View((out,), (out,), (1,), (out,), (size,), bias)})
+    return Layer(
+        "Bilinear", H, S, {"weight": weight_view, "bias": View((out,), (out,), (1,), (out,), (size,), bias)}
+    )
 
 
 class Product(nn.Module):
@@ -67,7 +69,9 @@ def test_a_registered_layer_has_factors_and_trains() -> None:
     torch.testing.assert_close(state["S"], per_sample["product.bias"].square().mean(0))
     torch.testing.assert_close(state["H"][:-1].view(4, 2), inputs.square().mean(0))
     assert dict(row[:2] for row in optimizer.coverage())["product.weight"] == "Bilinear"
-    F = torch.einsum("o,ij->oij", state["S"] / state["S"].mean(), state["H"][:-1].view(4, 2) / state["H"].mean())
+    F = torch.einsum(
+        "o,ij->oij", state["S"] / state["S"].mean(), state["H"][:-1].view(4, 2) / state["H"].mean()
+    )
     torch.testing.assert_close(optimizer.preconditioner(model.product.weight), F + 0.01)
     assert not torch.equal(before, model.product.weight)
 

@@ -4,7 +4,6 @@
 """
 
 import torch
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
@@ -42,7 +41,11 @@ __all__ = [
 foreach_add, foreach_add_ = torch._foreach_add, torch._foreach_add_
 foreach_lerp, foreach_lerp_ = torch._foreach_lerp, torch._foreach_lerp_
 foreach_mul, foreach_mul_ = torch._foreach_mul, torch._foreach_mul_
-foreach_div_, foreach_addcdiv_, foreach_norm = torch._foreach_div_, torch._foreach_addcdiv_, torch._foreach_norm
+foreach_div_, foreach_addcdiv_, foreach_norm = (
+    torch._foreach_div_,
+    torch._foreach_addcdiv_,
+    torch._foreach_norm,
+)
 
 GRAD_SCALER_PROTOCOL = "_step_supports_amp_scaling"
 """An optimizer with this attribute gets ``grad_scale`` and ``found_inf`` from GradScaler, as torch's fused ones do."""

@@ -54,7 +54,9 @@ def diagnose(parameters: Sequence[Followed], steps: int, *, normalized: bool) ->
     updates = _normalized_squares(locals_) if normalized else _update_squares(parameters)
     squares = torch.cat([weights.square(), updates.to(weights)])
     norms = dtensor.sum_over_shards(squares, [*params, *params]).sqrt().tolist()
-    curvatures = [_summary(curvature.full, t.damping, torch.Size(t.view.shape)) for t, curvature in parameters]
+    curvatures = [
+        _summary(curvature.full, t.damping, torch.Size(t.view.shape)) for t, curvature in parameters
+    ]
     numbers = torch.stack([c.to(squares) for c in curvatures]).tolist()  # the only wait for a GPU
     result = {}
     for i, (t, _) in enumerate(parameters):

@@ -104,9 +104,7 @@ class LayerwiseOptimizer(Optimizer):
     def _track(self, param: Tensor, group: dict[str, Any]) -> Tracked:
         uses = self._uses[param]
         is_identity = (
-            uses[0].module is None
-            and self.capture == "hooks"
-            and self._rule.unknown_layers == "identity"
+            uses[0].module is None and self.capture == "hooks" and self._rule.unknown_layers == "identity"
         )
         return Tracked(param, self._names[param], uses, self.state[param], group, is_identity)
 

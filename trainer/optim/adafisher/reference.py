@@ -30,16 +30,28 @@ def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
         case nn.Linear():
             rows = x.reshape(-1, layer.in_features)
         case nn.Conv2d():
-            patches = functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # [B, C k, L]
+            patches = functional.unfold(
+                x, layer.kernel_size, layer.dilation, layer.padding, layer.stride
+            )  # [B, C k, L]
             rows = patches.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2).squeeze(0)
         case nn.Embedding():
             return functional.one_hot(x.reshape(-1), layer.num_embeddings).to(layer.weight)
         case nn.LayerNorm():
-            return functional.layer_norm(x, layer.normalized_shape, eps=layer.eps).reshape(-1, layer.weight.numel())
+            return functional.layer_norm(x, layer.normalized_shape, eps=layer.eps).reshape(
+                -1, layer.weight.numel()
+            )
         case nn.GroupNorm():
-            return functional.group_norm(x, layer.num_groups, eps=layer.eps).movedim(1, -1).reshape(-1, x.shape[1])
+            return (
+                functional.group_norm(x, layer.num_groups, eps=layer.eps)
+                .movedim(1, -1)
+                .reshape(-1, x.shape[1])
+            )
         case nn.BatchNorm2d():
-            return functional.batch_norm(x, None, None, training=True, eps=layer.eps).movedim(1, -1).reshape(-1, x.shape[1])
+            return (
+                functional.batch_norm(x, None, None, training=True, eps=layer.eps)
+                .movedim(1, -1)
+                .reshape(-1, x.shape[1])
+            )
         case _:
             raise TypeError(f"the reference does not know {type(layer).__name__}")
     return rows if layer.bias is None else functional.pad(rows, (0, 1), value=1.0)
@@ -73,14 +85,16 @@ class AdaFisherReference(torch.optim.Optimizer):
     """In every step, with sums over the layers that share a parameter θ, which has gradient g:
 
         F = Σ S ⊗ H / Σ mean S mean H        m ← β m + (1 − β) g        n = β m + (1 − β) g        u = n / (F + λ)
-        G = Σ N/B² S ⊗ H                     ε = 3e-4 √mean G / max(F + λ)
+        G = Σ N/B² S ⊗ H                     a = √mean G / max(F + λ)
+        ε = 3e-4 a min(1, median over all parameters of rms(u) / a)
         θ ← (1 − η κ) θ − η 0.2 u / max(rms(u), ε)
 
     In every ``update_interval``-th step, the first included, H and S are averaged with weight γ of the old ones, and
     the averages corrected for their start.
 
-    G is the mean square of a gradient whose rows have random signs. Since rms(u) ≥ rms(n) / max(F + λ), it is under ε
-    only if n is 3e-4 times smaller than that: rounding noise, as of a bias before a batch norm, which stays.
+    G is the mean square of a gradient whose rows have random signs, so that a is at most what it makes of rms(u). A
+    parameter far below it has only rounding noise for a gradient, as the bias before a batch norm has, and stays. If
+    all are below it, the gradients were clipped.
     """
 
     def __init__(
@@ -122,7 +136,9 @@ class AdaFisherReference(torch.optim.Optimizer):
         weight = (1 - self.gamma) / (1 - self.gamma**self.refreshes)  # 1 in the first refresh
         for layer, new in self.captured.items():
             old = self.averages.get(layer, new)
-            self.averages[layer] = Factors(old.H.lerp(new.H, weight), old.S.lerp(new.S, weight), new.row_weight)
+            self.averages[layer] = Factors(
+                old.H.lerp(new.H, weight), old.S.lerp(new.S, weight), new.row_weight
+            )
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -130,16 +146,25 @@ class AdaFisherReference(torch.optim.Optimizer):
         if self.steps % self.update_interval == 0:
             self.refresh()
         self.steps += 1
-        for group in self.param_groups:
-            for p in group["params"]:
-                m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
-                m.lerp_(p.grad, 1 - self.beta)
-                n = m.lerp(p.grad, 1 - self.beta)
-                uses = [(layer, name, *self.averages[layer]) for layer, name in self.uses[p]]
-                products = [fisher(layer, name, H, S) for layer, name, H, S, _ in uses]
-                F = sum(products) / sum(mean_of_layer(*use) for *use, _ in uses)
-                G = sum(row_weight * product for (*_, row_weight), product in zip(uses, products, strict=True))
-                u = n / (F + self.damping)
-                floor = 3e-4 * G.mean().sqrt() / (F + self.damping).max()
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(group["lr"] * 0.2 * u / u.square().mean().sqrt().maximum(floor))
+        group = self.param_groups[0]
+        updates = {p: self.update(p) for p in group["params"]}
+        typical = torch.stack([rms(u) / expected for u, expected in updates.values()]).median().clamp(max=1)
+        for p, (u, expected) in updates.items():
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.sub_(group["lr"] * 0.2 * u / rms(u).maximum(3e-4 * typical * expected))
+
+    def update(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns u and a of a parameter, whose momentum takes in the gradient."""
+        m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+        m.lerp_(p.grad, 1 - self.beta)
+        n = m.lerp(p.grad, 1 - self.beta)
+        uses = [(layer, name, *self.averages[layer]) for layer, name in self.uses[p]]
+        products = [fisher(layer, name, H, S) for layer, name, H, S, _ in uses]
+        F = sum(products) / sum(mean_of_layer(*use) for *use, _ in uses)
+        G = sum(row_weight * product for (*_, row_weight), product in zip(uses, products, strict=True))
+        return n / (F + self.damping), G.mean().sqrt() / (F + self.damping).max()
+
+
+def rms(x: Tensor) -> Tensor:
+    """The root of the mean square, []."""
+    return x.square().mean().sqrt()

@@ -69,7 +69,9 @@ class Tracked:
     @property
     def source(self) -> str:
         """Where its curvature comes from: the types of its layers, or "gradient"."""
-        captured = self.state["captured"] or not any(self.state[f"refreshes{use.suffix}"] for use in self.uses)
+        captured = self.state["captured"] or not any(
+            self.state[f"refreshes{use.suffix}"] for use in self.uses
+        )
         return " + ".join(use.kind for use in self.uses) if captured else "gradient"
 
 

@@ -33,7 +33,9 @@ class Vectors:
 
     def sum_by_param(self, values: Tensor) -> Tensor:
         """[vectors] -> [parameters]: the sum of a value of each vector over those of the same parameter."""
-        return values if self.single else torch.segment_reduce(values, "sum", lengths=self.counts, unsafe=True)
+        return (
+            values if self.single else torch.segment_reduce(values, "sum", lengths=self.counts, unsafe=True)
+        )
 
     def of_param(self, values: Tensor) -> Tensor:
         """[parameters] -> [vectors]: a value of each parameter, for each of its vectors."""
