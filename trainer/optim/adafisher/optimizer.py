@@ -37,9 +37,8 @@ class AdaFisher(LayerwiseOptimizer):
         m ← β m + (1 − β) g        n = β m + (1 − β) g        u = n / F̃
         θ ← (1 − η κ) θ − η 0.2 u / max(rms(u), ε)
 
-    ε is met by gradients that are 3e-4 times smaller than H and S say of real ones: by rounding noise, such as that of
-    a convolution's bias before a batch norm, which therefore stays. (Gradients that are clipped to so small a part
-    meet it as well.)
+    ε is met by gradients that are 3e-4 times smaller than H and S say of real ones, if others in the group are not: by
+    rounding noise, such as that of a convolution's bias before a batch norm, which therefore stays.
 
     ``"paper"`` (Algorithm 1): H' and S' are the bias-corrected averages, min-max normalized; a vector whose range is
     under 1 % of its maximum gives ones. ``"released"`` (the authors' code): new factors are min-max normalized, then
@@ -152,6 +151,11 @@ class AdaFisher(LayerwiseOptimizer):
         super().__init__(model, params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters with options of their own; see `LayerwiseOptimizer.add_param_group`.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
         options = {**self.defaults, **param_group}
         if isinstance(options["lr"], Tensor) and options["lr"].numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
@@ -241,12 +245,11 @@ class AdaFisher(LayerwiseOptimizer):
             for update in updates:
                 update.bias_corrected_update()
             return
-        sums: list[Tensor | None] = [None] * len(updates)
-        if any(update.is_sharded for update in updates):
-            local = torch.cat([update.sum_of_squares() for update in updates])
-            total = dtensor.sum_over_shards(local, [param for update in updates for param in update.owners])
-            sums = list(total.split([len(update.owners) for update in updates]))
-        for update, of_group in zip(updates, sums, strict=True):
+        if not updates:
+            return
+        sums = torch.cat([update.sum_of_squares() for update in updates])
+        sums = dtensor.sum_over_shards(sums, [param for update in updates for param in update.owners])
+        for update, of_group in zip(updates, sums.split([len(u.owners) for u in updates]), strict=True):
             update.normalized_update(of_group)
 
     # Reports

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 Norm = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d
 
+ZERO = torch.zeros(())
+
 
 class Factors(NamedTuple):
     """Of one layer: H, S, and N / B²."""
@@ -22,9 +24,6 @@ class Factors(NamedTuple):
     H: Tensor
     S: Tensor
     row_weight: float
-
-
-ZERO = torch.zeros(())
 
 
 def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
@@ -88,14 +87,16 @@ class AdaFisherReference(torch.optim.Optimizer):
     """In every step, with sums over the layers that share a parameter θ, which has gradient g:
 
         F = Σ S ⊗ H / Σ mean S mean H        m ← β m + (1 − β) g        n = β m + (1 − β) g        u = n / (F + λ)
-        G = Σ N/B² S ⊗ H                     ε = 3e-4 √mean G / max(F + λ)
+        G = Σ N/B² S ⊗ H                     a = √mean G / max(F + λ)
+        ε = 3e-4 a min(1, median over all parameters of rms(u) / a)
         θ ← (1 − η κ) θ − η 0.2 u / max(rms(u), ε)
 
     In every ``update_interval``-th step, the first included, H and S are averaged with weight γ of the old ones, and
     the averages corrected for their start.
 
-    G is the mean square of a gradient whose rows have random signs. Since rms(u) ≥ rms(n) / max(F + λ), it is under ε
-    only if n is 3e-4 times smaller than that: rounding noise, as of a bias before a batch norm, which stays.
+    G is the mean square of a gradient whose rows have random signs, so that a is at most what it makes of rms(u). A
+    parameter far below it has only rounding noise for a gradient, as the bias before a batch norm has, and stays. If
+    all are below it, the gradients were clipped.
     """
 
     def __init__(
@@ -147,18 +148,27 @@ class AdaFisherReference(torch.optim.Optimizer):
         if self.steps % self.update_interval == 0:
             self.refresh()
         self.steps += 1
-        for group in self.param_groups:
-            for p in group["params"]:
-                m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
-                m.lerp_(p.grad, 1 - self.beta)
-                n = m.lerp(p.grad, 1 - self.beta)
-                uses = [(layer, name, *self.averages[layer]) for layer, name in self.uses[p]]
-                products = [fisher(layer, name, H, S) for layer, name, H, S, _ in uses]
-                means = [mean_of_layer(layer, name, H, S) for layer, name, H, S, _ in uses]
-                weighted = [use[-1] * product for use, product in zip(uses, products, strict=True)]
-                F = sum(products, start=ZERO) / sum(means, start=ZERO)
-                G = sum(weighted, start=ZERO)
-                u = n / (F + self.damping)
-                floor = 3e-4 * G.mean().sqrt() / (F + self.damping).max()
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(group["lr"] * 0.2 * u / u.square().mean().sqrt().maximum(floor))
+        group = self.param_groups[0]
+        updates = {p: self.update(p) for p in group["params"]}
+        typical = torch.stack([rms(u) / expected for u, expected in updates.values()]).median().clamp(max=1)
+        for p, (u, expected) in updates.items():
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.sub_(group["lr"] * 0.2 * u / rms(u).maximum(3e-4 * typical * expected))
+
+    def update(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns u and a of a parameter, whose momentum takes in the gradient."""
+        m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+        m.lerp_(p.grad, 1 - self.beta)
+        n = m.lerp(p.grad, 1 - self.beta)
+        uses = [(layer, name, self.averages[layer]) for layer, name in self.uses[p]]
+        products = [fisher(layer, name, average.H, average.S) for layer, name, average in uses]
+        means = [mean_of_layer(layer, name, average.H, average.S) for layer, name, average in uses]
+        weighted = [use[-1].row_weight * product for use, product in zip(uses, products, strict=True)]
+        F = sum(products, start=ZERO) / sum(means, start=ZERO)
+        G = sum(weighted, start=ZERO)
+        return n / (F + self.damping), G.mean().sqrt() / (F + self.damping).max()
+
+
+def rms(x: Tensor) -> Tensor:
+    """The root of the mean square, []."""
+    return x.square().mean().sqrt()

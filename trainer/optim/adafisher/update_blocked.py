@@ -36,19 +36,14 @@ def normalized_update(
     exp_avgs: list[Tensor],
     factors: Sequence[Sequence[Pair]],
     dampings: Sequence[float],
-    floors: Tensor,
-    sizes: Sequence[int],
+    rms: Tensor,
     *,
     lr: float,
     beta: float,
     weight_decay: float,
-    sums: Tensor | None = None,
 ) -> None:
-    """`update.normalized_update`: max(rms(u), floor) / ρ goes into F̃, where it costs no pass over the parameter."""
-    if sums is None:
-        sums = sum_of_squares(grads, exp_avgs, factors, dampings, beta=beta)
-    counts = torch.tensor(sizes, dtype=sums.dtype, device=sums.device)
-    units = (sums / counts).sqrt_().maximum(floors).div_(UPDATE_RMS).unbind()
+    """`update.normalized_update`; rms(u) / ρ is a factor of F̃, where it costs no pass over the parameter."""
+    units = (rms / UPDATE_RMS).unbind()
     scaled = [[(H, S * unit) for H, S in pairs] for pairs, unit in zip(factors, units, strict=True)]
     scaled_dampings = [damping * unit for damping, unit in zip(dampings, units, strict=True)]
     steps = [lr] * len(params)
