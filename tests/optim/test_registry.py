@@ -96,7 +96,9 @@ def test_adafactors_state_is_a_row_and_a_column_of_each_parameter():
     for name, parameter, state in state_by_name(optimizer, model):
         shapes = {key: value.shape for key, value in state.items() if value.ndim}
         row, column = (*parameter.shape[:-1], 1), (*parameter.shape[:-2], 1, parameter.shape[-1])
-        expected = {"row_var": row, "col_var": column} if parameter.ndim > 1 else {"variance": parameter.shape}
+        expected = (
+            {"row_var": row, "col_var": column} if parameter.ndim > 1 else {"variance": parameter.shape}
+        )
         assert shapes == expected, name
 
 

@@ -48,7 +48,10 @@ def test_a_hopeless_language_model_has_a_finite_perplexity() -> None:
 def test_reconstruction() -> None:
     outputs, inputs = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(3, 2, 4, dtype=torch.float64)
     loss, totals = OBJECTIVES["reconstruction"]()(outputs, inputs, torch.zeros(3))
-    mean = sum((a - b) ** 2 for a, b in zip(outputs.flatten().tolist(), inputs.flatten().tolist(), strict=True)) / 24
+    mean = (
+        sum((a - b) ** 2 for a, b in zip(outputs.flatten().tolist(), inputs.flatten().tolist(), strict=True))
+        / 24
+    )
     assert loss.item() == pytest.approx(mean)
     assert OBJECTIVES["reconstruction"]().metrics(totals) == pytest.approx({"loss": mean})
 
