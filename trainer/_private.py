@@ -1,64 +1,63 @@
-"""Private parts of other packages, all in one place: what each is needed for, with no public way to do it.
+"""Private names of other libraries, all in one place, each with the reason why a public one does not do.
 
-`tests/test_private.py` holds them to the names and signatures that are used. Each is imported when it is called, so
-that who needs one does not load the others' packages.
+They may change with any release: pyproject.toml bounds the versions, tests/test_private.py checks names and signatures.
+A name is imported when it is first asked for, so that a command that needs no torch starts without it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import importlib
+from collections.abc import Callable
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import nn
-    from torch.utils.tensorboard import SummaryWriter
+NAMES = {
+    # hydra
+    "Hydra": "hydra._internal.hydra",  # hydra.compose leaves out Hydra's own node, which names the run directory
+    "ConfigLoaderImpl": "hydra._internal.config_loader_impl",  # sets values in a config that is composed already
+    "BasicSweeper": "hydra._internal.core_plugins.basic_sweeper",  # the points of a grid, before they run
+    "create_config_search_path": "hydra._internal.utils",  # a search path to which --config-dir is prepended
+    "get_args_parser": "hydra._internal.utils",  # Hydra's flags; hydra.main prints its usage on a mistake and exits
+    # submitit
+    "_make_sbatch_string": "submitit.slurm.slurm",  # the job script, which an executor writes only to submit it
+    # torch
+    "_adjust_lr": "torch.optim._muon",  # torch.optim.Muon takes no convolutions
+    "_zeropower_via_newtonschulz": "torch.optim._muon",  # as above
+    "unflatten_state_dict": "torch.distributed.checkpoint._nested_dict",  # dcp.load fills only a state that is complete
+    "tree_map": "torch.utils._pytree",  # pytrees have no public module
+    "_NormBase": "torch.nn.modules.batchnorm",  # the base of batch and instance norms, which has no public name
+}
+"""The module of each name."""
 
-# torch
+
+def __getattr__(name: str) -> Any:
+    if name not in NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(NAMES[name]), name)
 
 
-def unflatten_state_dict(flat: Mapping[str, Any], paths: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """A nested state dict from the flat one that a checkpoint holds, as torch's own planner makes it.
+# hydra
 
-    The public ``dcp.load`` does it only into a state dict that has all entries already; a checkpoint is read here
-    without one.
+
+def apply_overrides(overrides: list[Any], config: Any) -> None:
+    """Sets the values of parsed overrides in a composed config.
+
+    The public way, composing the config again, takes 0.2 s for each point of a grid.
     """
-    from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
-
-    return unflatten_state_dict(dict(flat), dict(paths))
-
-
-def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
-    """A nested structure with the function applied to its leaves: torch has no public module of pytrees."""
-    from torch.utils._pytree import tree_map
-
-    return tree_map(function, tree)
-
-
-def worker_shutdown(batches: Iterator[Any]) -> Callable[[], None]:
-    """What ends the worker processes of a DataLoader's iterator, which else end only when it is deleted."""
-    shutdown: Callable[[], None] = batches._shutdown_workers  # type: ignore[attr-defined]
-    return shutdown
-
-
-def event_file_writer(writer: "SummaryWriter") -> Any:
-    """What writes a SummaryWriter's events: plugin data of its own kind cannot be added in another way."""
-    return writer._get_file_writer()
-
-
-def is_batch_or_instance_norm(module: "nn.Module") -> bool:
-    """Whether a layer is one of torch's batch or instance norms: they share a base, which has no public name."""
-    from torch.nn.modules.batchnorm import _NormBase
-
-    return isinstance(module, _NormBase)
+    __getattr__("ConfigLoaderImpl")._apply_overrides_to_config(overrides, config)
 
 
 # submitit
 
 SUBMITIT_WORKER = "submitit.core._submit"
-"""The module that a submitted job executes: it stands in the script that ``script`` shows without submitting it."""
+"""The module that a job executes in each task; an executor names it only in the script that it submits."""
+
+# torch
 
 
-def sbatch_script(command: str, folder: Path, parameters: Mapping[str, Any]) -> str:
-    """The script that submitit would hand to sbatch: its public way is to submit it."""
-    from submitit.slurm.slurm import _make_sbatch_string
+def worker_shutdown(batches: Any) -> Callable[[], None]:
+    """Returns what ends the worker processes of a DataLoader's iterator, which otherwise only its deletion does."""
+    shutdown: Callable[[], None] = batches._shutdown_workers
+    return shutdown
 
-    return _make_sbatch_string(command=command, folder=folder, **parameters)
+
+def event_file_writer(writer: Any) -> Any:
+    """Returns what writes a SummaryWriter's events: data of a plugin cannot be added in another way."""
+    return writer._get_file_writer()

@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_left_out_and_said(language: Path, capsys: pytest.C
     assert command.main([str(language), *SMALL, "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == (
-        "left out preconditioner: --what preconditioner needs a run of AdaFisher: optimizer=sgd has no factors\n"
+        "skipped preconditioner: --what preconditioner needs a run of AdaFisher: optimizer=sgd has no factors\n"
     )
     found = json.loads(out)
     assert "preconditioner" not in found
@@ -177,7 +177,7 @@ def mistakes() -> Iterator[tuple[str, list[str], str]]:
         ["--layers", "feature.*"],
         "--layers 'feature.*' matches no Linear or Conv2d layer; did you mean features",
     )
-    yield "run", ["--points", "1"], "argument --points: '1' is not a number of at least 2"
+    yield "run", ["--points", "1"], "argument --points: '1' is not an integer of at least 2"
     yield "run", ["--what", "factors", "--out", __file__], f"{__file__} cannot be written to: "
     yield (
         "language",

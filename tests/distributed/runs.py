@@ -17,7 +17,7 @@ from trainer.training.evaluation import evaluate
 from trainer.training.parts import RunParts
 from trainer.training.step import TrainStep
 
-ARGS = Namespace(config_path=None, config_dir=None, config_name=None)
+ARGS = Namespace(config_path=None, config_dir=None, config_name=None, overrides=[])
 PLUGINS = ["plugins=[tests.distributed.models]"]
 
 

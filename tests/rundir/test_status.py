@@ -1,6 +1,7 @@
 """status.json, and whether the process that wrote it is still there."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from trainer.report.read_runs import STATES as SHOWN
 from trainer.rundir.files import STATUS
-from trainer.rundir.status import process_is_alive, read_status, write_status
+from trainer.rundir.status import STATES, process_is_alive, read_status, write_status
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -19,6 +21,18 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert (status["state"], status["step"], status["metrics"]) == ("running", 3, {"val/loss": 0.5})
     assert (status["host"], status["pid"]) == (socket.gethostname(), os.getpid())
     assert json.loads((tmp_path / STATUS).read_text())["format"] == 1
+
+
+def test_a_metric_that_is_not_finite_is_null_in_the_file(tmp_path: Path) -> None:
+    write_status(tmp_path, "failed", metrics={"val/loss": math.nan})
+    assert json.loads((tmp_path / STATUS).read_text(), parse_constant=pytest.fail)["metrics"] == {
+        "val/loss": None
+    }
+    assert math.isnan(read_status(tmp_path)["metrics"]["val/loss"])
+
+
+def test_what_a_report_shows_are_states() -> None:
+    assert set(SHOWN) <= STATES.keys()
 
 
 @pytest.mark.parametrize("content", [None, "", '{"format": 1, "sta'])

@@ -15,7 +15,7 @@ from trainer.training.loop import Trainer
 from trainer.training.parts import RunParts
 from trainer.training.run import describe
 
-ARGS = Namespace(config_path=None, config_dir=None, config_name=None)
+ARGS = Namespace(config_path=None, config_dir=None, config_name=None, overrides=[])
 MLP = ["model=mlp", "data.batch_size=32", "data.crop_padding=0", "schedule=constant"]
 
 

@@ -80,7 +80,7 @@ def plan(config: Config, world_size: int, console: Console) -> None:
     data = load_data(config, torch.device("cpu"))
     TrainLoader(
         data.train,
-        batch_size=config.data["batch_size"],
+        config.loader,
         seed=config.seed,
         world_size=world_size,
         micro_batches=config.loop.accumulate,

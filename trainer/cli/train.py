@@ -14,12 +14,11 @@ from rich.table import Table
 
 from trainer.config.compose import (
     CONF,
-    compose,
-    hydra_session,
+    compose_grid,
+    compose_run,
     load_plugins,
     parse_arguments,
     resolve,
-    sweep_points,
 )
 from trainer.config.schema import Config
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks, join
@@ -55,11 +54,11 @@ def run_command(argv: list[str], ranks: Ranks) -> int:
         UserError: on all ranks, if one of them cannot do it.
     """
     args = ranks.run_on_all(lambda: parse_arguments(argv))
-    ranks.run_on_all(lambda: load_plugins(args.overrides))
     if args.help or args.hydra_help or args.shell_completion:
+        ranks.run_on_all(lambda: load_plugins(args.overrides))
         hydra_app(args, argv, print)
         return FINISHED
-    configs = ranks.run_on_all(lambda: check(args))
+    configs, directory = ranks.run_on_all(lambda: check(args))
     if args.cfg or args.info:
         hydra_app(args, argv, print)
         return FINISHED
@@ -67,15 +66,15 @@ def run_command(argv: list[str], ranks: Ranks) -> int:
         raise ConfigError(
             "--multirun trains on one rank: start its runs one by one, or with python -m launch"
         )
-    if any(config.dry_run for config, _ in configs):
+    if any(config.dry_run for config in configs):
         from trainer.cli.dry_run import dry_run
 
-        for config, _ in configs:
+        for config in configs:
             dry_run(config, ranks)
         return FINISHED
-    if args.multirun:
+    if directory is None:
         return sweep(args, argv)
-    return single(args, *configs[0], ranks)
+    return single(args, configs[0], directory, ranks)
 
 
 def refuse(error: UserError) -> int:
@@ -84,22 +83,25 @@ def refuse(error: UserError) -> int:
     return USER_ERROR
 
 
-def check(args: Namespace) -> list[tuple[Config, DictConfig]]:
-    """The config of every run that the command line asks for, typed and as composed.
+def check(args: Namespace) -> tuple[list[Config], Path | None]:
+    """Composes and checks the config of every run that the command line asks for.
+
+    Returns:
+        The configs, and the directory of a single run; None for a sweep.
 
     Raises:
         UserError: one of them is wrong.
     """
-    points = sweep_points(args.overrides) if args.multirun else [args.overrides]
-    with hydra_session(args) as session:
-        composed = [compose(session, args, point) for point in points]
-    return [(resolve(config), config) for config in composed]
+    if args.multirun:
+        return [point.config for point in compose_grid(args, args.overrides)], None
+    config, directory = compose_run(args)
+    return [config], directory
 
 
-def single(args: Namespace, config: Config, composed: DictConfig, ranks: Ranks) -> int:
-    """Trains one run, in the directory that it names or else in a new one; returns the exit code."""
+def single(args: Namespace, config: Config, path: Path, ranks: Ranks) -> int:
+    """Runs one config in its directory; returns the exit code."""
     named = args.config_path or any(o.startswith("hydra.run.dir=") for o in args.overrides)
-    directory = shared_directory(ranks, Path(composed.hydra.run.dir), unique=not named)
+    directory = shared_directory(ranks, path, unique=not named)
     return run_in(directory, config, args.overrides, ranks).code
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer._private import is_batch_or_instance_norm
+from trainer._private import _NormBase
 from trainer.distributed.ranks import Ranks
 from trainer.distributed.wrapping import blocks_of, compile_each, units_of_size
 from trainer.errors import ConfigError
@@ -194,7 +194,7 @@ class FSDP(MultiRankStrategy):
         """
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
-        keeps_statistics = any(map(is_batch_or_instance_norm, model.modules()))
+        keeps_statistics = any(isinstance(module, _NormBase) for module in model.modules())
         if self.compute_dtype is None or keeps_statistics:
             return MixedPrecisionPolicy()
         return MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=torch.float32)

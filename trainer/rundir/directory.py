@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import UserError
-from trainer.rundir.files import atomic_write_text
+from trainer.rundir.files import atomic_write_text, make_directories, remove_empty
 from trainer.rundir.frozen_config import freeze
 from trainer.rundir.provenance import environment
 
@@ -44,17 +44,10 @@ class RunDirectory:
             pass
 
     def _make(self, path: Path, unique: bool) -> Path:
-        missing = [parent for parent in (path, *path.parents) if not parent.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if unique:
-            number, first = 1, path
-            while path.exists():
-                number, path = number + 1, first.with_name(f"{first.name}_{number}")
-            path.mkdir()
-            self._made = [path, *missing[1:]]
-        else:
-            path.mkdir(exist_ok=True)
-            self._made = missing
+        number, first = 1, path
+        while unique and path.exists():
+            number, path = number + 1, first.with_name(f"{first.name}_{number}")
+        self._made = make_directories(path, exist_ok=not unique)
         return path
 
     def release(self) -> None:
@@ -63,11 +56,7 @@ class RunDirectory:
 
     def remove_if_unused(self) -> None:
         """Removes the directory, and the parents that were made for it, if nothing was written."""
-        for made in self._made:
-            try:
-                made.rmdir()
-            except OSError:
-                return
+        remove_empty(self._made)
 
     def log(self, text: str) -> None:
         """Appends to run.log directly, when the monitors may be closed."""

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,3 +80,30 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_directories(path: Path, mode: int = 0o777, *, exist_ok: bool = False) -> list[Path]:
+    """Makes a directory, with this mode, and its missing parents; returns those that were missing, the path first.
+
+    Raises:
+        OSError: one cannot be made, or the path exists already; nothing is left behind.
+    """
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode, exist_ok=exist_ok)
+    except OSError:
+        remove_empty(missing[1:])
+        raise
+    return missing
+
+
+def remove_empty(directories: Iterable[Path]) -> None:
+    """Removes directories, the innermost first, up to the first one that is not empty."""
+    for directory in directories:
+        try:
+            directory.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return

@@ -7,18 +7,35 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trainer import metrics
 from trainer.errors import UserError
 from trainer.rundir.files import FORMAT, STATUS, atomic_write_text, check_format
+from trainer.rundir.strict_json import as_float, dumps
 
 FINISHED, CRASHED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit codes."""
+
+STATES = {
+    "queued": "has not started yet",
+    "starting": "its job runs, but it has not reported yet",
+    "running": "trains",
+    "finished": "reached the end of its budget",
+    "failed": "ended with an error",
+    "preempted": "stopped by a signal with a checkpoint: the same command continues it",
+    "cancelled": "ended by its user",
+    "vanished": "neither runs any more nor reported an end",
+    "unknown": "cannot be told: its status or the queue cannot be read",
+    "unreadable": "its config cannot be read",
+}
+"""Every state of a run, with its meaning. A run writes running, finished, failed or preempted into status.json; the
+others are found by commands that look at its files, its process and the queue."""
 
 
 def read_status(run: Path) -> dict[str, Any]:
     """The last written status of the run in a directory; empty where there is none, or none that is JSON.
 
-    Of a status in another format only this is known: its ``state`` is ``unknown``, and its ``error`` says why. Who
-    looks at many runs can so show the others.
+    A metric that was not finite is nan. Of a status in another format only this is known: its ``state`` is
+    ``unknown``, and its ``error`` says why, so that a command on many runs can still show the others.
     """
     path = run / STATUS
     try:
@@ -28,6 +45,8 @@ def read_status(run: Path) -> dict[str, Any]:
         return {}
     except UserError as error:
         return {"state": "unknown", "error": str(error)}
+    if status.get("metrics"):
+        status["metrics"] = {name: as_float(value) for name, value in status["metrics"].items()}
     return status
 
 
@@ -37,11 +56,14 @@ def write_status(run: Path, state: str, **fields: Any) -> None:
     Args:
         run: the run directory.
         state: running, finished, failed or preempted.
-        fields: step, metrics, primary (the metric that picks the best), error.
+        fields: step, metrics, primary (the metric that picks the best), error; declared: direction and format of the
+            metrics, by default as this process knows them.
     """
+    if fields.get("metrics"):
+        fields.setdefault("declared", metrics.declarations(fields["metrics"]))
     process = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-    record = {"format": FORMAT, "state": state, **fields, **process}
-    atomic_write_text(run / STATUS, json.dumps(record, indent=2))
+    content = {"format": FORMAT, "state": state, **fields, **process}
+    atomic_write_text(run / STATUS, dumps(content, indent=2))
 
 
 def process_is_alive(host: str | None, pid: int) -> bool:

@@ -44,12 +44,11 @@ def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> RunParts:
     optimizer = build_optimizer(config, model)
     loader = TrainLoader(
         data.train,
-        batch_size=config.data["batch_size"],
+        config.loader,
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
         micro_batches=config.loop.accumulate,
-        num_workers=config.data["num_workers"],
     )
     if isinstance(optimizer, ReadsLossScale):
         optimizer.grad_scaler = precision.scaler
@@ -104,7 +103,7 @@ def build_on_rank(config: Config, ranks: Ranks) -> tuple[torch.device, Data, nn.
 
 def load_data(config: Config, device: torch.device) -> Data:
     """The data on a device, with a part of the training set held out if ``data.holdout`` says so."""
-    return hold_out(DATA.build(config.data, device, config.seed), config.data["holdout"])
+    return hold_out(DATA.build(config.data, device, config.seed), config.loader.holdout)
 
 
 def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
@@ -169,7 +168,7 @@ def pick_device(name: str, ranks: Ranks) -> torch.device:
 
 def strategy_of(config: Config) -> type[Strategy]:
     """The class of the run's strategy."""
-    strategy: type[Strategy] = STRATEGIES.get(config.parallel["name"]).target  # type: ignore[assignment]
+    strategy: type[Strategy] = STRATEGIES.get(config.parallel["name"]).target
     return strategy
 
 

@@ -19,13 +19,11 @@ def evaluate(parts: RunParts, suffix: str = "") -> dict[str, float]:
         ``SPLIT/loss`` and the objective's other metrics, over all samples, without label smoothing.
     """
     parts.model.eval()
-    options, ranks = parts.config.data, parts.ranks
+    ranks = parts.ranks
     objective = dataclasses.replace(parts.objective, label_smoothing=0.0)
     metrics: dict[str, float] = {}
     for name, split in parts.data.evals.items():
-        batches = eval_batches(
-            split, options["eval_batch_size"], ranks.rank, ranks.world_size, options["num_workers"]
-        )
+        batches = eval_batches(split, parts.config.loader, ranks.rank, ranks.world_size)
         totals = []
         with parts.strategy.inference():
             for inputs, targets in batches:

@@ -7,7 +7,7 @@ import torch
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.state import Counters
 from trainer.distributed.dtensor import full_tensor
-from trainer.metrics import is_better
+from trainer.metrics import metric_of
 from trainer.monitor import Monitors
 from trainer.optim.protocols import CurvatureOptimizer
 from trainer.signals import Preempted, StopSignal
@@ -138,19 +138,20 @@ class Trainer:
         start = time.perf_counter()
         metrics = evaluate_with_average(self.parts)
         self.counters.evaluated, self.counters.evaluated_step = metrics, self.counters.step
+        is_best = self.is_new_best(metrics[self.parts.primary])
         progress, clock = self.parts.progress(), {"eval_seconds": time.perf_counter() - start}
         self.monitors.evaluation(progress, metrics, clock)
         if self.monitors.options.histograms:
             parameters = self.parts.model.named_parameters()
             self.monitors.histograms(progress, {name: full_tensor(p.detach()) for name, p in parameters})
         self.parts.samples.show(progress, self.monitors)
-        if self.is_new_best(metrics[self.parts.primary]) and self.parts.config.checkpoint.keep_best:
+        if is_best and self.parts.config.checkpoint.keep_best:
             self.save(best=True)
 
     def is_new_best(self, value: float) -> bool:
         """Whether a value of the primary metric is the best so far; counts it."""
         counters = self.counters
-        if not is_better(self.parts.primary, value, counters.best):
+        if not metric_of(self.parts.primary).better(value, counters.best):
             counters.evaluations_since_best += 1
             return False
         counters.best, counters.best_step, counters.evaluations_since_best = value, counters.step, 0

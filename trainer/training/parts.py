@@ -82,4 +82,5 @@ class RunParts:
         """How far the run has come, as monitors are told."""
         step, seconds = self.counters.step, self.counters.seconds
         epoch = step / self.state.loader.batches_per_epoch
-        return Progress(step, epoch, seconds, self.budget.fraction(step, seconds))
+        fraction = self.budget.fraction(step, seconds)
+        return Progress(step, epoch, seconds, fraction, self.counters.best, self.counters.best_step)

@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,11 +162,10 @@ def open_monitors(parts: RunParts, directory: Path, resumed_step: int) -> Monito
     info = describe(parts, directory, resumed_step)
     if not parts.ranks.is_rank0:
         return Monitors(info, dataclasses.replace(config.monitor, sinks=[]))
-    extra: dict[str, Callable[[Monitors], Sink]] = {
-        "status": lambda _: StatusSink(directory, parts.counters.evaluated, parts.primary)
-    }
+    extra: dict[str, Sink] = {}
     if config.profile:
-        extra["profile"] = lambda monitors: Profile(info, config.monitor.profile_steps, monitors)
+        extra["profile"] = Profile(info, config.monitor.profile_steps)
+    extra["status"] = StatusSink(directory, parts.counters.evaluated, parts.primary)
     return Monitors(info, config.monitor, extra)
 
 

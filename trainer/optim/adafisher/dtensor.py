@@ -3,18 +3,28 @@
 Rows are entries of axis 0, the only axis that FSDP2 shards unless it is told otherwise.
 """
 
+from __future__ import annotations
+
+import sys
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+if TYPE_CHECKING:  # its import takes a second, and only sharded models need it
+    from torch.distributed.tensor import DTensor
 
 from trainer.optim.adafisher.layers import View
 
 Key = TypeVar("Key", bound=Hashable)
+
+
+def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is a DTensor, which none is before their module is imported."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
@@ -23,7 +33,7 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     Raises:
         RuntimeError: it is sharded along another axis.
     """
-    if not isinstance(tensor, DTensor):
+    if not is_dtensor(tensor):
         return False
     if any((p.is_shard() and not p.is_shard(0)) or p.is_partial() for p in tensor.placements):
         raise RuntimeError(
@@ -33,15 +43,17 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def rows(param: DTensor) -> slice:
     """The rows of a sharded parameter that this rank holds."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
     shape, offset = compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
     first = min(offset[0], param.shape[0])
     return slice(first, first + shape[0])
@@ -54,7 +66,7 @@ def is_primary_replica(param: DTensor) -> bool:
     return not any(
         index
         for index, placement in zip(coordinate, param.placements, strict=True)
-        if not isinstance(placement, Shard)
+        if not placement.is_shard()
     )
 
 
@@ -68,6 +80,8 @@ def zero_padded_rows(param: DTensor, part: Tensor) -> Tensor:
 
 def shard_like(param: DTensor, full: Tensor) -> DTensor:
     """A tensor with as many rows as the parameter, sharded like it."""
+    from torch.distributed.tensor import DTensor
+
     part = full[rows(param)].clone()
     return DTensor.from_local(
         part, param.device_mesh, param.placements, run_check=False, shape=full.shape, stride=full.stride()
@@ -125,7 +139,7 @@ def ranks_of(params: Sequence[Tensor]) -> ReduceGroup | None:
     """The ranks of the mesh that the parameters are on; else all ranks. None for a single one."""
     if not params or not (dist.is_available() and dist.is_initialized()):
         return None
-    mesh = next((p.device_mesh for p in params if isinstance(p, DTensor)), None)
+    mesh = next((p.device_mesh for p in params if is_dtensor(p)), None)
     size = dist.get_world_size() if mesh is None else mesh.size()
     if size == 1:
         return None
