@@ -209,9 +209,8 @@ def test_a_run_without_any_records(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_run_of_another_version_is_unknown_and_the_others_are_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
     write_run(tmp_path / "run", [0.5])
     newer = write_run(tmp_path / "newer", [0.6], seed=1)
     (newer / "status.json").write_text('{"format": 2, "state": "finished"}')
