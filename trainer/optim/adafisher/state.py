@@ -110,8 +110,7 @@ def restore(tracked: Tracked, saved: Mapping[str, Any]) -> None:
                     "it is of another model, rule, capture or optimizer"
                 )
             value = saved[key].detach().to(device=param.device, dtype=factor_dtype(param.dtype), copy=True)
-            is_sharded = key[0] == "S" and dtensor.S_is_sharded(param, use.view)
-            if is_sharded and not dtensor.is_sharded(value):
+            if key[0] == "S" and dtensor.S_is_sharded(param, use.view) and not dtensor.is_sharded(value):
                 value = dtensor.shard_like(param, value)
             state[key] = value
     if missing := new_state(param, tracked.uses).keys() - saved.keys():
