@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .matrices import Matrix, is_dense, matrices_of, order_of
-from .triton_kernel import run
+from .kernel_triton import run
 from .update import UPDATE_RMS, floored_rms
 from .views import Pair
 
