@@ -12,8 +12,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .matrices import Matrix, is_dense, matrices_of, order_of
 from .kernel_triton import run
+from .matrices import Matrix, is_dense, matrices_of, order_of
 from .update import UPDATE_RMS, floored_rms
 from .views import Pair
 
