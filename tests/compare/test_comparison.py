@@ -40,9 +40,11 @@ def test_equal_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("adafisher", 3, 6),
         ("sgd", 3, 6),
     ]
-    assert [
-        c["verdict"].startswith(("No difference", "No claim", "sgd", "ada")) for c in found["comparisons"]
-    ]
+    (comparison,) = found["comparisons"]
+    assert {comparison["best"], comparison["other"]} == {"adafisher", "sgd"}
+    beginnings = ("No difference between", "No claim about", f"{comparison['best']} is better than")
+    assert comparison["verdict"].startswith(beginnings)
+    assert comparison["claimed"] == (" is better than " in comparison["verdict"])
     runs = read_runs([tmp_path / "c" / "runs"])
     assert by_start(runs) == [
         "adafisher,seed=0",
@@ -108,6 +110,11 @@ def test_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert edges == {"adamw": True, "sgd": True}
     assert sum("at the edge" in note for note in found["notes"]) == 2
     assert (tmp_path / "c" / "report" / "val_accuracy_against_optimizer.lr.png").exists()
+    page = (tmp_path / "c" / "report" / "report.md").read_text()
+    assert (
+        "optimizer.lr of each: the best of 3 trials by val/accuracy, with seed 5, on 20% of the training"
+        in page
+    )
 
 
 def test_a_failed_trial_is_not_chosen_and_a_failed_run_is_reported(
@@ -135,7 +142,7 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, capsys: pytest.Capt
     threading.Thread(target=interrupt, daemon=True).start()
     assert main([*argv, f"compare.dir={folder}"]) == 75
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("interrupted; go on with: python -m trainer.compare ")
+    assert said.startswith("interrupted; resume with: python -m trainer.compare ")
     states = {run.path.name: run.state for run in read_runs([folder / "runs"])}
     assert states == {
         "sgd,seed=0": "finished",
@@ -173,8 +180,12 @@ def test_what_is_frozen_counts_and_another_command_is_refused(
     assert compare(capsys, folder, "optimizer=sgd", "loop.max_steps=2")["groups"][0]["steps"] == 3
     assert main(["optimizer=adamw", f"compare.dir={folder}"]) == 2
     assert (
-        "holds another comparison, which goes on with: python -m trainer.compare" in capsys.readouterr().err
+        "contains another comparison, which is resumed by: python -m trainer.compare"
+        in capsys.readouterr().err
     )
+    (folder / "comparison.yaml").write_text(yaml.safe_dump({**record, "format": 2}))
+    assert main(["optimizer=sgd", f"compare.dir={folder}"]) == 2
+    assert "comparison.yaml has format 2, but this version" in capsys.readouterr().err
     (folder / "comparison.yaml").write_text("command: [")
     assert main(["optimizer=sgd", f"compare.dir={folder}"]) == 2
     assert "comparison.yaml cannot be read" in capsys.readouterr().err

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from tests.distributed.ranks import end, on_ranks, start_trainer, train
-from tests.distributed.runs import assert_same, outcome, steps, trainer_of
+from tests.distributed.runs import assert_same, outcome, parts_of, steps
 from tests.training.kill_and_resume import compare
 from trainer.checkpoint import storage
 from trainer.checkpoint.manager import CheckpointManager
+from trainer.checkpoint.restore import restore
 from trainer.cli.train import main
+from trainer.config.schema import CheckpointOptions
 from trainer.distributed.ranks import Ranks
 
 LINES = {
@@ -41,10 +43,11 @@ def run(layout: str, function: Any, root: Path) -> list[dict[str, Any]]:
 
 def save(ranks: Ranks, lines: dict[str, str], layout: str, root: Path) -> None:
     for name, line in lines.items():
-        trainer = steps(trainer_of(ranks, *line.split()), BEFORE)
-        saver = CheckpointManager(root / layout / name, ranks, keep_last=1, background=layout == "fsdp")
-        saver.save(trainer.state, best=False)
-        saver.wait()
+        parts = steps(parts_of(ranks, *line.split()), BEFORE)
+        options = CheckpointOptions(keep_last=1, async_=layout == "fsdp")
+        checkpoints = CheckpointManager(root / layout / name, ranks, options)
+        checkpoints.save(parts.state, monitors={})
+        checkpoints.wait()
 
 
 def load(ranks: Ranks, lines: dict[str, str], layout: str, root: Path) -> dict[str, dict[str, Any]]:
@@ -52,11 +55,10 @@ def load(ranks: Ranks, lines: dict[str, str], layout: str, root: Path) -> dict[s
     found: dict[str, dict[str, Any]] = {}
     for saved in LAYOUTS:
         for name, line in lines.items():
-            trainer = trainer_of(ranks, *line.split())
-            storage.restore(
-                storage.list_checkpoints(root / saved / name), trainer.state, same_run=False, ranks=ranks
-            )
-            found.setdefault(saved, {})[name] = outcome(steps(trainer, AFTER))
+            parts = parts_of(ranks, *line.split())
+            checkpoints = storage.list_checkpoints(root / saved / name)
+            restore(checkpoints, parts.state, same_run=False, ranks=ranks)
+            found.setdefault(saved, {})[name] = outcome(steps(parts, AFTER))
     return found
 
 
@@ -70,7 +72,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def undisturbed(ranks: Ranks) -> dict[str, dict[str, Any]]:
     return {
-        name: outcome(steps(trainer_of(ranks, *line.split(), "schedule=constant"), BEFORE + AFTER))
+        name: outcome(steps(parts_of(ranks, *line.split(), "schedule=constant"), BEFORE + AFTER))
         for name, line in LINES.items()
     }
 

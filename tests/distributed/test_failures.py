@@ -48,7 +48,7 @@ def test_a_killed_rank_ends_the_others(victim: int, tmp_path: Path) -> None:
     assert time.monotonic() - begun < 20
     assert codes[victim] == -signal.SIGKILL
     assert codes[1 - victim] == 1
-    words = f"rank {victim} ended without a word"
+    words = f"rank {victim} exited without reporting an error"
     assert words in (tmp_path / f"out{1 - victim}").read_text()
     assert words in (tmp_path / "run" / "run.log").read_text()
     assert status(tmp_path)["state"] == "failed"
@@ -57,7 +57,7 @@ def test_a_killed_rank_ends_the_others(victim: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "cause"),
-    [("raise", "rank 1: RuntimeError: out of luck"), ("leave", "rank 1 ended without a word")],
+    [("raise", "rank 1: RuntimeError: out of luck"), ("leave", "rank 1 exited without reporting an error")],
 )
 def test_a_rank_that_raises_or_leaves(fault: str, cause: str, tmp_path: Path) -> None:
     codes = end(started(tmp_path, fault))
@@ -112,7 +112,7 @@ def test_a_bad_batch_on_one_rank_is_skipped_by_all(tmp_path: Path) -> None:
         ("model.widht=3", "did you mean width"),
         ("data.batch_size=63", "does not divide into 2 ranks"),
         ("parallel=none", "2 ranks were started: choose parallel=ddp, fsdp or hsdp"),
-        ("parallel=hsdp parallel.replicas=3", "3 copies do not fit on 2 ranks"),
+        ("parallel=hsdp parallel.replicas=3", "parallel.replicas=3 does not divide the number of ranks, 2"),
         ("loop.activation_checkpointing=full", "finds no blocks"),
         (
             "plugins=[tests.distributed.faults]",

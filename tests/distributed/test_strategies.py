@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.distributed.ranks import on_ranks
-from tests.distributed.runs import assert_same, outcome, steps, trainer_of
+from tests.distributed.runs import assert_same, outcome, parts_of, steps
 from trainer.distributed.ranks import Ranks
 
 CONV = (
@@ -26,7 +26,7 @@ STEPS = 4
 
 
 def trajectories(ranks: Ranks, cases: dict[str, str]) -> dict[str, Any]:
-    return {name: outcome(steps(trainer_of(ranks, *line.split()), STEPS)) for name, line in cases.items()}
+    return {name: outcome(steps(parts_of(ranks, *line.split()), STEPS)) for name, line in cases.items()}
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,9 @@ def test_resuming_from_another_run(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(wrong.split()) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "of another model: features.0.weight is (4, 1, 3, 3) there, (8, 1, 3, 3) here" in err
+    assert (
+        "of another model: features.0.weight has the shape (4, 1, 3, 3), the model's has (8, 1, 3, 3)" in err
+    )
     assert not (tmp_path / "third").exists()
 
 

@@ -1,4 +1,4 @@
-"""The run directory: what a run leaves behind, besides what its monitors and checkpoints write."""
+"""The run directory: made, locked, described, and removed again if it was not used."""
 
 import fcntl
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import UserError
-from trainer.rundir.files import atomic_write_text
+from trainer.rundir.files import atomic_write_text, make_directories, remove_empty
 from trainer.rundir.frozen_config import freeze
 from trainer.rundir.provenance import environment
 
@@ -17,13 +17,14 @@ class RunDirectory:
 
     Args:
         path: made if it does not exist.
-        unique: the path is a suggestion: if it exists, take it with a number behind.
+        unique: the path is a suggestion: if it exists, take it with a number appended.
 
     Raises:
         UserError: another process trains there, or the directory cannot be made.
     """
 
     path: Path
+    """Absolute."""
 
     def __init__(self, path: Path, *, unique: bool) -> None:
         path = path.absolute()
@@ -43,32 +44,22 @@ class RunDirectory:
             pass
 
     def _make(self, path: Path, unique: bool) -> Path:
-        missing = [parent for parent in (path, *path.parents) if not parent.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if unique:
-            number, first = 1, path
-            while path.exists():
-                number, path = number + 1, first.with_name(f"{first.name}_{number}")
-            path.mkdir()
-            self._made = [path, *missing[1:]]
-        else:
-            path.mkdir(exist_ok=True)
-            self._made = missing
+        number, first = 1, path
+        while unique and path.exists():
+            number, path = number + 1, first.with_name(f"{first.name}_{number}")
+        self._made = make_directories(path, exist_ok=not unique)
         return path
 
     def release(self) -> None:
+        """Lets other processes train there."""
         os.close(self._lock)
 
     def remove_if_unused(self) -> None:
-        """Takes the directory away again, and the parents made for it, if nothing was written."""
-        for made in self._made:
-            try:
-                made.rmdir()
-            except OSError:
-                return
+        """Removes the directory, and the parents that were made for it, if nothing was written."""
+        remove_empty(self._made)
 
     def log(self, text: str) -> None:
-        """Appends to run.log, past the monitors."""
+        """Appends to run.log directly, when the monitors may be closed."""
         with (self.path / "run.log").open("a") as log:
             log.write(f"{text.rstrip()}\n")
 
@@ -79,13 +70,13 @@ class RunDirectory:
 
 
 class VisitedRunDirectory(RunDirectory):
-    """A run directory that another rank has made and locked."""
+    """A run directory that another rank has made and locked, and will release."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def release(self) -> None:
-        pass
+        """Does nothing."""
 
     def remove_if_unused(self) -> None:
-        pass
+        """Does nothing."""

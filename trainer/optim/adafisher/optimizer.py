@@ -1,7 +1,8 @@
 """The AdaFisher optimizer. It needs torch alone: ``from trainer.optim import AdaFisher`` works in any program."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,27 @@ from trainer.optim.adafisher.mean_squares import factor_dtype
 from trainer.optim.adafisher.refresh import Curvature, Use
 from trainer.optim.adafisher.rules import RULES
 
-__all__ = ["AdaFisher", "AdaFisherW"]
+__all__ = ["AdaFisher", "AdaFisherW", "StateLayout"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The values that an option may have."""
+
+    text: str
+    holds: Callable[[float], bool]
+
+    def __contains__(self, value: float) -> bool:
+        return self.holds(value)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+NonNegative = Annotated[float, Interval(">= 0", lambda value: value >= 0)]
+Positive = Annotated[float, Interval("> 0", lambda value: value > 0)]
+Fraction = Annotated[float, Interval(">= 0 and < 1", lambda value: 0 <= value < 1)]
+Count = Annotated[int, Interval(">= 1", lambda value: value >= 1)]
 
 
 class Coverage(NamedTuple):
@@ -26,6 +47,14 @@ class Coverage(NamedTuple):
     source: str
     H: list[tuple[int, ...]]
     S: list[tuple[int, ...]]
+
+
+class StateLayout(NamedTuple):
+    """What a tensor of a parameter's state is."""
+
+    is_factor: bool
+    is_sharded: bool
+    """Whether its rows go with those of the parameter, where FSDP shards that."""
 
 
 class AdaFisher(Optimizer):
@@ -95,14 +124,14 @@ class AdaFisher(Optimizer):
         model: nn.Module,
         params: Iterable[Any] | None = None,
         *,
-        lr: float | Tensor | None = None,
-        beta: float = 0.9,
-        damping: float | None = None,
-        gamma: float | None = None,
-        weight_decay: float | None = None,
+        lr: NonNegative | Tensor | None = None,
+        beta: Fraction = 0.9,
+        damping: Positive | None = None,
+        gamma: Fraction | None = None,
+        weight_decay: NonNegative | None = None,
         decoupled: bool | None = None,
         rule: Literal["calibrated", "paper", "released"] = "calibrated",
-        update_interval: int | None = None,
+        update_interval: Count | None = None,
         capture: Literal["hooks", "gradient"] = "hooks",
         fused: Literal["compile"] | None = None,
     ) -> None:
@@ -455,6 +484,14 @@ class AdaFisher(Optimizer):
     # What the user may ask
 
     @torch.no_grad()
+    def state_layout(self, param: Tensor) -> dict[str, StateLayout]:
+        """What the tensors in ``optimizer.state[param]`` are, by key."""
+        layout = {"step": StateLayout(False, False), "exp_avg": StateLayout(False, True)}
+        for use in self._uses.get(param, ()):
+            layout[f"H{use.suffix}"] = StateLayout(True, False)
+            layout[f"S{use.suffix}"] = StateLayout(True, use.view.S_size == tuple(param.shape[:1]))
+        return layout
+
     def preconditioner(self, param: Tensor) -> Tensor:
         """F̃ of a parameter, in its shape, as of the last refresh."""
         group = next(group for group in self.param_groups if any(p is param for p in group["params"]))
