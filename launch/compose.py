@@ -9,14 +9,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from launch.options import LaunchOptions, check_launch
-from trainer.config.compose import (
-    compose,
-    compose_grid,
-    file_name,
-    hydra_session,
-    parse_arguments,
-    parse_overrides,
-)
+from trainer.config.command_line import parse_arguments, parse_overrides
+from trainer.config.compose import compose, compose_grid, file_name, hydra_session
 from trainer.config.schema import Config
 from trainer.distributed.strategies import STRATEGIES
 from trainer.errors import ConfigError

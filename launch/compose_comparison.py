@@ -7,7 +7,7 @@ from launch.compose import SweepPoint, launch_options
 from launch.options import LaunchOptions
 from trainer.compare.arguments import BUDGET, FOLDER, TUNE, parse_command
 from trainer.compare.resume import write_record
-from trainer.config.compose import parse_arguments
+from trainer.config.command_line import parse_arguments
 from trainer.distributed.strategies import STRATEGIES
 from trainer.errors import ConfigError
 

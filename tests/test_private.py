@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from trainer import _private
-from trainer.config.compose import parse_overrides
+from trainer.config.command_line import parse_overrides
 
 ROOT = Path(__file__).parents[1]
 

@@ -44,6 +44,7 @@ def files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_everything_on_a_run(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(copied)
     assert command.main([str(copied), *SMALL]) == 0

@@ -8,7 +8,8 @@ import yaml
 
 from launch.compose import SweepPoint, compose_sweep, point_names
 from launch.options import LocalOptions, SlurmOptions
-from trainer.config.compose import compose, compose_grid, hydra_session, parse_arguments, resolve
+from trainer.config.command_line import parse_arguments
+from trainer.config.compose import compose, compose_grid, hydra_session, resolve
 
 
 def frozen(point: SweepPoint, directory: Path) -> dict:

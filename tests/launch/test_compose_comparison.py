@@ -10,6 +10,7 @@ from launch.run_states import run_states
 from launch.sweep_dir import read_sweep
 from trainer.report.read_runs import read_runs
 
+pytestmark = pytest.mark.slow
 LOCAL = ["compare", "launch=local", "launch.gpus_per_node=0", "launch.snapshot=false", "device=cpu"]
 TINY = ["model.widths=[4]", "monitor.sinks=[jsonl]", "checkpoint.keep_best=false", "loop.log_every=2"]
 

@@ -18,6 +18,8 @@ from launch.run_states import run_states
 from launch.sweep_dir import read_sweep
 from tests.slurm.plugins import opened, reached
 
+pytestmark = pytest.mark.slow
+
 TINY = "launch=local device=cpu monitor.sinks=[jsonl,runlog] loop.max_steps=5 launch.snapshot=false"
 
 FORK = multiprocessing.get_context("fork")  # has imported all that a launch needs

@@ -16,7 +16,7 @@ from tests.slurm.plugins import opened
 from tests.training.kill_and_resume import compare
 from trainer.report.read_runs import read_runs
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 
 # What Slurm refuses, and what else hinders a launch: one line each, and nothing half-done ---------------------

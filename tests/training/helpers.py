@@ -3,6 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
+import pytest
 import torch
 
 from trainer.checkpoint.manager import CheckpointManager
@@ -36,3 +37,11 @@ def trainer_of(folder: Path, *overrides: str) -> Trainer:
 
 def parameters(parts: RunParts) -> list[torch.Tensor]:
     return [p.detach().clone() for p in parts.model.parameters()]
+
+
+def poison(parts: RunParts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes all coming batches not a number."""
+    next_batch = parts.state.loader.next_batch
+    monkeypatch.setattr(
+        parts.state.loader, "next_batch", lambda: [(x * float("nan"), y) for x, y in next_batch()]
+    )

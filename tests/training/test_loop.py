@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.helpers import trainer_of
-from tests.training.test_step import poison
+from tests.training.helpers import poison, trainer_of
 from trainer.cli.train import main
 from trainer.training.nonfinite import TrainingFailed
 from trainer.training.step import StepOutcome, TrainStep
@@ -33,9 +32,9 @@ def test_too_many_bad_steps_name_step_loss_and_layer(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_precisions_learn(precision: str, tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, f"precision={precision}", "loop.max_epochs=5")
+    trainer = trainer_of(tmp_path, f"precision={precision}", "loop.max_epochs=2")
     trainer.fit()
-    assert trainer.counters.evaluated["test/accuracy"] > 0.5
+    assert trainer.counters.evaluated["test/accuracy"] > 0.8
     assert all(p.dtype == torch.float32 for p in trainer.parts.model.parameters())
 
 

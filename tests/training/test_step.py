@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from tests.training.helpers import MLP, parameters, parts_of
+from tests.training.helpers import MLP, parameters, parts_of, poison
 from tests.training.kill_and_resume import differences
-from trainer.training.parts import RunParts
 from trainer.training.step import TrainStep
 
 
@@ -67,14 +66,6 @@ def test_the_average_is_torchs() -> None:
     assert differences(parameters(parts), raw) == []
 
 
-def poison(parts: RunParts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes all coming batches not a number."""
-    next_batch = parts.state.loader.next_batch
-    monkeypatch.setattr(
-        parts.state.loader, "next_batch", lambda: [(x * float("nan"), y) for x, y in next_batch()]
-    )
-
-
 @pytest.mark.parametrize("optimizer", ["adafisher", "adamw"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_bad_step_changes_nothing(optimizer: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +103,7 @@ def test_an_overflow_lowers_the_loss_scale_and_is_no_fault() -> None:
     assert differences(before, parameters(parts)) == []
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("optimizer", ["adafisher", "adamw"])
 def test_compiled_models_train_as_others_do(optimizer: str) -> None:
     plain, compiled = (

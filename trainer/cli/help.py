@@ -35,5 +35,5 @@ def groups() -> str:
 
 
 def names(folder: Path) -> list[str]:
-    """The choices of a group: its files, but for those that others are built on."""
-    return sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("_"))
+    """The choices of a group: its files."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))

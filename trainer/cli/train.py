@@ -12,14 +12,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from trainer.config.compose import (
-    CONF,
-    compose_grid,
-    compose_run,
-    load_plugins,
-    parse_arguments,
-    resolve,
-)
+from trainer.config.command_line import parse_arguments
+from trainer.config.compose import CONF, compose_grid, compose_run, load_plugins, resolve
 from trainer.config.schema import Config
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks, join
 from trainer.errors import ConfigError, UserError

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.compare.grids import grid_values
-from trainer.config.compose import GridPoint, compose_grid, parse_arguments, parse_overrides
+from trainer.config.command_line import parse_arguments, parse_overrides
+from trainer.config.compose import GridPoint, compose_grid
 from trainer.config.schema import Config, check_config
 from trainer.errors import ConfigError, nearest
 from trainer.options import flatten, to_dict

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from trainer.config.compose import parse_overrides
+from trainer.config.command_line import parse_overrides
 from trainer.errors import ConfigError
 from trainer.options import is_number
 

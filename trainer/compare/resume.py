@@ -57,7 +57,7 @@ def read_record(command: Command, folder: Path) -> list[Contender] | None:
         raise DataError(f"{folder / RECORD} cannot be read: choose another compare.dir") from None
     if words != command.words:
         raise UserError(
-            f"compare.dir={folder} contains another comparison, which is resumed by: "
+            f"compare.dir={folder} holds another comparison, which is resumed by: "
             f"python -m trainer.compare {shlex.join([*words, f'compare.dir={folder}'])}"
         )
     return contenders

@@ -10,31 +10,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
     MissingConfigException,
-    OverrideParseException,
 )
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer._private import (
-    BasicSweeper,
-    Hydra,
-    apply_overrides,
-    create_config_search_path,
-    get_args_parser,
-)
+from trainer._private import BasicSweeper, Hydra, apply_overrides, create_config_search_path
+from trainer.config.command_line import first_line, parse_overrides
 from trainer.config.schema import REGISTRIES, Config, check_config
 from trainer.errors import ConfigError, nearest
 from trainer.options import REQUIRED
@@ -58,42 +51,6 @@ class GridPoint:
 
     overrides: list[str]
     config: Config
-
-
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """Parses Hydra's command line: overrides and ``--multirun``, ``--cfg``, ``--config-dir`` and so on.
-
-    Raises:
-        ConfigError: a flag is unknown or lacks its value.
-    """
-    parser = get_args_parser()
-
-    def refuse(message: str) -> NoReturn:
-        raise ConfigError(
-            f"{message} (flags: --help --hydra-help --cfg --multirun --config-dir --config-path)"
-        )
-
-    parser.error = refuse
-    args = parser.parse_args(argv)
-    args.overrides = join_dry_run(args.overrides)
-    if args.config_path:
-        args.config_path = str(Path(args.config_path).resolve())
-        if not Path(args.config_path, f"{args.config_name or 'config'}.yaml").is_file():
-            raise ConfigError(
-                f"{args.config_path} has no {args.config_name or 'config'}.yaml: give a run directory"
-            )
-    return args
-
-
-def join_dry_run(overrides: list[str]) -> list[str]:
-    """Makes of ``dry_run.world_size=64`` a value of ``dry_run``, which may also be ``true``."""
-    options = [
-        o.removeprefix("dry_run.").replace("=", ": ", 1) for o in overrides if o.startswith("dry_run.")
-    ]
-    if not options:
-        return overrides
-    others = [o for o in overrides if not o.startswith(("dry_run.", "dry_run="))]
-    return [*others, f"dry_run={{{', '.join(options)}}}"]
 
 
 def load_plugins(overrides: list[str]) -> None:
@@ -127,12 +84,11 @@ def _default_config(entry: Entry, common: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def hydra_session(args: argparse.Namespace) -> Iterator[Hydra]:
-    """Hydra with the config directory of this project or those of the command line, and with its plugins.
+    """Hydra with the config directory of this project, or those of the command line.
 
     Raises:
-        ConfigError: ``--config-dir`` is not a directory, or a plugin cannot be imported.
+        ConfigError: ``--config-dir`` is not a directory.
     """
-    load_plugins(args.overrides)
     path = create_config_search_path(args.config_path or str(CONF))
     if args.config_dir:
         if not Path(args.config_dir).is_dir():
@@ -147,14 +103,15 @@ def hydra_session(args: argparse.Namespace) -> Iterator[Hydra]:
 
 
 def compose_run(args: argparse.Namespace) -> tuple[Config, Path]:
-    """Composes the config of the single run that a command line asks for.
+    """Composes the config of the single run that a command line asks for, with its plugins.
 
     Returns:
         The checked config, and the run directory as Hydra names it.
 
     Raises:
-        ConfigError: as `compose` and `resolve`.
+        ConfigError: as `load_plugins`, `compose` and `resolve`.
     """
+    load_plugins(args.overrides)
     with hydra_session(args) as hydra:
         composed = compose(hydra, args, args.overrides)
     return resolve(composed), Path(composed.hydra.run.dir)
@@ -165,11 +122,12 @@ def compose_grid(args: argparse.Namespace, overrides: list[str]) -> list[GridPoi
 
     Args:
         args: the command line, for its flags.
-        overrides: those of the runs, swept ones among them.
+        overrides: those of the runs, swept ones and plugins among them.
 
     Raises:
-        ConfigError: as `compose` and `resolve`, for any of the points.
+        ConfigError: as `load_plugins`, `compose` and `resolve`, for any of the points.
     """
+    load_plugins(overrides)
     points = BasicSweeper.split_arguments(parse_overrides(overrides), max_batch_size=None)[0]
     with hydra_session(args) as hydra:
         composed = compose_points(hydra, args, points)
@@ -188,15 +146,15 @@ def compose(hydra: Hydra, args: argparse.Namespace, overrides: list[str]) -> Dic
         raise ConfigError(_explain_missing(error)) from None
     except ConfigCompositionException as error:
         if str(error).startswith("Ambiguous value"):
-            raise ConfigError(f"{_first_line(error)}: quote it, or add --multirun to run each") from None
+            raise ConfigError(f"{first_line(error)}: quote it, or add --multirun to run each") from None
         key = re.match(
             r"Could not (?:override|append to config|delete from config)[. ]*'([^']+)'", str(error)
         )
         if key:
             raise ConfigError(_explain_key(hydra, args, overrides, key[1])) from None
-        raise ConfigError(_first_line(error)) from None
+        raise ConfigError(first_line(error)) from None
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(_first_line(error)) from None
+        raise ConfigError(first_line(error)) from None
 
 
 def compose_points(hydra: Hydra, args: argparse.Namespace, points: list[list[str]]) -> list[DictConfig]:
@@ -241,32 +199,17 @@ def resolve(config: DictConfig) -> Config:
     try:
         values = OmegaConf.to_container(without_hydra(config), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error)) from None
+        raise ConfigError(first_line(error)) from None
     assert isinstance(values, dict)
     for module in values.get("plugins") or ():
         import_plugin(str(module))
     return check_config({str(key): value for key, value in values.items()})
 
 
-def parse_overrides(overrides: list[str]) -> list[Any]:
-    """Parses overrides as Hydra does.
-
-    Returns:
-        Hydra's ``Override`` objects.
-
-    Raises:
-        ConfigError: one cannot be read.
-    """
-    try:
-        return OverridesParser.create().parse_overrides(overrides)
-    except OverrideParseException as error:
-        raise ConfigError(f"cannot read {error.override!r}: {_first_line(error)}; write key=value") from None
-
-
 def _explain_missing(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if error.options is None or not group:
-        return _first_line(error)
+        return first_line(error)
     return f"unknown option {group}={option}{nearest(option, error.options)}"
 
 
@@ -286,7 +229,3 @@ def _explain_key(hydra: Hydra, args: argparse.Namespace, overrides: list[str], k
     full = f"{parent}.{name}" if parent else name
     names = [str(k) for k in known if k != "name"] if parent else [*map(str, known), "experiment"]
     return f"unknown option {full}{nearest(name, names)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -8,15 +8,10 @@ from trainer.optim.adafisher import AdaFisher, AdaFisherW
 from trainer.optim.base import OPTIMIZERS, OptimizerOptions
 from trainer.optim.param_groups import param_groups
 from trainer.optim.schedules import SCHEDULES, Schedule, ScheduleOptions
-from trainer.options import options_of
 from trainer.registry import import_submodules
 
 OPTIMIZERS.register("adafisher")(AdaFisher)
-OPTIMIZERS.add(
-    "adafisherw",
-    AdaFisherW,
-    {name: option for name, option in options_of(AdaFisher).items() if name != "decoupled"},
-)
+OPTIMIZERS.register("adafisherw")(AdaFisherW)
 import_submodules(__name__)
 
 __all__ = [

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from trainer.distributed.dtensor import is_dtensor
 from trainer.registry import Registry
 
 Groups = list[dict[str, Any]]
@@ -28,12 +28,12 @@ OPTIMIZERS = Registry(
     "optimizer", common=OptimizerOptions, entry_points="trainer.optimizers", refusals=(ValueError,)
 )
 """Optimizers by name: ``make(model, params, *, options...)``, params as `trainer.optim.param_groups` gives them.
-An attribute ``needs_create_graph`` of what is made asks for gradients that can be differentiated again."""
+What they may offer besides is in `trainer.optim.protocols`."""
 
 
 def is_sharded(groups: Groups) -> bool:
     """Whether any parameter is spread over several ranks."""
-    return any(isinstance(p, DTensor) for p in _parameters(groups))
+    return any(is_dtensor(p) for p in _parameters(groups))
 
 
 def fuses_by_default(groups: Groups) -> bool:

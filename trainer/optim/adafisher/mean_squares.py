@@ -14,6 +14,7 @@ _FOR_KERNEL = (torch.float32, torch.bfloat16, torch.float16)
 
 @cache
 def has_triton() -> bool:
+    """Whether Triton is installed."""
     return find_spec("triton") is not None
 
 
@@ -79,7 +80,7 @@ def _is_for_kernel(rows: Tensor) -> bool:
 
 
 def _kernel() -> ModuleType:
-    from trainer.optim.adafisher import mean_squares_triton
+    from . import mean_squares_triton
 
     return mean_squares_triton
 
