@@ -344,7 +344,7 @@ def pickled(optimizer: AdaFisher) -> AdaFisher:
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, pickled], ids=["deepcopy", "pickle"])
 @pytest.mark.parametrize("done", [0, 2, 3])
-def test_copies_go_on_alike(clone: Callable[[AdaFisher], AdaFisher], done: int) -> None:
+def test_copies_continue_as_the_original(clone: Callable[[AdaFisher], AdaFisher], done: int) -> None:
     model = network()
     a = AdaFisher(model, update_interval=3)
     train(model, a, done)
