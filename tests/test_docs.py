@@ -133,7 +133,8 @@ def refusal_of_script(path: str, *arguments: str) -> str:
 
 
 def refusal_of_module(module: str, *arguments: str) -> str:
-    if importlib.util.find_spec(module) is None:
+    # looking for pip makes setuptools give up its distutils, which torch.compile needs later in this process
+    if module != "pip" and importlib.util.find_spec(module) is None:
         return f"no module {module}"
     try:
         if arguments:
