@@ -63,9 +63,11 @@ def test_a_rank_that_vanished_is_the_cause_of_earlier_failures(detector: Failure
     assert verdicts == {"rank 2 exited without reporting an error (killed or out of memory)"}
 
 
-def test_the_end_of_the_first_rank_closes_its_connections() -> None:
+def test_the_end_of_the_first_rank_is_reported_by_the_second() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         alone = PeerConnection(1, "127.0.0.1", server.getsockname()[1], timeout=10)
+        reported: list[str] = []
+        alone.on_verdict = reported.append
         connection, _ = server.accept()
         with ThreadPoolExecutor() as threads:
             verdict = threads.submit(alone.fail, "RuntimeError: out of luck")
@@ -74,3 +76,4 @@ def test_the_end_of_the_first_rank_closes_its_connections() -> None:
             lines.close()
             connection.close()
             assert verdict.result(10).startswith("rank 0 exited without reporting an error")
+    assert reported == [verdict.result()], "nobody else is left to report it"

@@ -35,8 +35,8 @@ class PeerConnection:
     def __init__(self, rank: int, host: str, port: int, timeout: float) -> None:
         self.rank = rank
         self.on_verdict: Callable[[str], None] = print_verdict
-        """Called by the watching thread of the lowest rank that is alive, before it ends the process."""
-        self._verdict = ""
+        """Called on the lowest rank that is alive when another rank's failure ends this process."""
+        self._verdict, self._reporting_rank = "", 0
         self._known = threading.Event()
         self._ending = threading.Lock()
         self._main_thread_ends = self._closed = False
@@ -52,6 +52,8 @@ class PeerConnection:
             self._main_thread_ends = True
         send(self._socket, f"failed {reason}")
         self._known.wait(5 * GRACE)
+        if self._reporting_rank == self.rank != 0:  # the first rank is gone, and this one fails because of it
+            self.on_verdict(self._verdict)
         return self._verdict or f"rank {self.rank}: {reason}"
 
     def close(self) -> None:
@@ -63,15 +65,15 @@ class PeerConnection:
         verdict = receive(self._socket)
         if not verdict and self._closed:
             return
-        self._verdict = verdict or f"rank 0 {SILENT}"
+        self._verdict, self._reporting_rank = (verdict, 0) if verdict else (f"rank 0 {SILENT}", 1)
         self._known.set()
         with self._ending:
             if not self._main_thread_ends:
-                self._end(reporting_rank=0 if verdict else 1)
+                self._end()
 
-    def _end(self, reporting_rank: int) -> NoReturn:
+    def _end(self) -> NoReturn:
         try:
-            if self.rank == reporting_rank:
+            if self.rank == self._reporting_rank:
                 self.on_verdict(self._verdict)
         finally:
             sys.stdout.flush()

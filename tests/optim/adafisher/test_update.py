@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +34,8 @@ class Problem:
             H = torch.rand((1, *shape[1:]) if shape else (), dtype=factor_dtype) + 0.1
             S = torch.rand((*shape[:1], *(1,) * len(shape[1:])), dtype=factor_dtype) + 0.1
             self.factors.append([(H, S)] if i != 3 else [(H, S), (S.flip(0), H.flip(1))])
-        self.rms = torch.rand(len(SHAPES), dtype=factor_dtype) + 0.1
+        self.sizes = torch.tensor([param.numel() for param in self.params], dtype=factor_dtype)
+        self.expected = torch.tensor([1.0, 2.0, 0.5, 1.0, math.nan], dtype=factor_dtype)
 
     def lists(self) -> tuple[Any, ...]:
         return self.params, self.grads, self.exp_avgs, self.factors, DAMPINGS
@@ -56,14 +56,14 @@ class Triton:
         return self.kernels(grads, *lists).sum_of_squares(grads, beta=beta)
 
     def normalized_update(self, params: Any, grads: Any, *lists: Any, **options: Any) -> None:
-        self.kernels(params, *lists[:-1]).normalized_update(grads, lists[-1], **options)
+        self.kernels(params, *lists[:-2]).normalized_update(grads, *lists[-2:], **options)
 
     def bias_corrected_update(self, params: Any, grads: Any, *lists: Any, **options: Any) -> None:
         self.kernels(params, *lists).bias_corrected_update(grads, **options)
 
 
 @pytest.fixture(params=["blocked", "small blocks", "compiled", "triton"])
-def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     if request.param == "small blocks":
         monkeypatch.setattr(update_blocked, "_SMALL", 0)
         monkeypatch.setattr(update_blocked, "_BLOCK", 10)
@@ -74,6 +74,7 @@ def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(module, "_STRETCH", 2048)
         monkeypatch.setattr(module, "_BLOCK", 512)
         return Triton()
+    torch.compiler.reset()  # of one function torch compiles few variants, and other tests need some as well
     return update_compiled if request.param == "compiled" else update_blocked
 
 
@@ -88,9 +89,11 @@ def problem(request: pytest.FixtureRequest, variant: Any) -> SimpleNamespace:
     )
 
 
-def test_normalized_update(variant: Any, problem: SimpleNamespace) -> None:
+@pytest.mark.parametrize("has_sums", [False, True])
+def test_normalized_update(variant: Any, problem: SimpleNamespace, has_sums: bool) -> None:
+    sums = torch.rand(len(SHAPES), dtype=problem.ours.sizes.dtype) + 0.1 if has_sums else None
     for functions, on in ((variant, problem.ours), (update, problem.plain)):
-        functions.normalized_update(*on.lists(), on.rms, **RATES)
+        functions.normalized_update(*on.lists(), on.sizes, on.expected, sums=sums, **RATES)
     torch.testing.assert_close(problem.ours.results(), problem.plain.results(), **problem.tolerance)
 
 
@@ -120,7 +123,8 @@ def test_the_plain_update_is_the_formula() -> None:
     lists = [[values[0]] for values in problem.lists()]
     total = update.sum_of_squares(*lists[1:], beta=0.9)
     torch.testing.assert_close(total, u.square().sum()[None])
-    update.normalized_update(*lists, (total / param.numel()).sqrt(), **RATES)
+    size = torch.tensor([param.numel()], dtype=torch.float64)
+    update.normalized_update(*lists, size, torch.ones_like(size), **RATES)
     step = before * (1 - 0.05 * 0.1) - param
     torch.testing.assert_close(exp_avg, m)
     torch.testing.assert_close(step / step.norm(), u / u.norm())

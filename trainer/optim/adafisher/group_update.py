@@ -14,7 +14,6 @@ from . import dtensor, update_blocked, update_compiled
 from .mean_squares import has_triton
 from .preconditioners import Curvatures
 from .state import Tracked
-from .update import floored_rms
 from .views import Pair
 
 if TYPE_CHECKING:
@@ -90,15 +89,15 @@ class GroupUpdate:
             return self._kernels.sum_of_squares(grads, beta=beta)
         return self._functions.sum_of_squares(grads, self._exp_avgs, self._factors, self._dampings, beta=beta)
 
-    def normalized_update(self, sums: Tensor) -> None:
-        """`update.normalized_update` of all parameters, given Σ u² over all rows of each, [parameters]."""
-        grads, options = self._grads(), self._options()
-        rms = floored_rms(sums, self._sizes, torch.stack(self._expected))
+    def normalized_update(self, sums: Tensor | None) -> None:
+        """`update.normalized_update` of all parameters, given Σ u² over all rows of each where they are sharded."""
+        grads, options = self._grads(), {**self._options(), "sums": sums}
+        sizes, expected = self._sizes, torch.stack(self._expected)
         if self._kernels:
-            self._kernels.normalized_update(grads, rms, **options)
+            self._kernels.normalized_update(grads, sizes, expected, **options)
             return
         lists = (self._params, grads, self._exp_avgs, self._factors, self._dampings)
-        self._functions.normalized_update(*lists, rms, **options)
+        self._functions.normalized_update(*lists, sizes, expected, **options)
 
     def bias_corrected_update(self) -> None:
         """`update.bias_corrected_update` of all parameters."""

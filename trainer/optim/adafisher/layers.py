@@ -91,8 +91,8 @@ def layer_of(module: nn.Module, layers: Mapping[type[nn.Module], LayerType] = LA
     not be what the weight multiplies.
     """
     for kind in type(module).__mro__:
-        if kind in layers:
-            return layers[kind](module) if type(module).forward is getattr(kind, "forward", None) else None
+        if issubclass(kind, nn.Module) and kind in layers:
+            return layers[kind](module) if type(module).forward is kind.forward else None
     return None
 
 

@@ -1,4 +1,4 @@
-"""The AdaFisher optimizer. To understand the rule, read `reference`: it is the same in 120 plain lines."""
+"""The AdaFisher optimizer. To understand the rule, read `reference`: the same in plain code, without shards."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -245,11 +245,12 @@ class AdaFisher(LayerwiseOptimizer):
             for update in updates:
                 update.bias_corrected_update()
             return
-        if not updates:
-            return
-        sums = torch.cat([update.sum_of_squares() for update in updates])
-        sums = dtensor.sum_over_shards(sums, [param for update in updates for param in update.owners])
-        for update, of_group in zip(updates, sums.split([len(u.owners) for u in updates]), strict=True):
+        sums: list[Tensor | None] = [None] * len(updates)
+        if any(update.is_sharded for update in updates):
+            local = torch.cat([update.sum_of_squares() for update in updates])
+            total = dtensor.sum_over_shards(local, [param for update in updates for param in update.owners])
+            sums = list(total.split([len(update.owners) for update in updates]))
+        for update, of_group in zip(updates, sums, strict=True):
             update.normalized_update(of_group)
 
     # Reports

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 Norm = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d
 
-ZERO = torch.zeros(())
-
 
 class Factors(NamedTuple):
     """Of one layer: H, S, and N / B²."""
@@ -29,31 +27,20 @@ class Factors(NamedTuple):
 def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
     """The rows h, with a 1 for the bias at their end: [N, columns (+ 1)]; of grouped convolutions [groups, N, ...]."""
     match layer:
-        case nn.Linear():
-            rows = x.reshape(-1, layer.in_features)
-        case nn.Conv2d(padding=tuple(padding)):
-            patches = functional.unfold(
-                x, layer.kernel_size, layer.dilation, padding, layer.stride
-            )  # [B, C k, L]
-            rows = patches.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2).squeeze(0)
         case nn.Embedding():
             return functional.one_hot(x.reshape(-1), layer.num_embeddings).to(layer.weight)
         case nn.LayerNorm():
-            return functional.layer_norm(x, layer.normalized_shape, eps=layer.eps).reshape(
-                -1, layer.weight.numel()
-            )
+            return functional.layer_norm(x, layer.normalized_shape, eps=layer.eps).flatten(0, -2)
         case nn.GroupNorm():
-            return (
-                functional.group_norm(x, layer.num_groups, eps=layer.eps)
-                .movedim(1, -1)
-                .reshape(-1, x.shape[1])
-            )
+            return channels_last(functional.group_norm(x, layer.num_groups, eps=layer.eps))
         case nn.BatchNorm2d():
-            return (
-                functional.batch_norm(x, None, None, training=True, eps=layer.eps)
-                .movedim(1, -1)
-                .reshape(-1, x.shape[1])
-            )
+            return channels_last(functional.batch_norm(x, None, None, training=True, eps=layer.eps))
+        case nn.Linear():
+            rows = x.flatten(0, -2)
+        case nn.Conv2d(padding=tuple(padding)):
+            patches = functional.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)
+            groups = patches.unflatten(1, (layer.groups, -1))  # [B, groups, columns, positions]
+            rows = groups.permute(1, 0, 3, 2).flatten(1, 2).squeeze(0)
         case _:
             raise TypeError(f"the reference does not know {type(layer).__name__}")
     return rows if layer.bias is None else functional.pad(rows, (0, 1), value=1.0)
@@ -61,9 +48,14 @@ def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
 
 def output_rows(layer: nn.Module, s: Tensor) -> Tensor:
     """The rows s, from the gradient of the batch's mean loss at the layer's output: [N, rows]."""
-    if isinstance(layer, nn.Conv2d | nn.GroupNorm | nn.BatchNorm2d):
-        s = s.movedim(1, -1)  # [B, C, ...] -> [B, ..., C]
-    return s.reshape(-1, s.shape[-1]) * s.shape[0]  # of each sample's loss, not of their mean
+    spatial = isinstance(layer, nn.Conv2d | nn.GroupNorm | nn.BatchNorm2d)
+    rows = channels_last(s) if spatial else s.flatten(0, -2)
+    return rows * len(s)  # of each sample's loss, not of their mean
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """[B, C, ...] -> [N, C]."""
+    return x.movedim(1, -1).flatten(0, -2)
 
 
 def fisher(layer: nn.Module, name: str, H: Tensor, S: Tensor) -> Tensor:
@@ -86,8 +78,8 @@ def mean_of_layer(layer: nn.Module, name: str, H: Tensor, S: Tensor) -> Tensor:
 class AdaFisherReference(torch.optim.Optimizer):
     """In every step, with sums over the layers that share a parameter θ, which has gradient g:
 
-        F = Σ S ⊗ H / Σ mean S mean H        m ← β m + (1 − β) g        n = β m + (1 − β) g        u = n / (F + λ)
-        G = Σ N/B² S ⊗ H                     a = √mean G / max(F + λ)
+        F = Σ S ⊗ H / Σ mean S mean H + λ    m ← β m + (1 − β) g        n = β m + (1 − β) g        u = n / F
+        G = Σ N/B² S ⊗ H                     a = √mean G / max F
         ε = 3e-4 a min(1, median over all parameters of rms(u) / a)
         θ ← (1 − η κ) θ − η 0.2 u / max(rms(u), ε)
 
@@ -117,9 +109,10 @@ class AdaFisherReference(torch.optim.Optimizer):
         self.averages: dict[nn.Module, Factors] = {}
         self.uses: dict[Tensor, list[tuple[nn.Module, str]]] = {p: [] for p in model.parameters()}
         for layer in model.modules():
-            for name, param in layer.named_parameters(recurse=False):
+            own = dict(layer.named_parameters(recurse=False))
+            for name, param in own.items():
                 self.uses[param].append((layer, name))
-            if layer in {layer for uses in self.uses.values() for layer, _ in uses}:
+            if own:
                 layer.register_forward_hook(self.capture)
 
     def capture(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -160,13 +153,14 @@ class AdaFisherReference(torch.optim.Optimizer):
         m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
         m.lerp_(p.grad, 1 - self.beta)
         n = m.lerp(p.grad, 1 - self.beta)
-        uses = [(layer, name, self.averages[layer]) for layer, name in self.uses[p]]
-        products = [fisher(layer, name, average.H, average.S) for layer, name, average in uses]
-        means = [mean_of_layer(layer, name, average.H, average.S) for layer, name, average in uses]
-        weighted = [use[-1].row_weight * product for use, product in zip(uses, products, strict=True)]
-        F = sum(products, start=ZERO) / sum(means, start=ZERO)
-        G = sum(weighted, start=ZERO)
-        return n / (F + self.damping), G.mean().sqrt() / (F + self.damping).max()
+        F, G, mean = torch.zeros_like(p), torch.zeros_like(p), p.new_zeros(())
+        for layer, name in self.uses[p]:
+            H, S, row_weight = self.averages[layer]
+            F += fisher(layer, name, H, S)
+            G += row_weight * fisher(layer, name, H, S)
+            mean += mean_of_layer(layer, name, H, S)
+        F = F / mean + self.damping
+        return n / F, G.mean().sqrt() / F.max()
 
 
 def rms(x: Tensor) -> Tensor:

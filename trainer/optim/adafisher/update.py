@@ -5,7 +5,6 @@ broadcast against it.
 """
 
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any
 
 import torch
@@ -33,18 +32,24 @@ def normalized_update(
     exp_avgs: Sequence[Tensor],
     factors: Sequence[Sequence[Pair]],
     dampings: Sequence[float],
-    rms: Tensor,
+    sizes: Tensor,
+    expected: Tensor,
     *,
     lr: float | Tensor,
     beta: float,
     weight_decay: float,
+    sums: Tensor | None = None,
 ) -> None:
-    """The momentum m ← β m + (1 − β) g,  n = β m + (1 − β) g,  u = n / F̃,  θ ← (1 − η κ) θ − η ρ u / rms(u).
+    """The momentum m ← β m + (1 − β) g,  n = β m + (1 − β) g,  u = n / F̃,  θ ← (1 − η κ) θ − η ρ u / max(rms(u), ε).
 
     Args:
-        rms: [parameters], `floored_rms` of these very gradients.
+        sizes, expected: for ε, see `floored_rms`.
+        sums: `sum_of_squares` over all ranks, [parameters], where each has a part of the rows; else taken here.
     """
-    rows = zip(params, grads, exp_avgs, factors, dampings, rms, strict=True)
+    if sums is None:
+        sums = sum_of_squares(grads, exp_avgs, factors, dampings, beta=beta)
+    lengths = floored_rms(sums, sizes, expected)
+    rows = zip(params, grads, exp_avgs, factors, dampings, lengths, strict=True)
     for param, grad, exp_avg, pairs, damping, length in rows:
         m = torch.lerp(precise(exp_avg), precise(grad), 1 - beta)
         n = torch.lerp(m, precise(grad), 1 - beta)
@@ -121,7 +126,8 @@ def bias_corrected_update(
 
 def preconditioner(pairs: Sequence[Pair], damping: float | Tensor) -> Tensor:
     """F̃ = Σ over uses S' H' + λ, in the shape of the parameter or one that broadcasts to it."""
-    return reduce(torch.add, (S * H for H, S in pairs)) + damping
+    products = [S * H for H, S in pairs]
+    return sum(products[1:], start=products[0]) + damping
 
 
 def precise(x: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from .kernel_triton import run
 from .matrices import Matrix, is_dense, matrices_of, order_of
-from .triton_kernel import run
-from .update import UPDATE_RMS
+from .update import UPDATE_RMS, floored_rms
 from .views import Pair
 
 _STRETCH = 2**12  # elements of a job
@@ -128,11 +128,21 @@ class Kernels:
         self._launch(self.step_sizes, beta=beta, **decay)
 
     def normalized_update(
-        self, grads: list[Tensor], rms: Tensor, *, lr: float, beta: float, weight_decay: float
+        self,
+        grads: list[Tensor],
+        sizes: Tensor,
+        expected: Tensor,
+        *,
+        lr: float,
+        beta: float,
+        weight_decay: float,
+        sums: Tensor | None = None,
     ) -> None:
         """`update.normalized_update`."""
         grads = self._point_to(grads)
-        step_sizes = (lr * UPDATE_RMS / rms.float())[self.owner_index]
+        if sums is None:
+            sums = self.sum_of_squares(grads, beta=beta)
+        step_sizes = (lr * UPDATE_RMS / floored_rms(sums, sizes, expected).float())[self.owner_index]
         self._launch(step_sizes, beta=beta, shrink=1 - lr * weight_decay, look_ahead=True)
 
     def _point_to(self, grads: list[Tensor]) -> list[Tensor]:
