@@ -339,13 +339,38 @@ def test_resumed_steps_are_bit_identical(rule: Any, dtype: torch.dtype, done: in
     same(a, b)
 
 
+class Scaled(nn.Module):
+    """With a parameter of no layer before those of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(36))
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.scale * x.flatten(1))
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_resumed_steps_with_factors_of_gradients(done: int) -> None:
+    """Between refreshes factors are normalized in the order of parameters, at a refresh those of layers come first."""
+    model, other = Scaled(), Scaled()
+    a, b = AdaFisher(model, update_interval=3), AdaFisher(other, update_interval=3)
+    train(model, a, done)
+    other.load_state_dict(model.state_dict())
+    b.load_state_dict(copy.deepcopy(a.state_dict()))
+    train(model, a, 8, done)
+    train(other, b, 8, done)
+    same(a, b)
+
+
 def pickled(optimizer: AdaFisher) -> AdaFisher:
     return pickle.loads(pickle.dumps(optimizer))
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, pickled], ids=["deepcopy", "pickle"])
 @pytest.mark.parametrize("done", [0, 2, 3])
-def test_copies_go_on_alike(clone: Callable[[AdaFisher], AdaFisher], done: int) -> None:
+def test_copies_continue_as_the_original(clone: Callable[[AdaFisher], AdaFisher], done: int) -> None:
     model = network()
     a = AdaFisher(model, update_interval=3)
     train(model, a, done)

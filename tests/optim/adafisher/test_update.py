@@ -140,6 +140,8 @@ def test_floored_rms() -> None:
     torch.testing.assert_close(found, torch.tensor([0.5, 0.5 * floor, 3.0, 1e-3, 1e-9]))
     clipped = update.floored_rms((1e-5 * rms).square() * sizes, sizes, expected)
     torch.testing.assert_close(clipped, 1e-5 * found)
+    unknown = torch.full((5,), math.nan)
+    torch.testing.assert_close(update.floored_rms(rms.square() * sizes, sizes, unknown), rms)
     nothing = update.floored_rms(torch.zeros(5), sizes, expected)
     assert (nothing > 0).all()
     assert (nothing < 1e-20).all()

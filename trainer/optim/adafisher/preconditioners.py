@@ -104,14 +104,14 @@ class _Batch:
         return [dtensor.local_pair(param, self.uses[param][0].view, pair) for pair in full]
 
     def refresh(self, tracked: Sequence[Tracked], full_S: FullS, rule: Rule) -> None:
-        uses = [(t, use) for t in tracked for use in self.uses[t.param]]
+        by_param = {t.param: t for t in tracked}
+        uses = [(by_param[param], use) for param, several in self.uses.items() for use in several]
         factors = [averages(t, use, full_S) for t, use in uses]
         for vectors, flat in zip((self.H, self.S), zip(*factors, strict=True), strict=True):
             torch.cat([factor.reshape(-1) for factor in flat], out=vectors.flat)
         if rule.normalize_update:
-            self._set_expected(
-                [t.state[f"row_weight{use.suffix}"] for t, use in uses], [t.damping for t in tracked]
-            )
+            row_weights = [t.state[f"row_weight{use.suffix}"] for t, use in uses]
+            self._set_expected(row_weights, [by_param[param].damping for param in self.uses])
         rule.normalize(self.H, self.S)
         for param, (full, local, _) in self.curvature.items():
             for old, new in zip(local, self._local(param, full), strict=False):

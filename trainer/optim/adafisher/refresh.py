@@ -34,7 +34,7 @@ class LayerFactors(NamedTuple):
 
 @dataclass(frozen=True)
 class RefreshInputs:
-    """What a refresh needs beside the optimizer's state; the same on all ranks."""
+    """What a refresh needs besides the optimizer's state; the same on all ranks."""
 
     by_layer: Mapping[nn.Module, LayerFactors]
     """Of the layers that some rank called."""

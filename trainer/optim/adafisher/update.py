@@ -69,14 +69,10 @@ def sum_of_squares(
     """Σ u² of each parameter, [parameters], before its momentum has taken in the gradient."""
     sums = []
     for grad, exp_avg, pairs, damping in zip(grads, exp_avgs, factors, dampings, strict=True):
-        n = torch.lerp(
-            precise(exp_avg), precise(grad), 1 - beta**2
-        )  # both steps of `normalized_update` in one
-        u = n / preconditioner(pairs, damping)
-        rows = (
-            u.square().flatten(1).sum(1) if u.dim() > 1 else u.square()
-        )  # one sum would not vectorize, compiled
-        sums.append(rows.sum())
+        n = torch.lerp(precise(exp_avg), precise(grad), 1 - beta**2)  # both steps of `normalized_update`
+        square = (n / preconditioner(pairs, damping)).square()
+        # the compiler does not vectorize one sum over everything
+        sums.append(square.flatten(1).sum(1).sum() if square.dim() > 1 else square.sum())
     return torch.stack(sums)
 
 
@@ -92,7 +88,11 @@ def floored_rms(sums: Tensor, sizes: Tensor, expected: Tensor) -> Tensor:
         expected: [parameters], rms(u) of a gradient whose rows have random signs; nan if that is not known.
     """
     rms = (sums / sizes).sqrt()
-    typical = (rms / expected).nanmedian().clamp(max=1)
+    ratios = (rms / expected).sort().values  # nan last
+    middle = (expected.isfinite().sum() - 1).clamp(min=0) // 2
+    typical = ratios.gather(0, middle[None]).clamp(
+        max=1
+    )  # the median; torch's nanmedian would wait for a GPU
     return rms.maximum((GRADIENT_FLOOR * typical * expected).nan_to_num(TINY).clamp(min=TINY))
 
 

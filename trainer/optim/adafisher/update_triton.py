@@ -94,7 +94,7 @@ class Kernels:
             per_param[owner] += count
         ends = [*accumulate(per_param, initial=0)]
         self.offsets = self._table(ends, torch.int64)
-        self.owner_index = self._table([owner for owner, _ in self.owners])
+        self.owner_index = self._table([owner for owner, _ in self.owners], torch.int64)
 
     def _table(self, rows: Sequence[Any], dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.tensor(rows, dtype=dtype).to(self.device, non_blocking=True)
