@@ -13,7 +13,7 @@ format:
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-test-quick:  # under a minute on two cores
+test-quick:  # a minute and a half on two cores
 	$(PYTEST) -n 2 --dist loadfile -m "not (ranks or slurm or compile or browser or gpu or slow)"
 
 test:  # everything that this machine can run

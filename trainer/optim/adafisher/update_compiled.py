@@ -14,23 +14,38 @@ from . import update
 from .mean_squares import factor_dtype
 
 
-def normalized_update(params: list[Tensor], *lists: Any, lr: float, **options: Any) -> None:
+def normalized_update(
+    params: list[Tensor], grads: list[Tensor], exp_avgs: list[Tensor], *lists: Any, lr: float, **options: Any
+) -> None:
     """`update.normalized_update`."""
-    _compiled(update.normalized_update)(params, *lists, lr=_scalar(lr, params[0]), **options)
+    changed = map(_with_axes, (params, grads, exp_avgs))
+    _compiled(update.normalized_update)(*changed, *lists, lr=_scalar(lr, params[0]), **options)
 
 
 def bias_corrected_update(
-    params: list[Tensor], *lists: Any, corrections: Sequence[float], lr: float, **options: Any
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    *lists: Any,
+    corrections: Sequence[float],
+    lr: float,
+    **options: Any,
 ) -> None:
     """`update.bias_corrected_update`."""
     scalars = {value: _scalar(value, params[0]) for value in {lr, *corrections}}
     options |= {"corrections": [scalars[value] for value in corrections], "lr": scalars[lr]}
-    _compiled(update.bias_corrected_update)(params, *lists, **options)
+    changed = map(_with_axes, (params, grads, exp_avgs))
+    _compiled(update.bias_corrected_update)(*changed, *lists, **options)
 
 
 def sum_of_squares(*lists: Any, beta: float) -> Tensor:
     """`update.sum_of_squares`."""
     return _compiled(update.sum_of_squares)(*lists, beta=beta)
+
+
+def _with_axes(tensors: list[Tensor]) -> list[Tensor]:
+    """Views with an axis of 0-d tensors: up to torch 2.13, what a graph writes into 0-d doubles on a CPU is lost."""
+    return [tensor if tensor.dim() else tensor.view(1) for tensor in tensors]
 
 
 def _scalar(value: float, param: Tensor) -> Tensor:
