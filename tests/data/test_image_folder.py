@@ -1,11 +1,11 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from tests.data.pictures import write
 from trainer.data import DATA, Data, TrainLoader, eval_batches, hold_out
 from trainer.data.random import mix
 from trainer.errors import ConfigError, DataError
@@ -16,12 +16,6 @@ def build(root: Path, **options) -> Data:
         {"name": "image_folder", "root": str(root), "image_size": 16, "resize": 20, **options}
     )
     return DATA.build(config, torch.device("cpu"), 0)
-
-
-def write(path: Path, number: int, mode: str = "RGB") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(number).integers(0, 256, (24, 30, 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path)
 
 
 @pytest.fixture

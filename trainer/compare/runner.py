@@ -31,6 +31,9 @@ FORKS.set_forkserver_preload(
 LOG = "output.log"
 """What the processes print, in the comparison's folder."""
 
+LEAVE_SECONDS = 30.0
+"""How long the process of a run may live on after it has written how the run ended."""
+
 
 class Interrupted(Exception):
     """A signal ended the comparison between two runs or, with a checkpoint, in one."""
@@ -103,7 +106,7 @@ class Runner:
         for job in jobs:
             if not has_ended(read_status(job.path)):
                 self.progress.update(self.bar, description=f"{what}: {job.label}")
-                self._wait(train, job.path, self.log, job.seconds)
+                self._wait(train, job.path, self.log, job)
                 self._tell(what, job)
             self.done += 1
             self.progress.update(self.bar, completed=self.done)
@@ -117,14 +120,19 @@ class Runner:
             end = f"{primary} {value(primary, status['metrics'][primary])}, {run.step} steps"
         else:
             end = f"{run.state}: {run.error or f'see {self.log}'}"
-        self.progress.console.print(
-            f"{what}: {job.label}: {end}", markup=False, highlight=False, soft_wrap=True
-        )
+        self._say(f"{what}: {job.label}: {end}")
+
+    def _say(self, line: str) -> None:
+        self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _wait(
-        self, target: Callable[..., None], argument: Any, log: Path, seconds: float | None = None
+        self, target: Callable[..., None], argument: Any, log: Path, job: PlannedRun | None = None
     ) -> None:
-        """Calls a function in a new process, which writes what it has to say to a log."""
+        """Calls a function in a new process, which writes what it has to say to a log.
+
+        Args:
+            job: the run that it trains, if it trains one.
+        """
         if self.stop.received is not None:
             raise Interrupted
         before = log.stat().st_size if log.exists() else 0
@@ -135,15 +143,20 @@ class Runner:
         passed_on, began = False, time.monotonic()
         while process.is_alive():
             process.join(0.2)
-            if seconds is not None:
-                share = min(0.99, (time.monotonic() - began) / seconds)
+            if job and job.seconds is not None:
+                share = min(0.99, (time.monotonic() - began) / job.seconds)
                 self.progress.update(self.bar, completed=self.done + share)
+            if job and lingers(job.path, process.pid) and process.is_alive():
+                process.kill()
+                process.join()
+                self._say(f"{job.label}: its process was killed {LEAVE_SECONDS:g} s after the run had ended")
             if self.stop.received is not None and not passed_on:
                 passed_on = True
                 process.terminate()  # SIGTERM, on which a run writes a checkpoint
         if process.exitcode == USER_ERROR:
             raise UserError(last_error(log, before))
-        if self.stop.received is not None or process.exitcode in (PREEMPTED, INTERRUPTED):
+        stopped = job is not None and read_status(job.path).get("state") == "preempted"
+        if self.stop.received is not None or stopped or process.exitcode in (PREEMPTED, INTERRUPTED):
             raise Interrupted
 
 
@@ -153,11 +166,19 @@ def has_ended(status: Mapping[str, Any]) -> bool:
     return state == "finished" or (state == "failed" and not error.startswith("KeyboardInterrupt"))
 
 
+def lingers(run: Path, pid: int | None) -> bool:
+    """Whether a process is still there long after it has written how its run ended."""
+    status = read_status(run)
+    over = status.get("pid") == pid and status.get("state") in ("finished", "failed", "preempted")
+    return over and time.time() - status["time"] > LEAVE_SECONDS
+
+
 def train(path: Path, log: Path) -> None:
     """What the process of a run does: the same as the command that goes on with it."""
     from trainer.cli.train import main  # it has Hydra's command line in it
 
     redirect(log)
+    multiprocessing.set_start_method(None, force=True)  # data workers need no fork server of their own
     sys.exit(main(["--config-path", str(path), "--config-name", "config"]))
 
 

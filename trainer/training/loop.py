@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -320,8 +321,9 @@ class Trainer:
         for name, split in self.data.evals.items():
             totals = []
             place = (self.ranks.rank, self.ranks.world_size, options["num_workers"])
-            with self.strategy.inference():
-                for inputs, targets in eval_batches(split, options["eval_batch_size"], *place):
+            batches = eval_batches(split, options["eval_batch_size"], *place)
+            with self.strategy.inference(), closing(batches):
+                for inputs, targets in batches:
                     with self.precision.autocast():
                         totals.append(judge(self.model(inputs), inputs, targets)[1])
             summed = self.ranks.sum(torch.stack(totals).cpu().double().sum(0))

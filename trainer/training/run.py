@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import traceback
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,10 @@ def _run(
 
 
 def fit(trainer: Trainer, directory: RunDirectory, monitors: Monitors, stop: StopSignal) -> int:
-    """Trains to the end, however it comes, and writes down how it came; returns the exit code."""
+    """Trains to the end, however it comes, and writes down how it came; returns the exit code.
+
+    The data workers end with the run, not with the process, which may wait for them before it ends them.
+    """
     counters, ranks = trainer.counters, trainer.ranks
     if ranks.is_rank0:
         monitors.sinks["status"] = StatusSink(
@@ -149,7 +153,8 @@ def fit(trainer: Trainer, directory: RunDirectory, monitors: Monitors, stop: Sto
 
     ranks.on_peer_failure(end_with_another)
     try:
-        trainer.fit(directory.path / "checkpoints", monitors, stop)
+        with closing(trainer.state.loader):
+            trainer.fit(directory.path / "checkpoints", monitors, stop)
     except Preempted as stopped:
         monitors.message(f"{stopped}; go on with: {again(directory.path)}", "warning")
         end("preempted", str(stopped))
