@@ -73,9 +73,10 @@ def next_item(batches: Any) -> Batch | DataError | None:
 
 def death_of(workers: list[Any]) -> str | None:
     """Returns how the first worker that did not end by itself died, in one line; None if none did."""
-    wait(
-        [worker.sentinel for worker in workers], timeout=1.0
-    )  # connections close before a process counts as dead
+    ended = wait([worker.sentinel for worker in workers], timeout=1.0)
+    for worker in workers:
+        if worker.sentinel in ended:
+            worker.join()  # its connections close a moment before it counts as dead
     codes = [worker.exitcode for worker in workers if worker.exitcode]
     if not codes:
         return None

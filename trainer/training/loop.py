@@ -97,6 +97,8 @@ class Trainer:
         self.statistics = [buffer for buffer in self.buffers if buffer.is_floating_point()]
         self.rate = SampleRate(state.loader.batch_size)
         self.stop: StopSignal | None = None
+        self.mid_step = False
+        """Whether a step has begun to change what a checkpoint holds, and has not ended."""
         self.saved_at = time.monotonic()
         self.uncounted = 0.0  # seconds of the last step after the ranks had agreed on its time
 
@@ -180,6 +182,7 @@ class Trainer:
         start = time.perf_counter()
         self.state.schedule.update(self.progress().fraction, self.counters.step)
         batches = self.state.loader.next_batch()
+        self.mid_step = True
         saved_buffers = [buffer.clone() for buffer in self.buffers]
 
         self.model.train()
@@ -196,6 +199,7 @@ class Trainer:
 
         self.counters.step += 1
         self.counters.seconds += agreed.seconds
+        self.mid_step = False
         end = time.perf_counter()
         self.uncounted = end - self.agreed_at
         self.rate.add(end - start)

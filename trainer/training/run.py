@@ -166,6 +166,8 @@ def fit(trainer: Trainer, directory: RunDirectory, monitors: Monitors, stop: Sto
             print(f"error: {error}", file=sys.stderr)
         return CRASHED
     except BaseException as error:
+        if isinstance(error, Exception):
+            save_last_step(trainer, monitors)
         cause = ranks.fail(error_line(error))
         monitors.message(cause, "error")
         end("failed", cause)
@@ -181,6 +183,22 @@ def fit(trainer: Trainer, directory: RunDirectory, monitors: Monitors, stop: Sto
         return CRASHED
     end("finished")
     return FINISHED
+
+
+def save_last_step(trainer: Trainer, monitors: Monitors) -> None:
+    """Saves what a failed run has reached, unless it failed in the middle of a step; a failure of this is a warning.
+
+    One of several ranks does not do it: the others are somewhere else.
+    """
+    step = trainer.counters.step
+    if trainer.mid_step or trainer.ranks.world_size > 1 or step in (0, trainer.saved_step):
+        return
+    try:
+        trainer.save()
+        trainer.checkpoints.wait()
+        monitors.message(f"step {step} is saved")
+    except Exception as error:
+        monitors.message(f"step {step} is not saved: {one_line(error)}", "warning")
 
 
 def error_line(error: BaseException) -> str:
