@@ -20,7 +20,7 @@ def test_killed_at_random_moments(name: str, tmp_path: Path) -> None:
     assert trial(RUNS[name], tmp_path, kills=4, seed=1) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_ends_with_a_checkpoint_and_75(number: signal.Signals, tmp_path: Path) -> None:
     finish(TINY, tmp_path / "undisturbed")
     disturbed = tmp_path / "disturbed"
