@@ -17,6 +17,7 @@ from torch.distributed.fsdp import (
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer.distributed.batch_norm import synchronize_batch_norms
 from trainer.distributed.ranks import Ranks
 from trainer.distributed.wrapping import blocks_of, compile_each, units_of_size
 from trainer.errors import ConfigError
@@ -81,15 +82,19 @@ class DDP(Strategy):
         *,
         bucket_mb: Positive = 25.0,
         find_unused_parameters: bool = False,
+        sync_batch_norm: bool = True,
         timeout: Positive = 600.0,
     ) -> None:
         super().__init__(ranks, device, compute_dtype)
         ranks.start(device, timeout)
         self.bucket_mb = bucket_mb
         self.find_unused_parameters = find_unused_parameters
+        self.sync_batch_norm = sync_batch_norm
         self.gradient_replicas = ranks.world_size
 
     def apply(self, model: nn.Module, *, compiled: bool) -> None:
+        if self.sync_batch_norm:
+            synchronize_batch_norms(model)
         super().apply(model, compiled=compiled)
         with warnings.catch_warnings():
             # torch 2.14 calls it forward_sync_buffers
@@ -121,6 +126,7 @@ class FSDP(Strategy):
         units: Literal["blocks"] | Count = "blocks",
         reshard_after_forward: bool = True,
         cpu_offload: bool = False,
+        sync_batch_norm: bool = True,
         timeout: Positive = 600.0,
     ) -> None:
         super().__init__(ranks, device, compute_dtype)
@@ -128,6 +134,7 @@ class FSDP(Strategy):
         self.units = units
         self.reshard_after_forward = reshard_after_forward
         self.cpu_offload = cpu_offload
+        self.sync_batch_norm = sync_batch_norm
         self.mesh = self.make_mesh()
         self.root: FSDPModule
 
@@ -138,6 +145,8 @@ class FSDP(Strategy):
         for name, parameter in model.named_parameters():
             if parameter.ndim == 0:
                 raise ConfigError(f"parallel=fsdp cannot cut up the scalar {name}: give it the shape [1]")
+        if self.sync_batch_norm:
+            synchronize_batch_norms(model)
         units = blocks_of(model) if self.units == "blocks" else units_of_size(model, self.units)
         if compiled:
             compile_each(units or [model])
@@ -185,6 +194,7 @@ class HSDP(FSDP):
         units: Literal["blocks"] | Count = "blocks",
         reshard_after_forward: bool = True,
         cpu_offload: bool = False,
+        sync_batch_norm: bool = True,
         timeout: Positive = 600.0,
     ) -> None:
         self.replicas = ranks.nodes if replicas is None else replicas
@@ -200,6 +210,7 @@ class HSDP(FSDP):
             units=units,
             reshard_after_forward=reshard_after_forward,
             cpu_offload=cpu_offload,
+            sync_batch_norm=sync_batch_norm,
             timeout=timeout,
         )
         self.gradient_replicas = self.replicas

@@ -27,6 +27,9 @@ from trainer.optim.adafisher.mean_squares import (
 FromInput = Callable[[Tensor, torch.Size], Tensor]
 """H of a layer's input; the second argument is the shape of its output."""
 Convolution = nn.modules.conv._ConvNd
+STATISTICS = "batch_variance"
+"""The attribute of a batch norm that does not normalise by its own input alone, but by that of all ranks: it holds
+the variance that the last forward pass used, [C]."""
 
 
 class View(NamedTuple):
@@ -158,7 +161,9 @@ def _embedding(module: nn.Embedding, rule: str) -> Layer:
 
 def _batch_norm(module: nn.modules.batchnorm._BatchNorm, rule: str) -> Layer:
     def H(x: Tensor, output: torch.Size) -> Tensor:
-        variance = variance_channels(x)
+        variance = getattr(module, STATISTICS, None)
+        if variance is None:
+            variance = variance_channels(x)
         return variance / (variance + module.eps)  # the mean of x̂² over batch and positions
 
     return _norm(module, H, mean_channels)
@@ -299,10 +304,11 @@ def layer_of(module: nn.Module, rule: str) -> Layer | None:
     """The description of a module, or None where its type is not known.
 
     A subclass counts as its base only if it kept its ``forward``: with another one, what reaches the hooks need
-    not be what the weight multiplies.
+    not be what the weight multiplies. A norm that has ``STATISTICS`` says enough about its own.
     """
     for kind, layer_type in (RELEASED_LAYERS if rule == "released" else LAYERS).items():
-        if isinstance(module, kind) and type(module).forward is kind.forward:
+        is_known = type(module).forward is kind.forward or hasattr(module, STATISTICS)
+        if isinstance(module, kind) and is_known:
             return layer_type(module, rule)
     return None
 
