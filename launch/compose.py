@@ -1,46 +1,37 @@
 """From a command line to the runs of a sweep, each composed and checked, before anything is made."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
 from launch.options import LaunchOptions, check_launch
-from trainer.config.compose import (
-    compose,
-    compose_points,
-    file_name,
-    hydra_session,
-    load_plugins,
-    parse_arguments,
-    parse_overrides,
-    resolve,
-    sweep_points,
-)
+from trainer.config.command_line import parse_arguments, parse_overrides
+from trainer.config.compose import compose, compose_grid, file_name, hydra_session
 from trainer.config.schema import Config
+from trainer.distributed.strategies import STRATEGIES
 from trainer.errors import ConfigError
 from trainer.options import to_dict
 from trainer.rundir.frozen_config import freeze
 
 
 @dataclass(frozen=True)
-class GridPoint:
-    """One run of a grid."""
+class SweepPoint:
+    """One run of a sweep: a training run, or a comparison with one seed."""
 
     name: str
     """Its number and what tells it from the others, fit for a directory."""
     overrides: list[str]
-    config: Config
-
-    def freeze(self, directory: Path) -> None:
-        """Writes what the run will read."""
-        freeze(directory, to_dict(self.config), self.overrides)
+    """The words of its command line."""
+    freeze: Callable[[Path], None]
+    """Writes into the run's directory what the run will read."""
 
 
-def compose_sweep(arguments: list[str]) -> tuple[LaunchOptions, list[GridPoint]]:
-    """The options of the launch and every point of the grid.
+def compose_sweep(arguments: list[str]) -> tuple[LaunchOptions, list[SweepPoint]]:
+    """Composes and checks the launch and every point of the grid.
 
     Raises:
         UserError: an option or a point is wrong.
@@ -52,38 +43,44 @@ def compose_sweep(arguments: list[str]) -> tuple[LaunchOptions, list[GridPoint]]
                 f"--{flag.replace('_', '-')} is for python -m trainer, not for python -m launch"
             )
     launch, train = split(args.overrides)
-    load_plugins(train)
-    with hydra_session(args) as session:
-        options = launch_options(session, args, launch)
-        points = sweep_points(train)
-        composed = compose_points(session, args, points)
-    configs = [resolve(config) for config in composed]
-    for config in configs:
-        check_tasks(options, config)
-    names = point_names(points)
-    return options, [GridPoint(*parts) for parts in zip(names, points, configs, strict=True)]
+    options = launch_options(args, launch)
+    grid = compose_grid(args, train)
+    for point in grid:
+        check_tasks(options, point.config)
+    names = point_names([point.overrides for point in grid])
+    return options, [
+        SweepPoint(
+            name, point.overrides, partial(freeze, config=to_dict(point.config), overrides=point.overrides)
+        )
+        for name, point in zip(names, grid, strict=True)
+    ]
 
 
 def check_tasks(options: LaunchOptions, config: Config) -> None:
-    """Whether a run has use for as many processes as it is given.
+    """Refuses a strategy that does not fit the number of processes of a run.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: there are several for a strategy of one process, or one for a strategy of several.
     """
     parallel = config.parallel["name"]
-    if parallel == "none" and options.tasks > 1:
+    needs_several = STRATEGIES.get(parallel).target.min_ranks > 1
+    if not needs_several and options.tasks > 1:
         raise ConfigError(
             f"launch.nodes={options.nodes} and launch.gpus_per_node={options.gpus_per_node} give a run "
             f"{options.tasks} processes: choose parallel=ddp, fsdp or hsdp"
         )
-    if parallel != "none" and options.tasks == 1:
+    if needs_several and options.tasks == 1:
         raise ConfigError(
             f"parallel={parallel} needs more than one process: set launch.gpus_per_node or launch.nodes above 1"
         )
 
 
 def split(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """The overrides of the launch and those of the runs."""
+    """Returns the overrides of the launch and those of the runs.
+
+    Raises:
+        ConfigError: an override is not for a launcher.
+    """
     launch: list[str] = []
     train: list[str] = []
     for text, override in zip(overrides, parse_overrides(overrides), strict=True):
@@ -100,18 +97,23 @@ def split(overrides: list[str]) -> tuple[list[str], list[str]]:
     return launch, train
 
 
-def launch_options(session: Any, args: Namespace, overrides: list[str]) -> LaunchOptions:
-    """The checked options; the runs' own config knows nothing of them."""
+def launch_options(args: Namespace, overrides: list[str]) -> LaunchOptions:
+    """Composes and checks the options of the launch, which are no part of the runs' configs.
+
+    Raises:
+        ConfigError: an option is unknown or has the wrong type or range.
+    """
     named = any(override.partition("=")[0] == "launch" for override in overrides)
     group = [f"+{text}" if text.startswith("launch=") else text for text in overrides]
-    config = compose(session, args, [*group] if named else ["+launch=slurm", *group])
+    with hydra_session(args) as hydra:
+        config = compose(hydra, args, group if named else ["+launch=slurm", *group])
     values = OmegaConf.to_container(config.launch, resolve=True)
     assert isinstance(values, dict)
     return check_launch({str(key): value for key, value in values.items()})
 
 
 def point_names(points: list[list[str]]) -> list[str]:
-    """A number and the overrides that not all points share."""
+    """Returns a name for each point: its number, and the overrides that not all points share."""
     common = set.intersection(*map(set, points))
     varied = [",".join(text for text in point if text not in common) for point in points]
     return [f"{number}_{file_name(text)}" for number, text in enumerate(varied)]

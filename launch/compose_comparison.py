@@ -1,33 +1,19 @@
 """Comparisons as jobs: one for each seed, in which all contenders train on one node, on a budget measured there."""
 
 import dataclasses
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-from launch.compose import launch_options
+from launch.compose import SweepPoint, launch_options
 from launch.options import LaunchOptions
-from trainer.compare.arguments import BUDGET, FOLDER, TUNE, Command, parse_command
+from trainer.compare.arguments import BUDGET, FOLDER, TUNE, parse_command
 from trainer.compare.resume import write_record
-from trainer.config.compose import hydra_session, parse_arguments
+from trainer.config.command_line import parse_arguments
+from trainer.distributed.strategies import STRATEGIES
 from trainer.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class SeedPoint:
-    """The comparison with one seed."""
-
-    name: str
-    overrides: list[str]
-    """The words of python -m trainer.compare."""
-    command: Command
-
-    def freeze(self, directory: Path) -> None:
-        """Writes the contenders as they are now."""
-        write_record(self.command, directory)
-
-
-def compose_comparison(arguments: list[str]) -> tuple[LaunchOptions, list[SeedPoint]]:
-    """The options of the launch, and the comparison with each seed.
+def compose_comparison(arguments: list[str]) -> tuple[LaunchOptions, list[SweepPoint]]:
+    """Composes and checks the launch, and the comparison with each seed.
 
     Raises:
         UserError: an option is wrong, for one of the contenders or for a comparison.
@@ -40,8 +26,7 @@ def compose_comparison(arguments: list[str]) -> tuple[LaunchOptions, list[SeedPo
                 f"{word}: the launcher chooses the folders, below launch.dir, and prints nothing else"
             )
     args = parse_arguments([word for word in words if not word.startswith((f"{BUDGET}=", TUNE))])
-    with hydra_session(args) as session:
-        options = launch_options(session, args, launch)
+    options = launch_options(args, launch)
     if options.tasks > 1:
         raise ConfigError(
             f"launch.nodes={options.nodes} and launch.gpus_per_node={options.gpus_per_node} give a job "
@@ -49,16 +34,16 @@ def compose_comparison(arguments: list[str]) -> tuple[LaunchOptions, list[SeedPo
         )
     command = parse_command(words)
     for contender in command.contenders:
-        if contender.config.parallel["name"] != "none":
+        parallel = contender.config.parallel["name"]
+        if STRATEGIES.get(parallel).target.min_ranks > 1:
             raise ConfigError(
-                f"parallel={contender.config.parallel['name']} needs more than one process, and a comparison "
+                f"parallel={parallel} needs more than one process, and a comparison "
                 "trains its contenders in one: use parallel=none"
             )
     without_seed = [word for word in words if word.partition("=")[0] != "seed"]
     points = []
     for number, seed in enumerate(command.seeds):
         own = [*without_seed, f"seed={seed}"]
-        points.append(
-            SeedPoint(f"{number}_seed={seed}", own, dataclasses.replace(command, words=own, seeds=[seed]))
-        )
+        one = dataclasses.replace(command, words=own, seeds=[seed])
+        points.append(SweepPoint(f"{number}_seed={seed}", own, partial(write_record, one)))
     return options, points

@@ -1,4 +1,4 @@
-"""Standings as tables and JSON, and the logs of a run."""
+"""Run states as a table, waiting for them to end, and following the log of a run."""
 
 import time
 from collections import Counter
@@ -10,73 +10,74 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from launch.run_states import STATES, RunState, run_states
+from launch.run_states import RunState, run_states
 from launch.sweep_dir import Sweep
+from trainer.metrics import metric_of
+from trainer.rundir.status import STATES
 
-SECONDS = 2.0
-"""Between two looks at the queue."""
+POLL_SECONDS = 2.0
+"""Time between two requests to the queue."""
 
-COLORS = {"finished": "green", "failed": "red", "lost": "red", "running": "cyan", "preempted": "yellow"}
+COLORS = {"finished": "green", "failed": "red", "vanished": "red", "running": "cyan", "preempted": "yellow"}
 
 
-def table(rows: Sequence[RunState], trouble: str | None) -> RenderableType:
-    metrics = {row.metric for row in rows if row.metric}
+def table(states: Sequence[RunState], problem: str | None) -> RenderableType:
+    """A table with one row per run, and below it the problem, if there is one, and how many runs are in each state."""
+    metrics = {state.metric for state in states if state.metric}
     metric = metrics.pop() if len(metrics) == 1 else "metric"
-    state = Column("state", no_wrap=True, min_width=9)
-    shown = Table("run", state, "job", "by Slurm", "step", metric, "restarts", "reason")
-    for row in rows:
-        shown.add_row(
-            row.name,
-            Text(row.state, COLORS.get(row.state, "")),
-            row.job,
-            row.slurm,
-            number(row.step),
-            number(row.value),
-            number(row.restarts),
-            row.reason,
+    columns = ("run", Column("state", no_wrap=True, min_width=9), "job", "Slurm state", "step", metric)
+    rows = Table(*columns, "restarts", "reason")
+    for state in states:
+        rows.add_row(
+            state.name,
+            Text(state.state, COLORS.get(state.state, "")),
+            state.job,
+            state.slurm,
+            "" if state.step is None else str(state.step),
+            metric_text(state),
+            str(state.restarts),
+            state.reason,
         )
-    counts = Counter(row.state for row in rows)
-    summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    return Group(shown, *([Text(trouble, "red")] if trouble else []), summary)
+    counts = Counter(state.state for state in states)
+    summary = ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name])
+    return Group(rows, *([Text(problem, "red")] if problem else []), summary)
 
 
-def number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def metric_text(state: RunState) -> str:
+    """The last value of the run's metric in the metric's format; empty before the first evaluation."""
+    return "" if state.value is None or state.metric is None else metric_of(state.metric).text(state.value)
 
 
-def watch(sweep: Sweep, console: Console) -> list[RunState]:
-    """Shows the table, and while runs are under way again and again; returns the last run_states."""
-    rows, trouble = run_states(sweep)
-    with Live(table(rows, trouble), console=console, auto_refresh=False) as live:
-        while any(row.under_way for row in rows):
-            time.sleep(SECONDS)
-            rows, trouble = run_states(sweep)
-            live.update(table(rows, trouble), refresh=True)
-    return rows
+def watch(sweep: Sweep, console: Console) -> None:
+    """Shows the table, and updates it until no run is active any more."""
+    states, problem = run_states(sweep)
+    with Live(table(states, problem), console=console, auto_refresh=False) as live:
+        while any(state.is_active for state in states):
+            time.sleep(POLL_SECONDS)
+            states, problem = run_states(sweep)
+            live.update(table(states, problem), refresh=True)
 
 
-def wait(sweep: Sweep) -> list[RunState]:
-    """Waits until no run is under way; returns the last run_states."""
+def wait_for_end(sweep: Sweep) -> list[RunState]:
+    """Waits until no run is active any more; returns the states then."""
     while True:
-        rows, _ = run_states(sweep)
-        if not any(row.under_way or row.state == "unknown" for row in rows):
-            return rows
-        time.sleep(SECONDS)
+        states, _ = run_states(sweep)
+        if not any(state.is_active or state.state == "unknown" for state in states):
+            return states
+        time.sleep(POLL_SECONDS)
 
 
 def follow(sweep: Sweep, name: str, log: Path) -> Iterator[str]:
-    """A log's content, and what is added to it until the run is no longer under way."""
-    place, ended = 0, False
+    """The content of a run's log, then what is appended to it until the run is no longer active."""
+    position, ended = 0, False
     while True:
         if log.exists():
             with log.open("rb") as file:
-                file.seek(place)
+                file.seek(position)
                 content = file.read()
             yield content.decode(errors="replace")
-            place += len(content)
+            position += len(content)
         if ended:
             return
-        ended = not next(row for row in run_states(sweep)[0] if row.name == name).under_way
-        time.sleep(SECONDS / 2)
+        ended = not next(state for state in run_states(sweep)[0] if state.name == name).is_active
+        time.sleep(POLL_SECONDS / 2)

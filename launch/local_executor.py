@@ -1,4 +1,4 @@
-"""The runs of a sweep on this machine, some at a time."""
+"""Runs of a sweep as processes on this machine, a limited number at a time."""
 
 import contextlib
 import os
@@ -14,29 +14,36 @@ from submitit.core.utils import JobPaths
 
 from launch.on_exit import record_exit
 from launch.sweep_dir import Sweep, SweepRun
-from launch.worker import write_job
+from launch.worker import STRAGGLER_SECONDS, write_job
 from trainer.errors import UserError
 from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, read_status
 from trainer.signals import StopSignal
 
-STRAGGLERS_SECONDS = 60
-"""After the first process of a run has ended, the others have that long."""
+POLL_SECONDS = 0.1
+"""Time between two looks at the processes."""
 
 
 class Start:
-    """The processes of one start of a run, on some of the GPUs."""
+    """One start of a run: its processes, and the GPUs that they use.
+
+    Args:
+        sweep: the sweep of the run.
+        run: the run, with the id of this job among its jobs.
+        restarts: earlier starts of this job.
+        gpus: what CUDA_VISIBLE_DEVICES names; empty: whatever this process sees.
+    """
 
     def __init__(self, sweep: Sweep, run: SweepRun, restarts: int, gpus: list[str]) -> None:
         self.run = run
         self.gpus = gpus
         self.directory = sweep.directory(run)
         self.restarts = restarts
-        self.first_end: float | None = None
+        self._first_end: float | None = None
         tasks = sweep.options.tasks
         self.logs = [JobPaths(sweep.jobs, run.jobs[-1], rank).stdout for rank in range(tasks)]
         port = free_port() if tasks > 1 else 0
         write_job(self.directory, run.jobs[-1], restarts)
-        self.processes = [self._spawn(sweep, rank, tasks, port) for rank in range(tasks)]
+        self._processes = [self._spawn(sweep, rank, tasks, port) for rank in range(tasks)]
 
     def _spawn(self, sweep: Sweep, rank: int, tasks: int, port: int) -> subprocess.Popen[bytes]:
         environment = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {}
@@ -53,97 +60,108 @@ class Start:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C is for us, who pass it on once
+                start_new_session=True,  # Ctrl-C reaches only this process, which passes it on once
             )
 
-    def ended(self) -> bool:
-        codes = [process.poll() for process in self.processes]
-        if self.first_end is None and any(code is not None for code in codes):
-            self.first_end = time.monotonic()
-        if self.first_end is not None and time.monotonic() - self.first_end > STRAGGLERS_SECONDS:
-            self.signal(signal.SIGKILL)
+    def has_ended(self) -> bool:
+        """Whether all processes have ended; kills those that take too long after the first."""
+        codes = [process.poll() for process in self._processes]
+        if self._first_end is None and any(code is not None for code in codes):
+            self._first_end = time.monotonic()
+        if self._first_end is not None and time.monotonic() - self._first_end > STRAGGLER_SECONDS:
+            self.send_signal(signal.SIGKILL)
         return None not in codes
 
-    def signal(self, number: int) -> None:
-        for process in self.processes:
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to all processes that still run."""
+        for process in self._processes:
             process.send_signal(number)
 
     def record_exit(self, limit: int) -> bool:
-        """Whether to start it again."""
-        codes = [process.returncode for process in self.processes]
-        code = max(128 - code if code < 0 else code for code in codes)  # as srun says it
+        """Writes into status.json how the start ended.
+
+        Args:
+            limit: how many restarts the run may have.
+
+        Returns:
+            Whether to start it again.
+        """
+        codes = [process.returncode for process in self._processes]
+        code = max(128 - code if code < 0 else code for code in codes)  # as srun reports it
         return record_exit(self.directory, code, self.logs, self.restarts, limit)
 
 
 class Pool:
-    """Starts runs as there is room, until all have ended or a signal comes, which stops them with checkpoints."""
+    """Starts runs as slots get free, until all have ended or a signal stops them, with checkpoints."""
 
     def __init__(self, sweep: Sweep, runs: Sequence[SweepRun]) -> None:
-        self.sweep = sweep
-        self.waiting = deque((run, 0) for run in runs)
-        self.started: list[Start] = []
-        self.stopping = False
-        self.free = share(visible_gpus(), sweep.options.gpus_per_node, self.room)
+        self.is_stopping = False
+        self._sweep = sweep
+        self._queue = deque((run, 0) for run in runs)
+        self._starts: list[Start] = []
+        self._slots = sweep.options.array_parallelism or 1
+        self._free_gpus = split_gpus(visible_gpus(), sweep.options.gpus_per_node, self._slots)
 
     def execute(self) -> None:
+        """Executes the runs to their end; a second Ctrl-C kills them."""
         with StopSignal() as stop:
             try:
-                while self.started or (self.waiting and not self.stopping):
-                    self._start()
-                    for start in [start for start in self.started if start.ended()]:
+                while self._starts or (self._queue and not self.is_stopping):
+                    self._fill_slots()
+                    for start in [start for start in self._starts if start.has_ended()]:
                         self._end(start)
-                    if stop.received and not self.stopping:
+                    if stop.received and not self.is_stopping:
                         self._stop()
-                    time.sleep(0.1)
+                    time.sleep(POLL_SECONDS)
             finally:
-                for start in self.started:  # a second Ctrl-C
-                    start.signal(signal.SIGKILL)
+                for start in self._starts:
+                    start.send_signal(signal.SIGKILL)
 
-    def _start(self) -> None:
-        while self.waiting and not self.stopping and len(self.started) < self.room:
-            start = Start(self.sweep, *self.waiting.popleft(), self.free.pop(0))
-            self.started.append(start)
+    def _fill_slots(self) -> None:
+        while self._queue and not self.is_stopping and len(self._starts) < self._slots:
+            start = Start(self._sweep, *self._queue.popleft(), self._free_gpus.pop(0))
+            self._starts.append(start)
             print(f"start {start.run.name}, log {start.logs[0]}", flush=True)
 
-    @property
-    def room(self) -> int:
-        return self.sweep.options.array_parallelism or 1
-
     def _end(self, start: Start) -> None:
-        self.started.remove(start)
-        self.free.append(start.gpus)
-        limit = 0 if self.stopping else self.sweep.options.max_requeues
+        self._starts.remove(start)
+        self._free_gpus.append(start.gpus)
+        limit = 0 if self.is_stopping else self._sweep.options.max_requeues
         if start.record_exit(limit):
-            self.waiting.append((start.run, start.restarts + 1))
+            self._queue.append((start.run, start.restarts + 1))
         status = read_status(start.directory)
         reason = f": {status['error']}" if status.get("error") else ""
-        print(f"{status.get('state', 'lost')} {start.run.name}{reason}", flush=True)
+        print(f"{status.get('state', 'vanished')} {start.run.name}{reason}", flush=True)
 
     def _stop(self) -> None:
         print("stopping: each run saves a checkpoint first", flush=True)
-        self.stopping = True
-        for start in self.started:
-            start.signal(signal.SIGTERM)
+        self.is_stopping = True
+        for start in self._starts:
+            start.send_signal(signal.SIGTERM)
 
 
 def execute(sweep: Sweep, runs: Sequence[SweepRun]) -> int:
-    """Executes runs to their end; returns the exit code."""
-    for run in runs:  # an id tells who executes the run: host, process, the run's number
+    """Executes runs to their end.
+
+    Returns:
+        `FINISHED` if all have finished, `PREEMPTED` if a signal stopped them, otherwise `CRASHED`.
+    """
+    for run in runs:
         run.jobs.append(f"{socket.gethostname()}.{os.getpid()}.{run.name.partition('_')[0]}")
     sweep.write()
     pool = Pool(sweep, runs)
     pool.execute()
-    if pool.stopping:
+    if pool.is_stopping:
         return PREEMPTED
     states = [read_status(sweep.directory(run)).get("state") for run in runs]
     return FINISHED if all(state == "finished" for state in states) else CRASHED
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Stops whoever executes these jobs; those that run save a checkpoint first.
+    """Stops the processes that execute these jobs; their runs save a checkpoint first.
 
     Raises:
-        UserError: it is on another machine.
+        UserError: one of them is on another machine.
     """
     for host, pid in {executor_of(job) for job in jobs}:
         if host != socket.gethostname():
@@ -153,32 +171,31 @@ def cancel(jobs: Sequence[str]) -> None:
 
 
 def executor_of(job: str) -> tuple[str, int]:
-    """Host and process that execute a local job."""
+    """Host and process that execute a local job, from its id: host, process and number of the run, with dots."""
     host, pid, _ = job.rsplit(".", 2)
     return host, int(pid)
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs of this machine that we may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return named.split(",")
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+        output = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
     except FileNotFoundError:
         return []
-    return [
-        str(number) for number, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU"))
-    ]
+    return [str(number) for number in range(sum(line.startswith("GPU") for line in output.splitlines()))]
 
 
-def share(gpus: list[str], each: int, runs: int) -> list[list[str]]:
-    """GPUs for each of the runs that go on at a time; where there are too few, all see the same."""
-    if each * runs > len(gpus):
-        return [[] for _ in range(runs)]
-    return [gpus[run * each : (run + 1) * each] for run in range(runs)]
+def split_gpus(gpus: list[str], per_run: int, slots: int) -> list[list[str]]:
+    """The GPUs of each slot; all empty, so that every run sees all GPUs, if there are too few."""
+    if per_run * slots > len(gpus):
+        return [[] for _ in range(slots)]
+    return [gpus[slot * per_run : (slot + 1) * per_run] for slot in range(slots)]
 
 
 def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

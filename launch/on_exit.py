@@ -1,9 +1,23 @@
-"""After all tasks of a job have ended: is the run to be started again?
+"""After all tasks of a job have ended: record how, and decide whether to start the run again.
 
     python -m launch.on_exit JOBS CODE
 
-is the last command of a job's script on Slurm, executed once, on the job's first node. The code is srun's: the
-highest of all tasks, and 128 + N for one that signal N ended.
+is the last command of a job's script on Slurm, executed once, on the job's first node. CODE is the exit code of srun:
+the highest of all tasks, and 128 + N for a task that signal N ended. `launch.local_executor` does the same on this
+machine.
+
+The way of a stop signal, from Slurm to the next start:
+
+1. `launch.slurm_executor` asks Slurm for SIGUSR2 ``launch.signal_seconds`` before the time limit; preemption and
+   ``scancel`` send SIGTERM. Slurm signals every task of the job.
+2. `launch.worker` has the signals blocked while a task starts, so that one that arrives early stays pending.
+3. `trainer.signals.StopSignal` unblocks them; its handler only sets a flag.
+4. `trainer.training.step_sync`: at the end of a step all ranks learn of the flag in the step's one all-reduce.
+5. `trainer.training.loop` has all ranks write a checkpoint, then raises `Preempted`.
+6. `trainer.training.run` writes "preempted" into status.json, and the process exits with code 75.
+7. This module sees 75 (or 128 + N, if the process was killed), adds the restart to status.json and has Slurm requeue
+   the job, up to ``launch.max_requeues`` times.
+8. Slurm starts the job again with SLURM_RESTART_COUNT + 1; `trainer.training.run` resumes from the newest checkpoint.
 """
 
 import os
@@ -18,93 +32,95 @@ from submitit.core.utils import JobPaths
 from submitit.helpers import DelayedSubmission
 
 from launch.worker import Task, read_job, restart_count
+from trainer.cli.common import exit_code
+from trainer.rundir.logs import last_error, last_lines
 from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, read_status, write_status
 
-TRIES = 5
-"""Of a requeue, while Slurm's controller does not answer."""
+REQUEUE_TRIES = 5
+REQUEUE_WAIT = 10.0
+"""Seconds between two tries, while Slurm's controller does not answer."""
 
 
 def record_exit(run: Path, code: int, logs: Sequence[Path], restarts: int, limit: int) -> bool:
-    """Writes into status.json how a start of a run ended, where the run could not do it itself.
+    """Writes into status.json how a start of a run ended, unless the run has finished.
 
     Args:
         run: the run directory.
         code: the highest exit code of its tasks.
-        logs: of its tasks.
-        restarts: how often the run was started again so far.
-        limit: how often it may be.
+        logs: the logs of its tasks.
+        restarts: how many restarts the run has had.
+        limit: how many it may have.
 
     Returns:
         Whether to start it again.
+
+    Raises:
+        DataError: another version of the code wrote job.json.
     """
     status = read_status(run)
     if status.get("state") == "finished":
         return False
     if code < PREEMPTED:
-        told = status.get("state") == "failed" and status["time"] >= read_job(run).get(
-            "time", 0
-        )  # in this start
-        set_status(run, "failed", status["error"] if told else last_error_line(logs))
+        started = read_job(run).get("time", 0)
+        is_recorded = status.get("state") == "failed" and status["time"] >= started
+        set_status(run, "failed", status["error"] if is_recorded else last_error_line(logs))
         return False
-    reason = str(status.get("error") or "stopped") if code == PREEMPTED else killed(code)
+    reason = str(status.get("error") or "stopped") if code == PREEMPTED else describe_death(code)
     if restarts < limit:
         set_status(run, "preempted", f"{reason}; restart {restarts + 1} of at most {limit}")
         return True
     if limit:
-        set_status(run, "failed", f"{reason}; launch.max_requeues={limit} is used up")
+        set_status(run, "failed", f"{reason}; reached launch.max_requeues={limit}")
     else:
         set_status(run, "preempted", reason)
     return False
 
 
-def killed(code: int) -> str:
+def describe_death(code: int) -> str:
+    """An exit code from 76 on in words: the name of the signal, if it stands for one."""
     names = {128 + number: number.name for number in signal.Signals}
-    return f"a task was ended by {names[code]}" if code in names else f"a task ended with exit code {code}"
+    return f"a task was killed by {names[code]}" if code in names else f"a task exited with code {code}"
 
 
 def last_error_line(logs: Sequence[Path]) -> str:
-    """The last error in the first log that has one; or else the last line that a task has written."""
-    tails = [tail(log) for log in logs]
-    errors = [
-        [line.partition(": ")[2] for line in lines if line.startswith(("error: ", "crashed: "))]
-        for lines in tails
-    ]
-    words = [[line for line in lines if not line.startswith(("srun: ", "slurmstepd"))] for lines in tails]
-    return next((lines[-1] for lines in (*errors, *words, *tails) if lines), f"see {logs[0]}")
-
-
-def tail(log: Path) -> list[str]:
-    """The lines that say something among the last of a log."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 2**16))
-            lines = file.read().decode(errors="replace").split("\n")
-    except OSError:
-        return []
-    return [line.strip() for line in lines if line.strip()]
+    """The last error in the first log that has one; otherwise the last line that a task wrote."""
+    tails = [last_lines(log) for log in logs]
+    errors = [error for tail in tails if (error := last_error(tail))]
+    written = [line for tail in tails for line in tail[::-1] if not line.startswith(("srun: ", "slurmstepd"))]
+    others = [line for tail in tails for line in tail[::-1]]
+    return next(iter([*errors, *written, *others]), f"see {logs[0]}")
 
 
 def set_status(run: Path, state: str, reason: str) -> None:
-    """Sets state and reason in status.json, and keeps what it says of the training."""
+    """Sets state and reason in status.json, and keeps step and metrics."""
     status = read_status(run)
-    kept = {key: status[key] for key in ("step", "metrics", "primary") if key in status}
+    kept = {key: status[key] for key in ("step", "metrics", "primary", "declared") if key in status}
     try:
         write_status(run, state, **kept, error=reason)
     except OSError as error:
-        print(f"status.json in {run} cannot be written: {error.strerror}", file=sys.stderr)
+        print(f"cannot write status.json in {run}: {error.strerror}", file=sys.stderr)
 
 
 def requeue(job: str) -> None:
     """Puts this job back into Slurm's queue, which also ends this process."""
-    for _ in range(TRIES):
+    for _ in range(REQUEUE_TRIES):
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
         if done.returncode == 0:
             return
-        time.sleep(10)
-    print(f"{job} cannot be put back into the queue: {done.stderr.strip()}", file=sys.stderr)
+        time.sleep(REQUEUE_WAIT)
+    print(f"cannot requeue job {job}: {done.stderr.strip()}", file=sys.stderr)
 
 
 def main(folder: Path, code: int) -> int:
+    """Records the end of this Slurm job, and requeues it if the run is to be started again.
+
+    Args:
+        folder: of the sweep's jobs.
+        code: exit code of srun.
+
+    Returns:
+        `FINISHED` if the run has finished, otherwise `CRASHED`: the exit code of the job.
+    """
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{index}" if array else os.environ["SLURM_JOB_ID"]
     task = DelayedSubmission.load(JobPaths(folder, job).submitted_pickle).function
@@ -116,4 +132,4 @@ def main(folder: Path, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(exit_code(lambda: main(Path(sys.argv[1]), int(sys.argv[2]))))

@@ -1,4 +1,4 @@
-"""The options of the ``launch`` group: where and how the runs of a sweep are executed."""
+"""The options of the config group ``launch``: where and how the runs of a sweep are executed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,33 +10,36 @@ from trainer.options import Count, Natural, check_options, options_of
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
-    """What every way to launch a sweep has."""
+    """The options that all executors have."""
 
     dir: str
     """The sweep's directory."""
     snapshot: bool = True
-    """Copy the code beside the runs and execute the copy."""
+    """Copy the code into the sweep's directory and execute the copy."""
     gpus_per_node: Natural = 1
-    """One process each; with 0 a node runs one process, on the CPU."""
+    """One process per GPU; with 0 a node runs one process, on the CPU."""
     array_parallelism: Count | None = None
-    """Runs at a time."""
+    """Largest number of runs at a time; None: no limit."""
     max_requeues: Natural = 10
-    """Times that a run is started again after it was preempted, timed out or killed."""
+    """Largest number of restarts of a run that was preempted, timed out or killed."""
 
     nodes = 1
 
     @property
     def tasks_per_node(self) -> int:
+        """Processes of one run on each node."""
         return max(1, self.gpus_per_node)
 
     @property
     def tasks(self) -> int:
-        """Processes of one run."""
+        """Processes of one run on all nodes."""
         return self.nodes * self.tasks_per_node
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalOptions(CommonOptions):
+    """Runs on this machine."""
+
     name: Literal["local"] = "local"
     array_parallelism: Count = 1
     max_requeues: Natural = 0
@@ -44,25 +47,27 @@ class LocalOptions(CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmOptions(CommonOptions):
+    """Jobs on a Slurm cluster."""
+
     name: Literal["slurm"] = "slurm"
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     nodes: Count = 1
-    """Of one run."""
+    """Nodes of one run."""
     cpus_per_task: Count = 4
     mem: str | int | None = None
-    """Memory of a node, such as 64G; null: the partition's default."""
+    """Memory per node, such as 64G; None: the partition's default."""
     time: str | int | None = None
-    """Limit of one start, in minutes or as HH:MM:SS; null: the partition's default."""
+    """Time limit of one start, in minutes or as HH:MM:SS; None: the partition's default."""
     constraint: str | None = None
     exclude: str | None = None
     signal_seconds: Count = 120
-    """Before the time limit, or at preemption, a run gets SIGUSR2 that long before it is killed."""
+    """How long before the time limit a run gets SIGUSR2, so that it can save a checkpoint."""
     sbatch: dict[str, Any] | None = None
-    """More options of sbatch by their long names."""
+    """Further options of sbatch by their long names."""
     setup: list[str] = field(default_factory=list)
-    """Shell commands that a job executes first."""
+    """Shell commands that a job executes before the run."""
 
 
 LaunchOptions = LocalOptions | SlurmOptions

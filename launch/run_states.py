@@ -1,7 +1,5 @@
-"""How the runs of a sweep stand, by their own status and by the queue."""
+"""The state of each run of a sweep, from its status.json, its job.json and the queue."""
 
-import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,142 +11,139 @@ from launch import local_executor, slurm_executor
 from launch.sweep_dir import Sweep, SweepRun
 from launch.worker import read_job
 from trainer.errors import UserError
-from trainer.rundir.status import read_status
+from trainer.rundir.status import process_is_alive, read_status
 
-UNDER_WAY = ("queued", "starting", "running")
-ENDED = ("finished", "failed", "preempted", "cancelled", "lost")
-STATES = (*UNDER_WAY, *ENDED, "unknown")
-"""lost: its job is gone, and nobody has said why; unknown: the queue cannot be asked."""
+ACTIVE = ("queued", "starting", "running")
+"""The states of a run that has not ended."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """One run, now."""
+    """A run at the time of asking."""
 
     name: str
     state: str
-    """One of STATES."""
+    """One of `trainer.rundir.status.STATES`."""
     job: str | None
+    """Id of its newest job; None before it is submitted."""
     slurm: str | None
-    """The state by Slurm, where it knows of one."""
+    """Slurm's own word for the state of the job, if Slurm knows the job."""
     step: int | None
+    """Optimizer steps until the last write of status.json."""
     metric: str | None
-    """The name of the metric that picks the best."""
+    """Name of the metric that picks the best checkpoint."""
     value: float | None
+    """The metric's value in the last evaluation."""
     restarts: int
     reason: str | None
+    """Why the run is in this state: an error, or what the queue waits for."""
     log: Path | None
-    """Of the first task."""
+    """The output of its first process."""
 
     @property
-    def under_way(self) -> bool:
-        return self.state in UNDER_WAY
+    def is_active(self) -> bool:
+        """Whether the run waits in the queue, starts or runs."""
+        return self.state in ACTIVE
 
 
 @dataclass(frozen=True)
 class QueueEntry:
-    """What is known of the newest job of a run."""
+    """What the queue knows of the newest job of a run."""
 
     queue: tuple[str, str] | None
-    """State and reason in the queue; None if it is not there."""
-    account: str | None = None
-    """State by Slurm's accounts, of a job that is not in the queue."""
+    """State and reason, in Slurm's words; None if the job is not in the queue."""
+    accounting: str | None = None
+    """Final state in Slurm's accounting, for a job that is not in the queue."""
+
+    @property
+    def slurm_state(self) -> str | None:
+        """State in Slurm's words, from the queue or else from the accounting; None if Slurm does not know the job."""
+        return self.queue[0] if self.queue else self.accounting
 
 
 def run_states(sweep: Sweep) -> tuple[list[RunState], str | None]:
-    """All runs in the order of their numbers, and what hinders us from knowing more."""
+    """The states of all runs, in the order of their numbers, and the error if the queue does not answer."""
     if sweep.options.name == "local":
-        return [state_of(sweep, run, local_job(sweep, run)) for run in sweep.runs], None
+        return [state_of(sweep, run, local_entry(sweep, run)) for run in sweep.runs], None
     ids = [run.jobs[-1] for run in sweep.runs if run.jobs]
     try:
-        queue = slurm_executor.queued(
-            ids
-        )  # first: what ends after this has written its status when we read it
+        # Asked before any status.json is read: a job that ends in between has written its status by then.
+        queue = slurm_executor.queued(ids)
     except UserError as error:
         return [state_of(sweep, run, None) for run in sweep.runs], str(error)
-    gone = [job for job in ids if job not in queue]
-    accounts = slurm_executor.ended(gone) if gone else {}
-    jobs = [
-        QueueEntry(queue.get(run.jobs[-1]), accounts.get(run.jobs[-1])) if run.jobs else QueueEntry(None)
+    left = [job for job in ids if job not in queue]
+    accounting = slurm_executor.ended(left) if left else {}
+    entries = [
+        QueueEntry(queue.get(run.jobs[-1]), accounting.get(run.jobs[-1])) if run.jobs else QueueEntry(None)
         for run in sweep.runs
     ]
-    return [state_of(sweep, run, job) for run, job in zip(sweep.runs, jobs, strict=True)], None
+    return [state_of(sweep, run, entry) for run, entry in zip(sweep.runs, entries, strict=True)], None
 
 
-def local_job(sweep: Sweep, run: SweepRun) -> QueueEntry:
-    """In the terms of a queue, a run that a process of this machine executes."""
+def local_entry(sweep: Sweep, run: SweepRun) -> QueueEntry:
+    """The queue entry of a run that a process on this machine executes."""
     directory = sweep.directory(run)
-    record, status = read_job(directory), read_status(directory)
-    if not run.jobs or not executes(*local_executor.executor_of(run.jobs[-1])):
+    job, status = read_job(directory), read_status(directory)
+    if not run.jobs or not process_is_alive(*local_executor.executor_of(run.jobs[-1])):
         return QueueEntry(None)
-    if record.get("job") != run.jobs[-1]:
-        return QueueEntry(("PENDING", "its turn comes"))
-    over = status.get("state") != "running" and status.get("time", 0) >= record["time"]
-    return QueueEntry(None) if over else QueueEntry(("RUNNING", ""))
+    if job.get("job") != run.jobs[-1]:
+        return QueueEntry(("PENDING", "waiting for a free slot"))
+    ended = status.get("state") != "running" and status.get("time", 0) >= job["time"]
+    return QueueEntry(None) if ended else QueueEntry(("RUNNING", ""))
 
 
-def executes(host: str, pid: int) -> bool:
-    """Whether a process may still be there; of another machine's we cannot know."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return host != socket.gethostname()
-    except PermissionError:
-        return True
-    return True
-
-
-def state_of(sweep: Sweep, run: SweepRun, job: QueueEntry | None) -> RunState:
-    """How a run stands; the job is None if the queue cannot be asked."""
+def state_of(sweep: Sweep, run: SweepRun, entry: QueueEntry | None) -> RunState:
+    """The state of a run; the entry is None if the queue does not answer."""
     directory = sweep.directory(run)
-    record, status = read_job(directory), read_status(directory)
+    job, status = read_job(directory), read_status(directory)
     newest = run.jobs[-1] if run.jobs else None
-    started = newest is not None and record.get("job") == newest
-    current = started and status.get("time", 0) >= record["time"]
+    started = newest is not None and job.get("job") == newest
+    current = started and status.get("time", 0) >= job["time"]
     cancelled = newest is not None and run.cancelled == newest
-    state, reason = resolve_state(status, job, started=started, current=current, cancelled=cancelled)
-    primary = status.get("primary")
-    in_slurm = job and sweep.options.name == "slurm"
+    state, reason = resolve_state(status, entry, started=started, current=current, cancelled=cancelled)
+    metric = status.get("primary")
     return RunState(
         name=run.name,
         state=state,
         job=newest,
-        slurm=(job.queue[0] if job.queue else job.account) if job and in_slurm else None,
+        slurm=entry.slurm_state if entry and sweep.options.name == "slurm" else None,
         step=status.get("step"),
-        metric=primary,
-        value=(status.get("metrics") or {}).get(primary),
-        restarts=record["restarts"] if started else 0,
+        metric=metric,
+        value=(status.get("metrics") or {}).get(metric),
+        restarts=job["restarts"] if started else 0,
         reason=reason,
         log=JobPaths(sweep.jobs, newest, 0).stdout if newest else None,
     )
 
 
 def resolve_state(
-    status: Mapping[str, Any], job: QueueEntry | None, *, started: bool, current: bool, cancelled: bool
+    status: Mapping[str, Any], entry: QueueEntry | None, *, started: bool, current: bool, cancelled: bool
 ) -> tuple[str, str | None]:
-    """State and reason of a run.
+    """The state of a run and the reason for it.
 
     Args:
-        status: what status.json says.
-        job: None if the queue cannot be asked.
-        started: whether the run's newest job has started.
-        current: whether status.json was written since it last did.
-        cancelled: whether ``python -m launch cancel`` was told to end it.
+        status: content of status.json.
+        entry: of the run's newest job; None if the queue does not answer.
+        started: whether this job has started.
+        current: whether status.json was written since its last start.
+        cancelled: whether ``python -m launch cancel`` cancelled it.
     """
-    said, error = status.get("state"), status.get("error")
-    if said == "finished":
+    recorded, error = status.get("state"), status.get("error")
+    if recorded == "finished":
         return "finished", None
-    if job is None:
+    if entry is None or recorded == "unknown":  # unknown: another version wrote status.json
         return "unknown", error
-    if job.queue is not None:
-        where, why = job.queue
-        if where in ("RUNNING", "COMPLETING"):
-            return ("running" if said == "running" and current else "starting"), None
-        return "queued", (error if started and error else why)
-    if said == "failed" and started:
+    if entry.queue is not None:
+        in_queue, reason = entry.queue
+        if in_queue in ("RUNNING", "COMPLETING"):
+            return ("running" if recorded == "running" and current else "starting"), None
+        return "queued", (error if started and error else reason)
+    if recorded == "failed" and started:
         return "failed", error
-    if cancelled or (job.account and job.account.startswith("CANCELLED")):
+    if cancelled or (entry.accounting and entry.accounting.startswith("CANCELLED")):
         return "cancelled", error if started else None
-    if said == "preempted" and started:
+    if recorded == "preempted" and started:
         return "preempted", error
-    return "lost", f"Slurm says {job.account}" if job.account else "its job is gone without a word"
+    if entry.accounting:
+        return "vanished", f"Slurm reports {entry.accounting}"
+    return "vanished", "the job left the queue without reporting a result"

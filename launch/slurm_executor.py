@@ -1,4 +1,4 @@
-"""Slurm: submits jobs through submitit, asks for their states, cancels them."""
+"""Jobs on Slurm: submitting through submitit, asking for their states, cancelling."""
 
 import contextlib
 import io
@@ -13,15 +13,13 @@ from typing import Any
 
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
-from submitit.slurm.slurm import SlurmInfoWatcher, _make_sbatch_string
+from submitit.slurm.slurm import SlurmInfoWatcher
 
 from launch.options import SlurmOptions
 from launch.sweep_dir import Sweep, SweepRun
-from launch.worker import Task
+from launch.worker import STRAGGLER_SECONDS, Task
+from trainer._private import SUBMITIT_WORKER, _make_sbatch_string
 from trainer.errors import UserError, one_line
-
-STRAGGLERS_SECONDS = 60
-"""After the first task of a job has ended, the others have that long."""
 
 OPTIONS = {
     "account": "account",
@@ -36,14 +34,14 @@ OPTIONS = {
     "job array": "array_parallelism, or launch fewer runs at a time",
     "unrecognized option": "sbatch",
 }
-"""What Slurm is_primary_replica of, as a pattern, and the option to change."""
+"""The option to change, by a pattern in the message with which Slurm refuses a job."""
 
 
 def submit(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
-    """Submits runs, several as one job array, and notes their jobs.
+    """Submits runs, as one job array if there are several, and notes the job of each in sweep.json.
 
     Raises:
-        UserError: Slurm does not take them; in its own words, with the option to change.
+        UserError: Slurm is not installed, does not answer, or refuses the jobs; with Slurm's own message.
     """
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise UserError(
@@ -68,14 +66,15 @@ def submit(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
 
 
 def script(sweep: Sweep, count: int) -> str:
-    """The script that sbatch would get for that many runs."""
-    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(sweep.jobs))}"
+    """The text of the script that `submit` gives to sbatch for a number of runs."""
+    command = f"{shlex.quote(sys.executable)} -u -m {SUBMITIT_WORKER} {shlex.quote(str(sweep.jobs))}"
     several: dict[str, Any] = {"map_count": count} if count > 1 else {}
-    return _make_sbatch_string(command=command, folder=sweep.jobs, **parameters(sweep), **several)
+    text: str = _make_sbatch_string(command=command, folder=sweep.jobs, **parameters(sweep), **several)
+    return text
 
 
 def parameters(sweep: Sweep) -> dict[str, Any]:
-    """What submitit shall write into the script; it leaves out what is None."""
+    """The parameters of submitit's executor; it leaves those that are None out of the script."""
     options = sweep.options
     assert isinstance(options, SlurmOptions)
     python = shlex.quote(sys.executable)
@@ -96,7 +95,7 @@ def parameters(sweep: Sweep) -> dict[str, Any]:
         "signal_delay_s": options.signal_seconds,
         "additional_parameters": {"requeue": True, **(options.sbatch or {})},
         "setup": [*options.setup, f"cd {shlex.quote(str(sweep.code))} || exit 1"],
-        "srun_args": [f"--wait={STRAGGLERS_SECONDS}", f"--cpus-per-task={options.cpus_per_task}"],
+        "srun_args": [f"--wait={STRAGGLER_SECONDS}", f"--cpus-per-task={options.cpus_per_task}"],
         "teardown": [f"{python} -m launch.on_exit {shlex.quote(str(sweep.jobs))} $?"],
         "stderr_to_stdout": True,
         "wckey": None,
@@ -106,7 +105,7 @@ def parameters(sweep: Sweep) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def without_job_variables() -> Iterator[None]:
-    """Hides what tells of a job that we are in ourselves, which a new one must not inherit."""
+    """Hides the variables of the job in which this process itself may run, which a new job must not inherit."""
     names = [name for name in os.environ if re.match(r"(SLURM|SRUN|SBATCH)_", name) and name != "SLURM_CONF"]
     hidden = {name: os.environ.pop(name) for name in names}
     try:
@@ -115,56 +114,59 @@ def without_job_variables() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def explain(words: str) -> str:
-    """What Slurm said, and what to do about it."""
-    words = words.removeprefix("sbatch: error: ").replace("sbatch: error: ", "")
-    if re.search("unable to contact|connection|timed out", words, re.IGNORECASE):
-        return f"Slurm does not answer: {words}"
+def explain(message: str) -> str:
+    """An error message of sbatch, and the option to change if there is one for it."""
+    message = message.removeprefix("sbatch: error: ").replace("sbatch: error: ", "")
+    if re.search("unable to contact|connection|timed out", message, re.IGNORECASE):
+        return f"Slurm does not answer: {message}"
     for pattern, option in OPTIONS.items():
-        if re.search(pattern, words, re.IGNORECASE):
-            return f"Slurm refused the jobs: {words}; change launch.{option}"
-    return f"Slurm refused the jobs: {words}"
+        if re.search(pattern, message, re.IGNORECASE):
+            return f"Slurm refused the jobs: {message}; change launch.{option}"
+    return f"Slurm refused the jobs: {message}"
 
 
 def queued(jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """State and reason of those jobs that are in the queue.
+    """State and reason, in Slurm's words, of those jobs that are in the queue, by job id.
 
     Raises:
         UserError: Slurm does not answer.
     """
-    said = ask(["squeue", "--noheader", "--array", "--jobs", ",".join(main_ids(jobs)), "--format=%i|%T|%r"])
-    if "Invalid job id" in said.stderr:  # all are gone
+    answer = call(
+        ["squeue", "--noheader", "--array", "--jobs", ",".join(main_ids(jobs)), "--format=%i|%T|%r"]
+    )
+    if "Invalid job id" in answer.stderr:  # none of them is in the queue
         return {}
-    if said.returncode:
-        raise UserError(f"Slurm does not answer: {one_line(RuntimeError(said.stderr))}")
-    rows = [line.split("|", 2) for line in said.stdout.splitlines()]
-    return {job: (state, reason) for job, state, reason in rows}
+    if answer.returncode:
+        raise UserError(f"Slurm does not answer: {one_line(RuntimeError(answer.stderr))}")
+    entries = [line.split("|", 2) for line in answer.stdout.splitlines()]
+    return {job: (state, reason) for job, state, reason in entries}
 
 
 def ended(jobs: Sequence[str]) -> dict[str, str]:
-    """How Slurm says that jobs have ended, where it keeps accounts."""
-    said = ask(["sacct", "-X", "--parsable2", "--jobs", ",".join(main_ids(jobs)), "-o", "JobID,State"])
-    rows = SlurmInfoWatcher().read_info(said.stdout) if said.returncode == 0 else {}
-    return {job: row["State"] for job, row in rows.items()}
+    """Slurm's state of jobs by job id; empty where Slurm keeps no accounts."""
+    answer = call(["sacct", "-X", "--parsable2", "--jobs", ",".join(main_ids(jobs)), "-o", "JobID,State"])
+    records = SlurmInfoWatcher().read_info(answer.stdout) if answer.returncode == 0 else {}
+    return {job: record["State"] for job, record in records.items()}
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Ends jobs; those that run save a checkpoint first, if Slurm gives them the time.
+    """Cancels jobs; those that run save a checkpoint first, if Slurm gives them the time.
 
     Raises:
-        UserError: Slurm does not do it.
+        UserError: Slurm refuses or does not answer.
     """
-    said = ask(["scancel", *jobs])
-    if said.returncode and "Invalid job id" not in said.stderr:
-        raise UserError(f"Slurm does not cancel the jobs: {one_line(RuntimeError(said.stderr))}")
+    answer = call(["scancel", *jobs])
+    if answer.returncode and "Invalid job id" not in answer.stderr:
+        raise UserError(f"Slurm did not cancel the jobs: {one_line(RuntimeError(answer.stderr))}")
 
 
 def main_ids(jobs: Sequence[str]) -> list[str]:
-    """Each array once."""
+    """The ids without the indices of arrays, each once."""
     return list(dict.fromkeys(job.partition("_")[0] for job in jobs))
 
 
-def ask(command: list[str]) -> subprocess.CompletedProcess[str]:
+def call(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Executes a command of Slurm; one that is not installed fails like any other."""
     try:
         return subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:

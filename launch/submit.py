@@ -1,4 +1,4 @@
-"""From a command line to jobs."""
+"""Submitting: from a command line to the directory of a sweep and its jobs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from launch import local_executor, slurm_executor
-from launch.compose import GridPoint, compose_sweep
-from launch.compose_comparison import SeedPoint, compose_comparison
+from launch.compose import SweepPoint, compose_sweep
+from launch.compose_comparison import compose_comparison
 from launch.options import SlurmOptions
 from launch.snapshot import take_snapshot
 from launch.sweep_dir import Sweep, SweepRun, new_directory
@@ -16,18 +16,23 @@ from trainer.rundir.status import FINISHED
 
 
 def launch(arguments: list[str]) -> int:
-    """Makes the sweep's directory and submits its runs, or shows what it would do; returns the exit code.
+    """Makes the directory of a sweep and submits its runs, or shows them for a dry run.
+
+    Args:
+        arguments: options of the launcher and of the runs; "compare" first, for a comparison; "--dry-run".
+
+    Returns:
+        The exit code.
 
     Raises:
-        UserError: something is wrong; nothing was submitted, and no directory is left.
+        UserError: an option is wrong or Slurm refuses; then nothing was submitted, and no directory is left behind.
     """
     rest = [argument for argument in arguments if argument != "--dry-run"]
-    is_dry, is_comparison = rest != arguments, rest[:1] == ["compare"]
-    points: Sequence[GridPoint | SeedPoint]
+    is_dry_run, is_comparison = rest != arguments, rest[:1] == ["compare"]
     options, points = compose_comparison(rest[1:]) if is_comparison else compose_sweep(rest)
     runs = [SweepRun(point.name, point.overrides) for point in points]
     sweep = Sweep(Path(options.dir).absolute(), Path.cwd(), options, runs, is_comparison)
-    if is_dry:
+    if is_dry_run:
         show(sweep)
         return FINISHED
     with new_directory(sweep.path):
@@ -36,12 +41,12 @@ def launch(arguments: list[str]) -> int:
             slurm_executor.submit(sweep, runs)
     print(f"{len(runs)} runs in {sweep.path}; see python -m launch status {sweep.path}", flush=True)
     if is_comparison:
-        print(f"their report: python -m trainer.report {sweep.path}/*/runs", flush=True)
+        print(f"report: python -m trainer.report {sweep.path}/*/runs", flush=True)
     return FINISHED if isinstance(options, SlurmOptions) else local_executor.execute(sweep, runs)
 
 
-def prepare(sweep: Sweep, points: Sequence[GridPoint | SeedPoint]) -> None:
-    """Writes all that the jobs will read."""
+def prepare(sweep: Sweep, points: Sequence[SweepPoint]) -> None:
+    """Writes everything that the jobs will read: code, frozen configs, sweep.json."""
     sweep.jobs.mkdir(mode=0o700)
     if sweep.options.snapshot:
         take_snapshot(sweep.code)
@@ -52,6 +57,7 @@ def prepare(sweep: Sweep, points: Sequence[GridPoint | SeedPoint]) -> None:
 
 
 def show(sweep: Sweep) -> None:
+    """Prints the runs and, for Slurm, the job script."""
     console = Console()
     table = Table("run", "overrides", title=f"{len(sweep.runs)} runs in {sweep.path}")
     for run in sweep.runs:

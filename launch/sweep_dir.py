@@ -1,17 +1,17 @@
-"""The directory of a sweep: its runs, their jobs, the code that they execute."""
+"""The directory of a sweep: its record, its runs, their jobs and the code that they execute."""
 
-import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from launch.options import LaunchOptions, check_launch
-from trainer.errors import DataError, UserError
-from trainer.rundir.files import atomic_write_text
+from trainer.errors import ConfigError, DataError, UserError
+from trainer.options import build_dataclass, check_options, options_of, to_dict
+from trainer.rundir.files import FORMAT, atomic_write_text, check_format, make_directories, remove_empty
 from trainer.rundir.provenance import CODE
 
 RECORD = "sweep.json"
@@ -22,22 +22,33 @@ class SweepRun:
     """One run of a sweep."""
 
     name: str
-    """Of its directory below the sweep's; it begins with the run's number."""
+    """The run's number and overrides; also the name of its directory in the sweep's."""
     overrides: list[str]
-    """As composed, those of the whole sweep included."""
+    """All overrides of the run, including those that the sweep's runs share."""
     jobs: list[str] = field(default_factory=list)
-    """Ids, the newest last; none before it is submitted."""
+    """Ids of its jobs, the newest last; none before it is submitted."""
     cancelled: str | None = None
-    """The job that ``python -m launch cancel`` has ended."""
+    """The job that ``python -m launch cancel`` cancelled."""
+
+
+@dataclass
+class SweepRecord:
+    """Content of sweep.json."""
+
+    format: int
+    cwd: str
+    comparison: bool
+    launch: dict[str, Any]
+    runs: list[SweepRun]
 
 
 @dataclass
 class Sweep:
-    """What sweep.json holds."""
+    """A sweep in its directory."""
 
     path: Path
     cwd: Path
-    """Where the user launched it."""
+    """The directory in which the user launched it."""
     options: LaunchOptions
     runs: list[SweepRun]
     comparison: bool = False
@@ -45,14 +56,16 @@ class Sweep:
 
     @property
     def code(self) -> Path:
+        """The directory of the code that the jobs execute: the snapshot, or the code in place."""
         return self.path / "code" if self.options.snapshot else CODE
 
     @property
     def jobs(self) -> Path:
-        """Scripts, pickles and logs."""
+        """The directory of job scripts, pickled tasks and logs."""
         return self.path / "jobs"
 
     def directory(self, run: SweepRun) -> Path:
+        """The run directory."""
         return self.path / run.name
 
     def command(self, run: SweepRun) -> list[str]:
@@ -63,57 +76,61 @@ class Sweep:
         return ["trainer", "--config-path", directory, "--config-name", "config"]
 
     def write(self) -> None:
-        record = {
-            "cwd": str(self.cwd),
-            "comparison": self.comparison,
-            "launch": dataclasses.asdict(self.options),
-            "runs": [dataclasses.asdict(run) for run in self.runs],
-        }
-        atomic_write_text(self.path / RECORD, json.dumps(record, indent=1))
+        """Replaces sweep.json.
+
+        Raises:
+            OSError: it cannot be written; the old one is as it was.
+        """
+        record = SweepRecord(FORMAT, str(self.cwd), self.comparison, to_dict(self.options), self.runs)
+        atomic_write_text(self.path / RECORD, json.dumps(to_dict(record), indent=1))
 
 
 def read_sweep(path: Path) -> Sweep:
     """The sweep in a directory.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, another version wrote it, or its record is damaged.
     """
     path = path.absolute()
+    file = path / RECORD
     try:
-        record: Mapping[str, Any] = json.loads((path / RECORD).read_text())
+        values = json.loads(file.read_text())
     except OSError:
         raise DataError(
-            f"{path} has no sweep in it: give the directory that python -m launch named"
+            f"{path} has no {RECORD} in it: give the sweep directory that python -m launch printed"
         ) from None
-    except ValueError:
-        raise DataError(f"{path / RECORD} cannot be read") from None
-    runs = [SweepRun(**run) for run in record["runs"]]
-    options = check_launch(record["launch"])
-    return Sweep(path, Path(record["cwd"]), options, runs, record.get("comparison", False))
+    except ValueError as error:
+        raise DataError(f"{file} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{file} is damaged: it must hold an object")
+    check_format(values, file)
+    try:
+        record = build_dataclass(SweepRecord, check_options(options_of(SweepRecord), values, ""))
+        options = check_launch(record.launch)
+    except ConfigError as error:
+        raise DataError(f"{file} is damaged: {error}") from None
+    return Sweep(path, Path(record.cwd), options, record.runs, record.comparison)
 
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[None]:
-    """Makes a directory that only its owner may enter; takes it away again if the context fails.
+    """Makes a directory that only its owner may enter; removes it, and parents made for it, if the context fails.
 
     Raises:
         UserError: it exists already or cannot be made or filled.
     """
-    missing = [parent for parent in (path, *path.parents) if not parent.exists()]
-    if not missing:
+    if path.exists():
         raise UserError(
             f"{path} exists already: choose another launch.dir, or see python -m launch status {path}"
         )
+    made: list[Path] = []
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=0o700)
+        made = make_directories(path, 0o700)
         yield
     except BaseException as error:
-        shutil.rmtree(path, ignore_errors=True)
-        for made in missing[1:]:
-            if any(made.iterdir()):
-                break
-            made.rmdir()
+        if made:
+            shutil.rmtree(path, ignore_errors=True)
+            remove_empty(made)
         if isinstance(error, OSError):
-            raise UserError(f"the sweep directory {path} cannot be made: {error.strerror or error}") from None
+            raise UserError(f"cannot make the sweep directory {path}: {error.strerror or error}") from None
         raise

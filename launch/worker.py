@@ -1,7 +1,7 @@
-"""What a job executes in each of its tasks: ``python -m trainer`` on a frozen config, or a comparison.
+"""Executed by a job in each of its tasks: ``python -m trainer`` on a frozen config, or a comparison.
 
-This process was started in the directory of the code, so that the code is found there first. It then goes to where
-the user launched the sweep, so that relative paths in the config mean what they meant there.
+The process starts in the directory of the code, so that this code is imported before any other. It then changes to
+the directory in which the user launched the sweep, so that relative paths in the config keep their meaning.
 """
 
 import json
@@ -18,55 +18,79 @@ from typing import Any
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
-from trainer.rundir.files import atomic_write_text
+from trainer.rundir.files import FORMAT, atomic_write_text, check_format
 from trainer.rundir.status import PREEMPTED
 from trainer.signals import StopSignal
 
 JOB = "job.json"
-"""In a run directory: which job trains there, and how often it was started again."""
+"""In a run directory: the job that trains there, and how many restarts it has had."""
+
+STRAGGLER_SECONDS = 60
+"""Once the first task of a run has ended, the others are killed after this time."""
 
 
 def execute(cwd: Path, module: str, arguments: Sequence[str]) -> None:
-    """Executes a module to its end, and leaves with its exit code.
+    """Executes a module as ``python -m`` does, and exits with its exit code.
 
-    A signal that comes before the trainer can take it, while it imports torch, waits until then.
+    Stop signals stay blocked until the module opens its `StopSignal`, so that none is lost while it imports torch.
+
+    Args:
+        cwd: the directory to execute it in; plugins there can be imported.
+        module: name of the module.
+        arguments: of its command line.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, StopSignal.SIGNALS)
     os.chdir(cwd)
-    sys.path.append(str(cwd))  # plugins that are not part of the code
+    sys.path.append(str(cwd))
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def write_job(run: Path, job: str, restarts: int) -> None:
-    atomic_write_text(run / JOB, json.dumps({"job": job, "restarts": restarts, "time": time.time()}))
+    """Notes in a run directory that a job starts there.
+
+    Args:
+        run: the run directory.
+        job: id of the job.
+        restarts: earlier starts of the same job.
+    """
+    record = {"format": FORMAT, "job": job, "restarts": restarts, "time": time.time()}
+    atomic_write_text(run / JOB, json.dumps(record))
 
 
 def read_job(run: Path) -> dict[str, Any]:
-    """What `write_job` wrote; empty before the first start."""
+    """The record of `write_job`: format, job, restarts, time of the start; empty before the first start.
+
+    Raises:
+        DataError: another version wrote it.
+    """
     try:
-        return json.loads((run / JOB).read_text())
+        record = json.loads((run / JOB).read_text())
     except (OSError, ValueError):
         return {}
+    check_format(record, run / JOB)
+    return record
 
 
 def restart_count() -> int:
-    """How often Slurm has started this job again, for whatever reason."""
+    """Number of times that Slurm has restarted this job, for whatever reason."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A job for submitit, called in each of its tasks."""
+    """A job for submitit, which pickles it and calls it in each task."""
 
     run: Path
     cwd: Path
     command: list[str]
     """A module and its arguments."""
     tasks: int
+    """Processes of the job."""
     max_requeues: int
 
     def __call__(self) -> None:
+        """Executes the command in this task of the job, unless the job was restarted too often."""
         signal.pthread_sigmask(signal.SIG_BLOCK, StopSignal.SIGNALS)
         environment = JobEnvironment()
         if restart_count() > self.max_requeues:
@@ -76,7 +100,7 @@ class Task:
         execute(self.cwd, self.command[0], self.command[1:])
 
     def checkpoint(self) -> DelayedSubmission:
-        """For submitit, should a signal come before `__call__` holds it."""
+        """What submitit requeues if a signal arrives before `__call__` blocks it: the same task."""
         return DelayedSubmission(self)
 
 

@@ -1,12 +1,11 @@
 """Every test starts from the same random numbers, on one thread, with nothing of the last one's left.
 
-Tests run on the CPU, so that they are the same on every machine. Those in tests/gpu, and the kernels, run on a GPU by
-
-    TEST_DEVICE=cuda python -m pytest tests/gpu tests/optim/adafisher/test_triton.py
+Tests run on the CPU, so that they are the same on every machine; tests/README.md says how to run them on a GPU.
 """
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if os.environ.get("TEST_DEVICE") != "cuda":
@@ -18,6 +17,31 @@ import torch
 
 torch.set_num_threads(1)
 
+SLOWEST = [
+    "slurm/test_jobs.py",
+    "distributed/test_checkpoints.py",
+    "training/test_resume.py",
+    "optim/adafisher/test_optimizer.py",
+    "launch/test_local_executor.py",
+    "compare/test_comparison.py",
+    "distributed/test_adafisher.py",
+    "distributed/test_failures.py",
+    "distributed/test_strategies.py",
+    "training/test_loop.py",
+    "launch/test_compose_comparison.py",
+    "analyze/test_command.py",
+    "config/test_plugins.py",
+    "distributed/test_costs.py",
+    "optim/test_registry.py",
+]
+"""Files that take longest, in that order: they come first, so that no worker of pytest-xdist ends with a long one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    place = {here / name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))  # the order within a file stays
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
@@ -26,7 +50,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[int, str], None]:
-    """Checks that a command with this exit code told of a mistake in one line, with the hint, and of nothing else."""
+    """Checks that a command with this exit code reported a mistake in one line, with the hint, and nothing else."""
 
     def check(code: int, hint: str) -> None:
         out, err = capsys.readouterr()

@@ -2,7 +2,12 @@
 
 import sys
 
-from trainer.cli.train import main
+from trainer.cli.help import quick_help
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if text := quick_help(sys.argv[1:]):
+        print(text)
+    else:
+        from trainer.cli.train import main  # takes seconds: it imports torch
+
+        sys.exit(main())

@@ -1,11 +1,11 @@
-"""What a user did wrong, in one line."""
+"""The errors that a user can cause; each message is one line."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """A mistake of the user's. Its message is one line: what is wrong, where, and what would be right."""
+    """A mistake of the user's; the message says in one line what is wrong, where, and what would be right."""
 
 
 class ConfigError(UserError):
@@ -13,7 +13,13 @@ class ConfigError(UserError):
 
 
 class MissingExtra(UserError):
-    """A component needs a package that is not installed."""
+    """A component needs a package that is not installed.
+
+    Args:
+        what: the option that needs it, such as ``model=timm``.
+        package: its name on PyPI.
+        extra: the extra of this project that installs it.
+    """
 
     def __init__(self, what: str, package: str, extra: str) -> None:
         super().__init__(f"{what} needs the package {package}: pip install '.[{extra}]'")
@@ -28,12 +34,12 @@ class CheckpointError(UserError):
 
 
 def one_line(error: BaseException) -> str:
-    """A foreign error's message on one line."""
+    """Returns the message of another library's error on one line."""
     return " ".join(str(error).split())
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint to append to an error: the nearest of the known names, then all of them."""
+    """Returns a hint to append to an error: the nearest of the known names, then all of them."""
     known = sorted(known)
     folded = {k.lower(): k for k in known}
     close = [folded[match] for match in get_close_matches(name.lower(), folded, n=3, cutoff=0.6)]

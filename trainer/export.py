@@ -9,10 +9,12 @@ from safetensors.torch import save_file
 from trainer.checkpoint import storage
 from trainer.cli.common import Parser, exit_code
 from trainer.errors import CheckpointError, UserError, one_line
+from trainer.rundir.files import atomic_path
 from trainer.rundir.status import FINISHED
 
 
 def parser() -> Parser:
+    """The parser of the command's arguments."""
     parser = Parser(
         prog="python -m trainer.export",
         description="Writes the weights of a checkpoint, of however many ranks, as one safetensors file. "
@@ -27,14 +29,23 @@ def parser() -> Parser:
 
 
 def export(path: Path, out: Path | None, *, best: bool, ema: bool) -> Path:
-    """Writes the file, replaced as a whole, and returns its path.
+    """Writes the weights of a checkpoint as one safetensors file, which is replaced at once.
+
+    Args:
+        path: a run directory, or one of its checkpoints.
+        out: the file; None: ``model.safetensors`` in the run directory.
+        best: take the run's best checkpoint instead of its newest.
+        ema: take the averaged weights.
+
+    Returns:
+        The path of the file.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it cannot be read.
     """
     if best:
         path = path / "checkpoints" / storage.BEST
-    source = _source(path)
+    source = storage.find_checkpoints(path)[0]
     out = out or (source.parent.parent / "model.safetensors")
     try:
         content = storage.read(source, part="model")
@@ -49,23 +60,15 @@ def export(path: Path, out: Path | None, *, best: bool, ema: bool) -> Path:
         weights |= content["ema"]["average"]
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: the folder {out.parent} does not exist")
-    half = out.with_name(f".{out.name}.part")
-    # a tied weight is in the file under each of its names, so that a strict load finds it
-    save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, half)
-    half.replace(out)
+    with atomic_path(out) as part:
+        # a tied weight is in the file under each of its names, so that a strict load finds it
+        save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, part)
     return out
 
 
-def _source(path: Path) -> Path:
-    if (path / storage.MANIFEST).is_file():
-        return path.resolve()
-    if found := storage.list_checkpoints(path / "checkpoints"):
-        return found[0]
-    what = "has no checkpoints" if path.is_dir() else "does not exist"
-    raise CheckpointError(f"{path} {what}: give a run directory or one of its checkpoints")
-
-
 def main(arguments: list[str] | None = None) -> int:
+    """Runs a command line; returns the exit code."""
+
     def command() -> int:
         options = parser().parse_args(arguments)
         print(export(options.path, options.out, best=options.best, ema=options.ema))

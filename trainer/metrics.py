@@ -1,38 +1,129 @@
-"""Metrics by their names: which way is better, and their numbers as a person reads them."""
+"""Metrics: each declares once whether higher is better and how its values are written.
 
-from collections.abc import Sequence
+A metric is declared under its own name, such as ``accuracy``, and found by any full name that ends in it, such as
+``test/accuracy`` or ``test_ema/accuracy``. A plugin declares its own::
 
+    register_metric("f1", higher_is_better=True, format="percent")
 
-def higher_is_better(metric: str) -> bool:
-    """Whether a metric's best value is its largest: that of an accuracy is, of a loss or a perplexity not."""
-    return "accuracy" in metric
+A run's status.json holds the declarations of its metrics, since commands that read it later import no plugins.
+"""
 
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
-def value(name: str, number: float) -> str:
-    """A metric: an accuracy in percent, a rate with three digits, anything else with four decimals."""
-    if "accuracy" in name:
-        return f"{100 * number:.2f}%"
-    if isinstance(number, int):
-        return str(number)
-    if name != "lr" and (number == 0 or 1e-3 <= abs(number) < 1e3):
-        return f"{number:.4f}"
-    return f"{number:.3g}"
+from trainer.formatting import number, percent
 
+Format = Literal["plain", "percent", "significant", "integer"]
+"""plain: `trainer.formatting.number`; percent: of a share of 1; significant: three digits; integer: rounded."""
 
-def duration(seconds: float) -> str:
-    """``0:07``, ``12:34``, ``1:02:03``, ``2d 03:04``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d {hour:02}:{minute:02}"
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minutes}:{second:02}"
+_TEXT: dict[Format, Callable[[float], str]] = {
+    "plain": number,
+    "percent": percent,
+    "significant": lambda value: f"{value:.3g}",
+    "integer": lambda value: f"{value:.0f}",
+}
 
 
-def memory(mib: float) -> str:
-    return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
+@dataclass(frozen=True)
+class Metric:
+    """A metric: its name, its direction and the format of its values."""
+
+    name: str
+    higher_is_better: bool = False
+    format: Format = "plain"
+
+    def better(self, new: float, old: float | None) -> bool:
+        """Whether a value is better than the best one so far; None: there is none yet. nan is never better."""
+        if math.isnan(new):
+            return False
+        return old is None or (new > old if self.higher_is_better else new < old)
+
+    def reaches(self, value: float, target: float) -> bool:
+        """Whether a value is at least as good as the target; nan is not."""
+        return value >= target if self.higher_is_better else value <= target
+
+    def best(self, values: Iterable[float]) -> float:
+        """The best of the values; nan if none is a number."""
+        choose = max if self.higher_is_better else min
+        return choose((value for value in values if not math.isnan(value)), default=math.nan)
+
+    def text(self, value: float) -> str:
+        """A value as a person reads it: ``97.22%`` of an accuracy, ``0.1235`` of a loss."""
+        return _TEXT[self.format](value)
 
 
-def row(heads: Sequence[str], cells: Sequence[str]) -> str:
-    """Cells right-aligned below their heads."""
-    return "  ".join(f"{cell:>{max(len(head), 8)}}" for head, cell in zip(heads, cells, strict=True))
+METRICS: dict[str, Metric] = {}
+"""The declared metrics by name, without a split."""
+
+
+def register_metric(name: str, *, higher_is_better: bool = False, format: Format = "plain") -> Metric:
+    """Declares a metric.
+
+    Args:
+        name: without a split: ``accuracy``, not ``test/accuracy``.
+        higher_is_better: whether the best value is the largest.
+        format: how values are written.
+
+    Raises:
+        ValueError: the name has a split, the format does not exist, or the metric is declared differently already.
+    """
+    if "/" in name:
+        raise ValueError(f"a metric is declared without its split: {name.rpartition('/')[2]}, not {name}")
+    if format not in _TEXT:
+        raise ValueError(f"metric {name} has an unknown format {format!r}: take one of {', '.join(_TEXT)}")
+    metric = Metric(name, higher_is_better, format)
+    if METRICS.setdefault(name, metric) != metric:
+        raise ValueError(f"metric {name} is declared already, as {METRICS[name]}")
+    return metric
+
+
+def metric_of(name: str, declared: Mapping[str, Metric] = METRICS) -> Metric:
+    """The metric of a full name such as ``test/accuracy``, which it bears.
+
+    One that is not declared is better when lower, and a plain number.
+    """
+    found = declared.get(name.rpartition("/")[2])
+    return replace(found, name=name) if found else Metric(name)
+
+
+def on_split(name: str, split: str, instead_of: str) -> str:
+    """The same metric on another split, for the averaged weights too: ``val_ema/loss`` -> ``test_ema/loss``.
+
+    A name of any other split than ``instead_of`` is returned as it is.
+    """
+    found, slash, metric = name.rpartition("/")
+    base = found.removesuffix("_ema")
+    return f"{split}{found.removeprefix(base)}{slash}{metric}" if slash and base == instead_of else name
+
+
+def declarations(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The declared ones of these metrics, for a file: ``{"accuracy": {"higher_is_better": true, ...}}``."""
+    found = {name.rpartition("/")[2] for name in names} & METRICS.keys()
+    return {
+        name: {"higher_is_better": METRICS[name].higher_is_better, "format": METRICS[name].format}
+        for name in sorted(found)
+    }
+
+
+def read_declarations(record: Any) -> dict[str, Metric]:
+    """The metrics that `declarations` wrote; what else a damaged file holds is left out."""
+    if not isinstance(record, Mapping):
+        return {}
+    return {
+        name: Metric(name, bool(fields.get("higher_is_better")), fields["format"])
+        for name, fields in record.items()
+        if isinstance(fields, Mapping) and fields.get("format") in get_args(Format)
+    }
+
+
+register_metric("accuracy", higher_is_better=True, format="percent")
+register_metric("loss")
+register_metric("perplexity")
+register_metric("grad_norm")
+register_metric("lr", format="significant")
+register_metric("skipped_steps", format="integer")
+register_metric("samples_per_second", higher_is_better=True, format="integer")
+register_metric("memory_mib", format="integer")
+register_metric("eval_seconds")

@@ -1,8 +1,11 @@
 """Typed options: one check for the fields of a dataclass and the keyword arguments of a registered component.
 
 An option's type is its annotation: bool, int, float, str, None, Literal, list, tuple, dict, dataclasses and
-unions of these, each with limits by ``Annotated[float, Range(ge=0)]``. A ``_`` at the end of a dataclass's field
-is no part of the option's name: ``async_`` is ``async``, which Python keeps for itself.
+unions of these. Limits are metadata of ``Annotated``: a `Range`, or any container, whose text says what it holds.
+Members of a union that no config file can hold, such as a Tensor, are left out of messages.
+
+A ``_`` at the end of a dataclass's field is not part of the option's name: ``async_`` is the option ``async``, which
+is a keyword of Python.
 """
 
 import dataclasses
@@ -10,7 +13,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
@@ -21,7 +24,7 @@ REQUIRED = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class Range:
-    """Limits of a number; those left out do not bind."""
+    """Limits of a number: at least, greater than, at most, less than; None does not bind."""
 
     ge: float | None = None
     gt: float | None = None
@@ -51,19 +54,28 @@ Natural = Annotated[int, Range(ge=0)]
 
 @dataclass(frozen=True)
 class Option:
+    """An option: its name, its annotation, and the value where the user gives none."""
+
     name: str
     type: Any
     default: Any = REQUIRED
 
 
 def options_of(target: Callable[..., Any] | type) -> dict[str, Option]:
-    """The options of a dataclass (its fields) or of any other callable (its keyword-only arguments)."""
-    if dataclasses.is_dataclass(target):
-        hints = typing.get_type_hints(target, include_extras=True)
-        fields = [
-            (_option_name(f.name), hints[f.name], _field_default(f)) for f in dataclasses.fields(target)
-        ]
-        return {name: Option(name, type_, default) for name, type_, default in fields}
+    """Reads the options of a dataclass (its fields) or of any other callable (its keyword-only arguments).
+
+    Returns:
+        The options by name, in the order of the signature.
+    """
+    if not dataclasses.is_dataclass(target):
+        return keyword_options(target)
+    hints = typing.get_type_hints(target, include_extras=True)
+    fields = [(_option_name(f.name), hints[f.name], _field_default(f)) for f in dataclasses.fields(target)]
+    return {name: Option(name, type_, default) for name, type_, default in fields}
+
+
+def keyword_options(target: Callable[..., Any]) -> dict[str, Option]:
+    """Reads the keyword-only arguments of a function or class, by name: of a component they are its options."""
     function = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(function, include_extras=True)
     return {
@@ -74,13 +86,26 @@ def options_of(target: Callable[..., Any] | type) -> dict[str, Option]:
 
 
 def build_dataclass(target: type, checked: Mapping[str, Any]) -> Any:
-    """A dataclass of checked options."""
+    """Builds a dataclass from checked options, of which it takes those that are its fields."""
     return target(**{f.name: checked[_option_name(f.name)] for f in dataclasses.fields(target)})
 
 
 def to_dict(options: Any) -> dict[str, Any]:
-    """A dataclass of options, and those within it, as mappings."""
+    """Returns a dataclass of options, and those within it, as plain mappings."""
     return dataclasses.asdict(options, dict_factory=lambda items: {_option_name(k): v for k, v in items})
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the values of nested mappings by their dotted names: ``{"a": {"b": 1}}`` gives ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def is_number(value: Any) -> bool:
+    """Whether an option's value is an integer or a float; true and false are not numbers."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _option_name(argument: str) -> str:
@@ -96,7 +121,15 @@ def _field_default(field: dataclasses.Field[Any]) -> Any:
 
 
 def check_options(options: Mapping[str, Option], values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values, converted to their types and completed with the defaults.
+    """Checks the values of all options.
+
+    Args:
+        options: those that exist.
+        values: those that the user gave.
+        where: the prefix of their names in messages, such as ``optimizer``.
+
+    Returns:
+        The values, converted to their types and completed with the defaults, in the order of the options.
 
     Raises:
         ConfigError: a key is unknown, a required one is missing, or a value has the wrong type or range.
@@ -115,7 +148,7 @@ def check_options(options: Mapping[str, Option], values: Mapping[str, Any], wher
 
 
 def check_value(type_: Any, value: Any, where: str) -> Any:
-    """The value as its type: an int becomes a float where one is asked, a list likewise a tuple.
+    """Converts a value to its type: an int to a float, a list to a tuple, where the type asks for it.
 
     Raises:
         ConfigError: the value has the wrong type or is out of range.
@@ -132,7 +165,7 @@ def _convert(type_: Any, value: Any, where: str) -> Any:
         return value
     if origin is Annotated:
         converted = _convert(args[0], value, where)
-        if converted is not None and any(isinstance(m, Range) and converted not in m for m in args[1:]):
+        if converted is not None and any(converted not in limits for limits in _limits(args)):
             raise ValueError
         return converted
     if origin in (Union, types.UnionType):
@@ -166,6 +199,11 @@ def _convert(type_: Any, value: Any, where: str) -> Any:
     return value
 
 
+def _limits(annotated: tuple[Any, ...]) -> list[Container[Any]]:
+    """The metadata that limits values; text, which is a container too, is a comment."""
+    return [m for m in annotated[1:] if isinstance(m, Container) and not isinstance(m, str)]
+
+
 def _convert_items(origin: type, members: tuple[Any, ...], value: Any, where: str) -> typing.Iterator[Any]:
     if not isinstance(value, list | tuple):
         raise TypeError
@@ -190,19 +228,26 @@ def _show(value: Any) -> str:
     return str(value) if value is not None else "null"
 
 
+_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}
+
+
 def describe(type_: Any) -> str:
-    """An annotation in words a user knows: ``a number >= 0 or null``."""
+    """Returns an annotation in words a user knows: ``a number >= 0 or null``."""
     origin, args = typing.get_origin(type_), typing.get_args(type_)
     if origin is Annotated:
-        limits = " and ".join(str(m) for m in args[1:] if isinstance(m, Range))
+        limits = " and ".join(map(str, _limits(args)))
         return f"{describe(args[0])} {limits}".strip()
     if origin in (Union, types.UnionType):
-        return " or ".join(describe(a) for a in args)
+        return " or ".join(describe(a) for a in args if _is_plain(a))
     if origin is Literal:
         return "one of " + ", ".join(_show(a) for a in args)
     if origin in (list, tuple):
         return f"a list, each {describe(args[0])}"
     if origin is dict or type_ is dict or dataclasses.is_dataclass(type_):
         return "a mapping"
-    names = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}
-    return names.get(type_, getattr(type_, "__name__", str(type_)))
+    return _NAMES.get(type_, getattr(type_, "__name__", str(type_)))
+
+
+def _is_plain(type_: Any) -> bool:
+    """Whether a config file can hold values of a type."""
+    return not isinstance(type_, type) or type_ in (*_NAMES, dict) or dataclasses.is_dataclass(type_)

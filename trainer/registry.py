@@ -5,28 +5,35 @@ the options a user may set, typed and limited by their annotations::
 
     @MODELS.register("tiny")
     def tiny(*, num_classes: int, width: Count = 32, dropout: Fraction = 0.0) -> nn.Module: ...
+
+The packages of components import all their modules by `import_submodules`: a new file is a new component.
 """
 
 import importlib
+import pkgutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from trainer.errors import ConfigError, nearest, one_line
-from trainer.options import Option, check_options, options_of
+from trainer.options import Option, check_options, keyword_options, options_of
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered component: how it is built, the options it takes, and its tags."""
+    """A registered component."""
 
     name: str
-    target: Callable[..., Any]
+    target: Any
+    """The function or class that builds it."""
     options: Mapping[str, Option]
+    """Its own, by name; those that are common to all of its kind are not among them."""
     tags: Mapping[str, Any] = field(default_factory=dict)
+    """What its kind wants to know of it, such as the objective of a model."""
 
 
 class Registry:
@@ -36,35 +43,52 @@ class Registry:
         kind: the config group, as in ``model=NAME``.
         common: a dataclass; its fields are options of every component of this kind.
         entry_points: the group in which installed packages announce modules that register components.
+        refusals: what components raise for options that exclude each other, as torch's optimizers a ValueError;
+            `build` makes a ConfigError of it.
     """
 
-    def __init__(self, kind: str, *, common: type | None = None, entry_points: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        *,
+        common: type | None = None,
+        entry_points: str | None = None,
+        refusals: tuple[type[Exception], ...] = (),
+    ) -> None:
         self.kind = kind
         self.common = options_of(common) if common else {}
         self.entry_points = entry_points
+        self.refusals = refusals
         self._entries: dict[str, Entry] = {}
 
     def register(self, name: str, **tags: Any) -> Callable[[Target], Target]:
-        """Decorator: adds a function or class under a name.
+        """Decorator: adds a function or class under a name, its keyword-only arguments as options.
+
+        Raises:
+            ValueError: as `add`.
+        """
+
+        def decorate(target: Target) -> Target:
+            self.add(name, target, keyword_options(target), **tags)
+            return target
+
+        return decorate
+
+    def add(self, name: str, target: Callable[..., Any], options: Mapping[str, Option], **tags: Any) -> None:
+        """Adds a function or class under a name, with options that its signature does not tell.
 
         Raises:
             ValueError: the name is taken by something else, or an option hides a common one.
         """
-
-        def add(target: Target) -> Target:
-            options = options_of(target)
-            taken = self._entries.get(name)
-            if taken is not None and (taken.target.__module__, taken.target.__qualname__) != (
-                target.__module__,
-                target.__qualname__,
-            ):
-                raise ValueError(f"{self.kind} {name!r} is registered already, by {taken.target.__module__}")
-            if hidden := options.keys() & (self.common.keys() | {"name"}):
-                raise ValueError(f"{self.kind} {name!r} may not call an option {', '.join(sorted(hidden))}")
-            self._entries[name] = Entry(name, target, options, tags)
-            return target
-
-        return add
+        taken = self._entries.get(name)
+        if taken is not None and (taken.target.__module__, taken.target.__qualname__) != (
+            target.__module__,
+            target.__qualname__,
+        ):
+            raise ValueError(f"{self.kind} {name!r} is registered already, by {taken.target.__module__}")
+        if hidden := options.keys() & (self.common.keys() | {"name"}):
+            raise ValueError(f"{self.kind} {name!r} may not call an option {', '.join(sorted(hidden))}")
+        self._entries[name] = Entry(name, target, options, tags)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -73,10 +97,11 @@ class Registry:
         return iter(sorted(self._entries.values(), key=lambda entry: entry.name))
 
     def names(self) -> list[str]:
+        """Returns all names, sorted."""
         return sorted(self._entries)
 
     def get(self, name: str) -> Entry:
-        """The component of that name.
+        """Returns the component of that name.
 
         Raises:
             ConfigError: there is none; the message names the nearest ones and lists all.
@@ -86,7 +111,10 @@ class Registry:
         return self._entries[name]
 
     def check(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A config group, ``{name: ..., option: value, ...}``, with every option checked and completed.
+        """Checks a config group, ``{name: ..., option: value, ...}``.
+
+        Returns:
+            The same with every option converted to its type, those left out with their defaults.
 
         Raises:
             ConfigError: the name or an option is unknown, or a value is of the wrong type or out of range.
@@ -99,14 +127,27 @@ class Registry:
         return {"name": name, **check_options({**self.common, **entry.options}, values, self.kind)}
 
     def build(self, config: Mapping[str, Any], *given: Any) -> Any:
-        """Builds the component that a checked config group names, from what is given and its own options."""
+        """Builds the component that a checked config group names, from what is given and its own options.
+
+        Raises:
+            ConfigError: the component refuses its options, or what is given.
+        """
         entry = self.get(config["name"])
-        return entry.target(*given, **{name: config[name] for name in entry.options})
+        try:
+            return entry.target(*given, **{name: config[name] for name in entry.options})
+        except self.refusals as error:
+            raise ConfigError(f"{self.kind}={entry.name}: {one_line(error)}") from error
 
     def load_entry_points(self) -> None:
         """Imports every module that an installed package announces for this registry."""
         for entry in entry_points(group=self.entry_points) if self.entry_points else ():
             import_plugin(entry.value.split(":")[0])
+
+
+def import_submodules(package: str) -> None:
+    """Imports every module of a package that is being imported, so that each can register components."""
+    for module in pkgutil.iter_modules(sys.modules[package].__path__, f"{package}."):
+        importlib.import_module(module.name)
 
 
 def import_plugin(module: str) -> None:

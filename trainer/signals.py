@@ -1,4 +1,17 @@
-"""Stopping on a signal: a handler only sets a flag, which the loop reads between two steps."""
+"""Stopping on a signal: a handler only sets a flag, which the loop reads between two steps.
+
+From a signal to the run's next start on a cluster, in the order in which it happens:
+
+1. ``launch/worker.py`` blocks the signals in a job's tasks until the trainer is imported; under Slurm one comes
+   ``launch.signal_seconds`` before the time limit, at a preemption, or by ``python -m launch cancel``.
+2. `StopSignal`, opened by ``trainer/training/run.py``, unblocks them and notes the first.
+3. ``trainer/training/step_sync.py``: at the end of a step its all-reduce lets all ranks know of the signal of one.
+4. ``trainer/training/loop.py`` saves a checkpoint and raises `Preempted`.
+5. ``trainer/training/run.py`` writes ``preempted`` into status.json and returns 75, which is the exit code.
+6. ``launch/on_exit.py``, the last command of the script that ``launch/slurm_executor.py`` writes, sees the 75 and puts
+   the job back into the queue, up to ``launch.max_requeues`` times. Without Slurm ``launch/local_executor.py`` does so.
+7. The job starts again on the same run directory, and ``trainer/checkpoint/restore.py`` loads the newest checkpoint.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -7,17 +20,17 @@ from types import FrameType, TracebackType
 
 
 class StopSignal:
-    """Set by SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2 while its context is open; a second SIGINT stops at once.
+    """Notes SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 while its context is open; a second SIGINT stops at once.
 
     SIGHUP comes when the terminal is closed. Where it is ignored, as under nohup, it stays so.
-
-    A launcher may start the process with these signals blocked, so that none is lost before: they come now.
+    A launcher may start the process with these signals blocked: they are delivered on entry.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        """The last signal that was received."""
 
     def __enter__(self) -> "StopSignal":
         self._previous = {
@@ -42,10 +55,10 @@ class StopSignal:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Processes that are started within do not see the signals of a StopSignal before they have one of their own.
+    """Blocks the signals of a StopSignal in processes that are started within, until they open one of their own.
 
-    We get those of that time after it. A signal sent to the whole job must not end data workers before the last step
-    has its batch, nor any process that has only begun to start.
+    Signals sent to this process meanwhile are delivered on exit. A signal that is sent to all processes of a job must
+    not end data workers before the last step has its batch, nor a process that is still starting.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, StopSignal.SIGNALS)
     try:

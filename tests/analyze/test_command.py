@@ -44,6 +44,7 @@ def files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_everything_on_a_run(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(copied)
     assert command.main([str(copied), *SMALL]) == 0
@@ -128,7 +129,7 @@ def test_what_does_not_fit_is_left_out_and_said(language: Path, capsys: pytest.C
     assert command.main([str(language), *SMALL, "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == (
-        "left out preconditioner: --what preconditioner needs a run of AdaFisher: optimizer=sgd has no factors\n"
+        "skipped preconditioner: --what preconditioner needs a run of AdaFisher: optimizer=sgd has no factors\n"
     )
     found = json.loads(out)
     assert "preconditioner" not in found
@@ -176,14 +177,14 @@ def mistakes() -> Iterator[tuple[str, list[str], str]]:
         ["--layers", "feature.*"],
         "--layers 'feature.*' matches no Linear or Conv2d layer; did you mean features",
     )
-    yield "run", ["--points", "1"], "argument --points: '1' is not a number of at least 2"
+    yield "run", ["--points", "1"], "argument --points: '1' is not an integer of at least 2"
     yield "run", ["--what", "factors", "--out", __file__], f"{__file__} cannot be written to: "
     yield (
         "language",
         ["--what", "preconditioner"],
         "--what preconditioner needs a run of AdaFisher: optimizer=sgd has",
     )
-    yield "tmp_path", [], "{} is no run directory: it has no config.yaml"
+    yield "tmp_path", [], "{} has no checkpoints: give a run directory"
     yield "without_checkpoints", [], "{} has no checkpoints"
     yield "damaged", [], "{}/checkpoints/step_00000006 is damaged: "
     yield "of_another_model", [], "the checkpoint is of another model: "
@@ -210,7 +211,7 @@ def test_mistakes_are_one_line(
 
 def test_a_path_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([str(tmp_path / "none")]) == 2
-    assert "is no directory: give a run directory" in capsys.readouterr().err
+    assert "does not exist: give a run directory" in capsys.readouterr().err
 
 
 def test_without_matplotlib(

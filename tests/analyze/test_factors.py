@@ -6,6 +6,7 @@ from torch import nn
 
 from trainer.analyze.factors import diagonal_energy, full_factors, second_moment
 from trainer.optim.adafisher.layers import layer_of
+from trainer.optim.adafisher.rules import RULES
 
 SAMPLES, INSIDE, OUT = 6, 4, 3
 
@@ -83,7 +84,7 @@ def test_convolutions(name: str, entries: int, monkeypatch: pytest.MonkeyPatch) 
     errors = (output - target).detach().movedim(1, -1).flatten(0, 2)
     torch.testing.assert_close(G, second_moment(errors))
 
-    described = layer_of(layer, "paper")
+    described = layer_of(layer, RULES["paper"].layers)
     torch.testing.assert_close(A.diagonal(), described.H(x, output.shape))
     torch.testing.assert_close(G.diagonal(), described.S((output - target).detach()))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.analyze.landscape import losses_on, principal_directions, random_direction, spread
+from trainer.analyze.landscape import axis_around, losses_on, principal_directions, random_direction
 
 
 def test_loss_of_a_linear_network_over_two_directions() -> None:
@@ -55,4 +55,4 @@ def test_points_on_a_line_span_no_plane(points: torch.Tensor) -> None:
 
 
 def test_a_grid_reaches_beyond_what_it_shows() -> None:
-    assert spread(torch.tensor([0.0, 4.0, 2.0]), 5).tolist() == [-1.0, 0.5, 2.0, 3.5, 5.0]
+    assert axis_around(torch.tensor([0.0, 4.0, 2.0]), 5).tolist() == [-1.0, 0.5, 2.0, 3.5, 5.0]

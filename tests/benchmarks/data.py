@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 from torchvision.transforms import functional as F
 
-from trainer.data import DATA, TrainLoader
+from trainer.data import DATA, LoaderOptions, TrainLoader
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -73,7 +73,7 @@ def torchvision_batches(root: Path, batch_size: int, cutout: int) -> DataLoader[
 def our_batches(root: Path, batch_size: int, cutout: int) -> TrainLoader:
     config = DATA.check({"name": "cifar10", "root": str(root), "cutout": cutout})
     data = DATA.build(config, torch.device("cpu"), 0)
-    return TrainLoader(data.train, batch_size=batch_size, seed=0)
+    return TrainLoader(data.train, LoaderOptions(batch_size=batch_size), seed=0)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from tests.distributed.ranks import on_ranks
-from tests.distributed.runs import steps, trainer_of
+from tests.distributed.runs import parts_of, steps
 from trainer.distributed.ranks import Ranks
 
 STEPS = 10
@@ -39,15 +39,15 @@ def measure(ranks: Ranks, strategy: str, width: int, args: argparse.Namespace) -
     options = f"schedule=constant parallel={strategy} precision={args.precision} device={args.device}"
     line = f"{model} {data} {options}".split()
     contenders = [
-        trainer_of(ranks, *line, f"optimizer={name}", dtype=torch.float32) for name in ("adafisher", "adamw")
+        parts_of(ranks, *line, f"optimizer={name}", dtype=torch.float32) for name in ("adafisher", "adamw")
     ]
     rounds = []
     for _ in range(args.rounds + 1):
         times = []
-        for trainer in contenders:
+        for parts in contenders:
             _wait(args.device)
             start = time.perf_counter()
-            steps(trainer, STEPS)
+            steps(parts, STEPS)
             _wait(args.device)
             times.append((time.perf_counter() - start) / STEPS)
         rounds.append((times[0], times[1]))

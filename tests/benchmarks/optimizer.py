@@ -140,7 +140,7 @@ class Benchmark:
             plain()
             with torch.no_grad():
                 seen = optimizer._capture.collect(1.0, per_sample=True)
-                optimizer._refresh(optimizer._params_with_gradient(), seen)
+                optimizer._refresh(optimizer._tracked_with_gradient(), seen)
             optimizer._capture.detach()
 
         optimizer._capture.detach()

@@ -6,19 +6,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.helpers import parts_of
 from tests.training.kill_and_resume import differences
-from tests.training.test_loop import trainer_of
 from trainer.checkpoint import storage
 from trainer.checkpoint.manager import CheckpointManager
+from trainer.config.schema import CheckpointOptions
 from trainer.distributed.ranks import SINGLE_PROCESS
+from trainer.training.step import TrainStep
+
+IN_BACKGROUND = CheckpointOptions(keep_last=1, async_=True)
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = trainer_of("loop.ema=0.9")
-    trainer.train_step()
-    saved = copy.deepcopy(trainer.state.tensors())
+    parts = parts_of("loop.ema=0.9")
+    train_step = TrainStep(parts)
+    train_step()
+    saved = copy.deepcopy(parts.state.tensors())
     go_on, write = threading.Event(), storage.write
 
     def wait_and_write(*arguments: object) -> Path:
@@ -26,13 +31,13 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         return write(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(storage, "write", wait_and_write)
-    saver = CheckpointManager(tmp_path, SINGLE_PROCESS, keep_last=1, background=True)
-    saver.save(trainer.state, best=True)
+    checkpoints = CheckpointManager(tmp_path, SINGLE_PROCESS, IN_BACKGROUND)
+    checkpoints.save(parts.state, monitors={}, best=True)
     for _ in range(3):
-        trainer.train_step()
+        train_step()
     assert storage.list_checkpoints(tmp_path) == []
     go_on.set()
-    saver.wait()
+    checkpoints.wait()
     assert [c.name for c in storage.list_checkpoints(tmp_path)] == ["step_00000001"]
     assert storage.best(tmp_path) == "step_00000001"
     read = storage.read(tmp_path / "step_00000001")
@@ -44,13 +49,14 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 def test_an_error_in_the_background_is_raised_at_the_next_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = trainer_of()
+    parts = parts_of()
 
     def fail(*arguments: object) -> Path:
         raise OSError("disk full")
 
     monkeypatch.setattr(storage, "write", fail)
-    saver = CheckpointManager(tmp_path, SINGLE_PROCESS, keep_last=1, background=True)
-    saver.save(trainer.state, best=False)
+    checkpoints = CheckpointManager(tmp_path, SINGLE_PROCESS, IN_BACKGROUND)
+    checkpoints.save(parts.state, monitors={})
+    parts.counters.step += 1
     with pytest.raises(OSError, match="disk full"):
-        saver.save(trainer.state, best=False)
+        checkpoints.save(parts.state, monitors={})

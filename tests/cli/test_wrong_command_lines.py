@@ -11,6 +11,7 @@ WRONG = [
     # unknown group options
     ("model=cnnn", "unknown option model=cnnn; did you mean cnn"),
     ("data=digit", "did you mean digits"),
+    ("data=_loader", "unknown option data=_loader (known: cifar10, "),
     ("optimizer=adamW", "did you mean adamw"),
     ("schedule=cosin", "did you mean cosine"),
     ("precision=fp8", "known: bf16, fp16, fp32, tf32"),
@@ -41,7 +42,7 @@ WRONG = [
     ("model.widths=16", "must be a list"),
     ("loop.eval_every=weekly", "a number of steps or '2 epochs'"),
     ("plugins=no.such.module", "plugin 'no.such.module' cannot be imported"),
-    ("name=a/b", "must be of letters, digits"),
+    ("name=a/b", "must consist of letters, digits"),
     # out of range
     ("optimizer.lr=-0.1", "optimizer.lr=-0.1 is wrong"),
     ("optimizer.beta=1", "optimizer.beta=1 is wrong"),
@@ -51,6 +52,7 @@ WRONG = [
     ("loop.accumulate=5", "does not divide"),
     ("loop.ema=1.0", "must be a number >= 0 and < 1 or null"),
     ("loop.label_smoothing=-1", "loop.label_smoothing=-1 is wrong"),
+    ("optimizer.decoupled=false", "rule='calibrated' always decouples weight decay"),
     ("optimizer.update_interval=0", "optimizer.update_interval=0 is wrong"),
     ("model.dropout=1.5", "model.dropout=1.5 is wrong"),
     # unknown names inside a component
@@ -83,7 +85,7 @@ WRONG = [
     ("loop.max_steps=[1", "cannot read"),
     ("--no-such-flag", "--no-such-flag"),
     ("optimizer=adamw,sgd", "--multirun"),
-    ("--config-dir /nonexistent", "/nonexistent is no directory"),
+    ("--config-dir /nonexistent", "/nonexistent is not a directory"),
     ("--config-path /nonexistent --config-name config", "/nonexistent"),
     ("--multirun seed=0,1 optimizer.lr=0.1,-1", "optimizer.lr=-1 is wrong"),
     ("--multirun optimizer=adafisher,adamm", "did you mean"),

@@ -77,7 +77,10 @@ def test_a_variant_has_one_budget() -> None:
     ("argv", "message"),
     [
         ("optimizer=adamw,sgd budget_from=sdg", "budget_from: unknown contender 'sdg'; did you mean sgd?"),
-        ("optimizer=adamw,sgd precision=fp32,bf16 budget_from=sgd", "names sgd fp32 and sgd bf16: take one"),
+        (
+            "optimizer=adamw,sgd precision=fp32,bf16 budget_from=sgd",
+            "names sgd fp32 and sgd bf16: choose one",
+        ),
         ("optimizer=adamw,adamx", "unknown option optimizer=adamx; did you mean"),
         (
             "optimizer=adamw,sgd tune.lr.adam=[1,2]",
@@ -89,12 +92,12 @@ def test_a_variant_has_one_budget() -> None:
         ),
         ("optimizer=adamw,sgd tune.lr.sgd=[1,2,3]", "the same number of trials, not adamw 0, sgd 3"),
         ("optimizer=adamw,sgd tune.lr=0.1", "tune.lr=0.1 is wrong: it must be log"),
-        ("optimizer=adamw,adamw", "adamw takes part twice"),
-        ("seed=1,1", "seed=1 takes part twice"),
+        ("optimizer=adamw,adamw", "duplicate contender: adamw"),
+        ("seed=1,1", "duplicate seed: seed=1"),
         ("seed=a,b", "seed=a is wrong: it must be an integer"),
         ("budget_from=sgd budget_from=sgd", "budget_from is given twice"),
         ("hydra.run.dir=x", "name its folder with compare.dir=FOLDER"),
-        ("dry_run=true", "a comparison cannot be dry"),
+        ("dry_run=true", "trainer.compare does not support dry_run"),
         ("--multirun", "a comparison takes no --multirun"),
         ("--config-path conf", "a comparison takes no --config-path"),
         ("--jsn", "--jsn"),

@@ -33,31 +33,30 @@ def by_start(runs: list[RecordedRun]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_equal_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = compare(capsys, tmp_path / "c", "optimizer=adafisher,sgd", "seed=0,1,2", "loop.max_steps=6")
+    found = compare(capsys, tmp_path / "c", "optimizer=adafisher,sgd", "seed=0,1", "loop.max_steps=2")
     assert (found["metric"], found["by"], found["seconds"]) == ("test/accuracy", ["optimizer.name"], None)
     assert [(g["group"], g["counted"], g["steps"]) for g in found["groups"]] == [
-        ("adafisher", 3, 6),
-        ("sgd", 3, 6),
+        ("adafisher", 2, 2),
+        ("sgd", 2, 2),
     ]
-    assert [
-        c["verdict"].startswith(("No difference", "No claim", "sgd", "ada")) for c in found["comparisons"]
-    ]
+    (comparison,) = found["comparisons"]
+    assert comparison["verdict"].startswith("Too few runs ")
     runs = read_runs([tmp_path / "c" / "runs"])
     assert by_start(runs) == [
         "adafisher,seed=0",
         "sgd,seed=0",
         "sgd,seed=1",
         "adafisher,seed=1",
-        "adafisher,seed=2",
-        "sgd,seed=2",
     ]
-    assert len({run.process for run in runs}) == 6, "each in a process of its own"
+    assert len({run.process for run in runs}) == 4, "each in a process of its own"
     assert not any("Memory" in note for note in found["notes"])
     page = (tmp_path / "c" / "report" / "report.md").read_text()
     assert "Command: python -m trainer.compare" in page
 
 
+@pytest.mark.slow
 def test_equal_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["optimizer=sgd,adamw", "loop.max_steps=30", "budget_from=sgd"]
     found = compare(capsys, tmp_path / "c", *options)
@@ -72,6 +71,7 @@ def test_equal_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert last[-1].step > 0
 
 
+@pytest.mark.slow
 def test_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """SGD at a rate of 1e-9 learns nothing, so that 0.1 must win; so must AdamW's 1e-2."""
     grids = ["tune.lr=[1e-9,1e-8,1e-2]", "tune.lr.sgd=[1e-9,0.1,1e-8]"]
@@ -79,7 +79,7 @@ def test_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         capsys,
         tmp_path / "c",
         "optimizer=adamw,sgd",
-        "seed=3,4",
+        "seed=4",
         "loop.max_steps=25",
         "data.holdout=0.2",
         *grids,
@@ -95,9 +95,7 @@ def test_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     runs = read_runs([tmp_path / "c" / "runs"])
     assert {(run.config["optimizer.name"], run.config["optimizer.lr"], run.seed) for run in runs} == {
-        ("adamw", 1e-2, 3),
         ("adamw", 1e-2, 4),
-        ("sgd", 0.1, 3),
         ("sgd", 0.1, 4),
     }
     assert {run.config["data.holdout"] for run in [*trials, *runs]} == {0.2}
@@ -108,8 +106,14 @@ def test_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert edges == {"adamw": True, "sgd": True}
     assert sum("at the edge" in note for note in found["notes"]) == 2
     assert (tmp_path / "c" / "report" / "val_accuracy_against_optimizer.lr.png").exists()
+    page = (tmp_path / "c" / "report" / "report.md").read_text()
+    assert (
+        "optimizer.lr of each: the best of 3 trials by val/accuracy, with seed 5, on 20% of the training"
+        in page
+    )
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_not_chosen_and_a_failed_run_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,9 +126,11 @@ def test_a_failed_trial_is_not_chosen_and_a_failed_run_is_reported(
     assert (failed["failed"], fine["finished"]) == (1, 1)
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "c"
-    argv = [*TINY, "optimizer=sgd,adamw", "loop.max_epochs=3", "loop.eval_every=5", "seed=0,1"]
+    options = ["loop.max_epochs=3", "loop.eval_every=5"]
+    argv = ["optimizer=sgd,adamw,adam", *options]
 
     def interrupt() -> None:
         """While the second run trains."""
@@ -133,24 +139,23 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, capsys: pytest.Capt
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    assert main([*argv, f"compare.dir={folder}"]) == 75
+    assert main([*TINY, *argv, f"compare.dir={folder}"]) == 75
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("interrupted; go on with: python -m trainer.compare ")
+    assert said.startswith("interrupted; resume with: python -m trainer.compare ")
     states = {run.path.name: run.state for run in read_runs([folder / "runs"])}
     assert states == {
         "sgd,seed=0": "finished",
         "adamw,seed=0": "preempted",
-        "adamw,seed=1": "queued",
-        "sgd,seed=1": "queued",
+        "adam,seed=0": "queued",
     }
     first = (folder / "runs" / "sgd,seed=0" / "status.json").read_text()
-    found = compare(capsys, folder, *argv[len(TINY) :])
-    assert [group["counted"] for group in found["groups"]] == [2, 2]
+    found = compare(capsys, folder, *argv)
+    assert [group["counted"] for group in found["groups"]] == [1, 1, 1]
     assert (folder / "runs" / "sgd,seed=0" / "status.json").read_text() == first, "it did not run again"
     # The interrupted run ends with the numbers of one that was not.
-    whole = compare(capsys, tmp_path / "whole", *argv[len(TINY) :])
-    for ours, theirs in zip(found["groups"], whole["groups"], strict=True):
-        assert ours["final_mean"] == theirs["final_mean"]
+    (undisturbed,) = compare(capsys, tmp_path / "undisturbed", "optimizer=adamw", *options)["groups"]
+    (interrupted,) = (group for group in found["groups"] if group["group"] == "adamw")
+    assert interrupted["final_mean"] == undisturbed["final_mean"]
 
 
 def test_what_has_ended() -> None:
@@ -161,6 +166,7 @@ def test_what_has_ended() -> None:
     assert not has_ended({})
 
 
+@pytest.mark.slow
 def test_what_is_frozen_counts_and_another_command_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,8 +179,12 @@ def test_what_is_frozen_counts_and_another_command_is_refused(
     assert compare(capsys, folder, "optimizer=sgd", "loop.max_steps=2")["groups"][0]["steps"] == 3
     assert main(["optimizer=adamw", f"compare.dir={folder}"]) == 2
     assert (
-        "holds another comparison, which goes on with: python -m trainer.compare" in capsys.readouterr().err
+        "contains another comparison, which is resumed by: python -m trainer.compare"
+        in capsys.readouterr().err
     )
+    (folder / "comparison.yaml").write_text(yaml.safe_dump({**record, "format": 2}))
+    assert main(["optimizer=sgd", f"compare.dir={folder}"]) == 2
+    assert "comparison.yaml has format 2, but this version" in capsys.readouterr().err
     (folder / "comparison.yaml").write_text("command: [")
     assert main(["optimizer=sgd", f"compare.dir={folder}"]) == 2
     assert "comparison.yaml cannot be read" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def test_interrupted_and_continued(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
         _, said = process.communicate(timeout=LIMIT)
         assert process.returncode == 75
-        assert "interrupted; go on with: python -m trainer.compare " in said
+        assert "interrupted; resume with: python -m trainer.compare " in said
         assert read_status(second)["state"] == "preempted"
         wait_until(lambda: is_gone(process.pid))
         process = start(folder, root)

@@ -1,9 +1,11 @@
 """The config files say what the code says, and every experiment is one that runs."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 from torchvision import datasets
@@ -18,7 +20,9 @@ from trainer.config.schema import (
     LoopOptions,
     PrecisionOptions,
 )
+from trainer.data import LoaderOptions
 from trainer.monitor import MonitorOptions
+from trainer.optim import OptimizerOptions, ScheduleOptions
 from trainer.options import REQUIRED, check_options, options_of
 
 COMPONENTS = [(group, path.stem) for group in REGISTRIES for path in sorted((CONF / group).glob("*.yaml"))]
@@ -27,7 +31,13 @@ FIXED = {
     "checkpoint": CheckpointOptions,
     "monitor": MonitorOptions,
 }
-LOADER = {"batch_size", "eval_batch_size", "num_workers"}  # each data set has its own defaults of these
+LOADER = {"batch_size", "eval_batch_size", "num_workers"}  # data sets may have their own defaults of these
+SHARED = {
+    "_loader": LoaderOptions,
+    "_optimizer": OptimizerOptions,
+    "_schedule": ScheduleOptions,
+}
+"""Files that every component of a group includes: the options that are common to the group."""
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
@@ -35,10 +45,22 @@ def load(path: Path) -> dict:
     return OmegaConf.to_container(OmegaConf.load(path))
 
 
+@pytest.fixture(scope="module")
+def composed() -> dict[tuple[str, str], dict]:
+    """Every component's file with those that it includes, by Hydra's public way."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return {
+            (group, name): OmegaConf.to_container(compose("config", overrides=[f"{group}={name}"])[group])
+            for group, name in COMPONENTS
+        }
+
+
 @pytest.mark.parametrize(("group", "name"), COMPONENTS)
-def test_every_option_of_a_component_with_its_default(group: str, name: str) -> None:
+def test_every_option_of_a_component_with_its_default(
+    group: str, name: str, composed: dict[tuple[str, str], dict]
+) -> None:
     registry = REGISTRIES[group]
-    values = load(CONF / group / f"{name}.yaml")
+    values = composed[group, name]
     assert values.pop("name") == name
     options = {**registry.common, **registry.get(name).options}
     assert set(values) == set(options)
@@ -53,6 +75,26 @@ def test_every_option_of_a_component_with_its_default(group: str, name: str) -> 
 def test_every_component_has_a_file() -> None:
     for group, registry in REGISTRIES.items():
         assert {path.stem for path in (CONF / group).glob("*.yaml")} == set(registry.names())
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_all_components_of_a_group_include(name: str) -> None:
+    values = load(CONF / f"{name}.yaml")
+    values.pop("name", None)
+    assert values == {key: option.default for key, option in options_of(SHARED[name]).items()}
+
+
+def test_what_is_included_is_no_choice(capfd: pytest.CaptureFixture[str]) -> None:
+    shared = sorted(path.stem for path in CONF.glob("_*.yaml"))
+    assert set(SHARED) < set(shared)
+    with pytest.raises(SystemExit, match=r"^0$"):  # Hydra's
+        main(["--help"])
+    listed = capfd.readouterr().out
+    assert "data: cifar10, cifar100, digits, " in listed
+    assert not set(shared) & set(re.findall(r"[\w.]+", listed))
+    assert main(["data=_loader"]) == 2
+    message = capfd.readouterr().err
+    assert message.startswith("error: unknown option data=_loader (known: cifar10, ")
 
 
 @pytest.mark.parametrize("group", FIXED)

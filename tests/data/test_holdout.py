@@ -53,5 +53,5 @@ def test_the_end_of_a_text_is_held_out(tmp_path) -> None:
 
 @pytest.mark.parametrize("share", [0.0001, 0.9999])
 def test_both_sides_need_samples(share: float) -> None:
-    with pytest.raises(ConfigError, match=r"leaves a side of 1437 training samples empty"):
+    with pytest.raises(ConfigError, match=r"leaves one part of the 1437 training samples empty"):
         hold_out(build("digits"), share)

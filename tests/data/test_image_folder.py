@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from tests.data.pictures import write
-from trainer.data import DATA, Data, TrainLoader, eval_batches, hold_out
+from trainer.data import DATA, Data, LoaderOptions, TrainLoader, eval_batches, hold_out
 from trainer.data.random import mix
 from trainer.errors import ConfigError, DataError
 
@@ -103,12 +103,12 @@ def test_workers_and_resuming_change_nothing(imagenet):
     data = build(imagenet)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    loader = TrainLoader(data.train, batch_size=4, seed=1, micro_batches=2)
+    loader = TrainLoader(data.train, LoaderOptions(batch_size=4), seed=1, micro_batches=2)
     expected = [loader.next_batch() for _ in range(5)]
     assert torch.equal(torch.get_rng_state(), before)
 
     torch.manual_seed(6)  # another global generator gives the same pictures
-    other = TrainLoader(data.train, batch_size=4, seed=1, micro_batches=2, num_workers=2)
+    other = TrainLoader(data.train, LoaderOptions(batch_size=4, num_workers=2), seed=1, micro_batches=2)
     other.load_state_dict({"epoch": 0, "batch": 2})
     for batch in expected[2:]:
         for (x, y), (x2, y2) in zip(batch, other.next_batch(), strict=True):
@@ -122,7 +122,9 @@ def test_a_holdout_is_not_augmented(imagenet):
     assert list(data.evals) == ["val", "test"]
     assert (len(data.train), len(data.evals["val"])) == (9, 3)
     for workers in (0, 1):
-        ((inputs, _),) = eval_batches(data.evals["val"], 3, num_workers=workers)
+        ((inputs, _),) = eval_batches(
+            data.evals["val"], LoaderOptions(eval_batch_size=3, num_workers=workers)
+        )
         assert torch.equal(inputs, data.evals["val"].batch(torch.arange(3), None)[0])
 
 
@@ -131,7 +133,11 @@ def test_a_damaged_picture_is_named(imagenet, num_workers):
     path = imagenet / "val" / "n02" / "v.png"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError) as error:
-        list(eval_batches(build(imagenet).evals["test"], 2, num_workers=num_workers))
+        list(
+            eval_batches(
+                build(imagenet).evals["test"], LoaderOptions(eval_batch_size=2, num_workers=num_workers)
+            )
+        )
     assert str(error.value).startswith(f"{path} cannot be decoded (")
     assert "\n" not in str(error.value)
 

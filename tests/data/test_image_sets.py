@@ -101,8 +101,8 @@ def test_fashion_mnist_missing(tmp_path):
         (lambda content: content[: len(content) // 2], "cannot be read"),
         (lambda content: b"not gzip" + content, "cannot be read"),
         (lambda content: content[:40] + bytes(20) + content[60:], "cannot be read"),
-        (lambda content: gzip.compress(gzip.decompress(content)[:-5]), "is not a whole IDX file of bytes"),
-        (lambda content: gzip.compress(b""), "is not a whole IDX file of bytes"),
+        (lambda content: gzip.compress(gzip.decompress(content)[:-5]), "is not a complete IDX file of bytes"),
+        (lambda content: gzip.compress(b""), "is not a complete IDX file of bytes"),
         (
             lambda content: gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 1, 7])),
             "holds train images .1. and labels .30.",
@@ -144,11 +144,11 @@ def test_cifar(tmp_path, monkeypatch, name, dataset, label, samples):
 
 
 def test_cifar_missing_or_damaged(tmp_path):
-    with pytest.raises(DataError, match=r"no whole CIFAR10 in .*data.download=true, or unpack https://"):
+    with pytest.raises(DataError, match=r"no complete CIFAR10 in .*data.download=true, or unpack https://"):
         build("cifar10", root=str(tmp_path / "x"))
     assert not list(tmp_path.iterdir())
     write_cifar(tmp_path, datasets.CIFAR10, "labels")  # with other sums than the published files
-    with pytest.raises(DataError, match=r"no whole CIFAR10 in .*: remove it if it is there"):
+    with pytest.raises(DataError, match=r"no complete CIFAR10 in .*: remove it if it is there"):
         build("cifar10", root=str(tmp_path))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.data import LazySplit, TrainLoader, eval_batches
+from trainer.data import LazySplit, LoaderOptions, TrainLoader, eval_batches
 from trainer.data.images import Augmentation, MemoryImages
 from trainer.errors import ConfigError, DataError
 
@@ -63,7 +63,7 @@ def equal(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> bool:
 
 
 def test_every_epoch_is_another_permutation_without_the_incomplete_batch(images):
-    loader = TrainLoader(images, batch_size=12, seed=1)
+    loader = TrainLoader(images, LoaderOptions(batch_size=12), seed=1)
     assert loader.batches_per_epoch == 4
     epochs = [take(loader, 4)[1] for _ in range(3)]
     for epoch in epochs:
@@ -74,16 +74,23 @@ def test_every_epoch_is_another_permutation_without_the_incomplete_batch(images)
 
 
 def test_seeds_differ(images):
-    one, other = (take(TrainLoader(images, batch_size=12, seed=seed), 1) for seed in (1, 2))
+    one, other = (take(TrainLoader(images, LoaderOptions(batch_size=12), seed=seed), 1) for seed in (1, 2))
     assert not torch.equal(one[1], other[1])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("micro_batches", [1, 3])
 def test_world_size_and_micro_batches_change_nothing(images, world_size, micro_batches):
-    whole = TrainLoader(images, batch_size=12, seed=7)
+    whole = TrainLoader(images, LoaderOptions(batch_size=12), seed=7)
     ranks = [
-        TrainLoader(images, batch_size=12, seed=7, rank=r, world_size=world_size, micro_batches=micro_batches)
+        TrainLoader(
+            images,
+            LoaderOptions(batch_size=12),
+            seed=7,
+            rank=r,
+            world_size=world_size,
+            micro_batches=micro_batches,
+        )
         for r in range(world_size)
     ]
     for _ in range(9):  # more than two epochs
@@ -99,12 +106,14 @@ def test_world_size_and_micro_batches_change_nothing(images, world_size, micro_b
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resuming_anywhere_is_exact(stop, num_workers):
     split = Lazy(50)
-    uninterrupted = take(TrainLoader(split, batch_size=12, seed=3, micro_batches=2), 9)
-    first = TrainLoader(split, batch_size=12, seed=3, micro_batches=2, num_workers=num_workers)
+    uninterrupted = take(TrainLoader(split, LoaderOptions(batch_size=12), seed=3, micro_batches=2), 9)
+    first = TrainLoader(split, LoaderOptions(batch_size=12, num_workers=num_workers), seed=3, micro_batches=2)
     before = [take(first, stop)] if stop else []
     state = first.state_dict()
     first.close()
-    second = TrainLoader(split, batch_size=12, seed=3, micro_batches=2, num_workers=num_workers)
+    second = TrainLoader(
+        split, LoaderOptions(batch_size=12, num_workers=num_workers), seed=3, micro_batches=2
+    )
     second.load_state_dict(state)
     parts = [*before, take(second, 9 - stop)]
     second.close()
@@ -112,21 +121,21 @@ def test_resuming_anywhere_is_exact(stop, num_workers):
 
 
 def test_resuming_reads_nothing_over(images, monkeypatch):
-    loader = TrainLoader(images, batch_size=12, seed=3)
+    loader = TrainLoader(images, LoaderOptions(batch_size=12), seed=3)
     expected = [take(loader, 1) for _ in range(7)][-1]
     asked = []
     original = images.batch
     monkeypatch.setattr(
         images, "batch", lambda indices, key: asked.append(len(indices)) or original(indices, key)
     )
-    resumed = TrainLoader(images, batch_size=12, seed=3)
+    resumed = TrainLoader(images, LoaderOptions(batch_size=12), seed=3)
     resumed.load_state_dict({"epoch": 1, "batch": 2})
     assert equal(take(resumed, 1), expected)
     assert asked == [12]
 
 
 def test_a_used_loader_can_go_back(images):
-    loader = TrainLoader(images, batch_size=12, seed=3)
+    loader = TrainLoader(images, LoaderOptions(batch_size=12), seed=3)
     expected = take(loader, 5)
     loader.load_state_dict({"epoch": 0, "batch": 0})
     assert equal(take(loader, 5), expected)
@@ -134,22 +143,27 @@ def test_a_used_loader_can_go_back(images):
 
 def test_workers_give_the_same_batches():
     def epoch(num_workers: int) -> tuple[Tensor, Tensor]:
-        loader = TrainLoader(Lazy(20), batch_size=4, seed=0, micro_batches=2, num_workers=num_workers)
+        loader = TrainLoader(
+            Lazy(20), LoaderOptions(batch_size=4, num_workers=num_workers), seed=0, micro_batches=2
+        )
         batches = take(loader, 8)
         loader.close()
         return batches
 
     assert equal(epoch(0), epoch(2))
-    alone, shared = (list(eval_batches(Lazy(20), 8, num_workers=workers)) for workers in (0, 2))
+    alone, shared = (
+        list(eval_batches(Lazy(20), LoaderOptions(eval_batch_size=8, num_workers=workers)))
+        for workers in (0, 2)
+    )
     assert all(equal(a, b) for a, b in zip(alone, shared, strict=True))
 
 
 def test_a_program_that_forgets_its_loader_ends():
     script = """
-from tests.data.test_loader import Lazy, TrainLoader, eval_batches
-loader = TrainLoader(Lazy(400), batch_size=4, seed=0, num_workers=1)
+from tests.data.test_loader import Lazy, LoaderOptions, TrainLoader, eval_batches
+loader = TrainLoader(Lazy(400), LoaderOptions(batch_size=4, num_workers=1), seed=0)
 loader.next_batch()
-batches = eval_batches(Lazy(400), 4, num_workers=1)
+batches = eval_batches(Lazy(400), LoaderOptions(eval_batch_size=4, num_workers=1))
 next(batches)
 raise SystemExit(3)
 """
@@ -158,7 +172,7 @@ raise SystemExit(3)
 
 
 def test_workers_outlive_the_signals_that_stop_a_run():
-    loader = TrainLoader(Lazy(400), batch_size=4, seed=0, num_workers=2)
+    loader = TrainLoader(Lazy(400), LoaderOptions(batch_size=4, num_workers=2), seed=0)
     loader.next_batch()
     for worker in multiprocessing.active_children():
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -172,16 +186,16 @@ def test_workers_outlive_the_signals_that_stop_a_run():
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_the_global_generator_is_left_alone(images, num_workers):
     before = torch.get_rng_state()
-    take(TrainLoader(images, batch_size=10, seed=0), 7)
-    take(TrainLoader(Lazy(20), batch_size=10, seed=0, num_workers=num_workers), 3)
-    list(eval_batches(Lazy(20), 8, num_workers=num_workers))
+    take(TrainLoader(images, LoaderOptions(batch_size=10), seed=0), 7)
+    take(TrainLoader(Lazy(20), LoaderOptions(batch_size=10, num_workers=num_workers), seed=0), 3)
+    list(eval_batches(Lazy(20), LoaderOptions(eval_batch_size=8, num_workers=num_workers)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_data_error_of_a_worker_stays_one_line(num_workers):
     with pytest.raises(DataError) as error:
-        list(eval_batches(Lazy(20, broken=13), 8, num_workers=num_workers))
+        list(eval_batches(Lazy(20, broken=13), LoaderOptions(eval_batch_size=8, num_workers=num_workers)))
     assert str(error.value) == "sample 13 is broken"
 
 
@@ -189,7 +203,10 @@ def test_a_data_error_of_a_worker_stays_one_line(num_workers):
 @pytest.mark.parametrize("world_size", [1, 3, 4])
 def test_evaluation_sees_each_sample_once_in_order(samples, batch_size, world_size):
     split = Lazy(samples)
-    ranks = [list(eval_batches(split, batch_size, r, world_size)) for r in range(world_size)]
+    ranks = [
+        list(eval_batches(split, LoaderOptions(eval_batch_size=batch_size), r, world_size))
+        for r in range(world_size)
+    ]
     assert len({len(batches) for batches in ranks}) == 1  # all ranks take as many steps
     steps = list(zip(*ranks, strict=True))
     seen = torch.cat([y for step in steps for _, y in step])
@@ -201,28 +218,30 @@ def test_evaluation_sees_each_sample_once_in_order(samples, batch_size, world_si
 
 
 def test_evaluation_is_not_augmented(images):
-    (inputs, targets), *_ = eval_batches(images, 10)
+    (inputs, targets), *_ = eval_batches(images, LoaderOptions(eval_batch_size=10))
     assert torch.allclose(inputs, images.padded[:10, :, 2:-2, 2:-2] * 0.01 + 0.5)
     assert torch.equal(targets, torch.arange(10))
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("batch_size", "split_up", "message"),
     [
-        ({"batch_size": 51}, "data.batch_size=51 exceeds the training set: at most 50"),
+        (51, {}, "data.batch_size=51 exceeds the training set: at most 50"),
         (
-            {"batch_size": 16, "world_size": 2, "micro_batches": 3},
+            16,
+            {"world_size": 2, "micro_batches": 3},
             "data.batch_size=16 does not divide into 2 ranks x 3 micro-batches: "
             "take a multiple of 6, such as 12",
         ),
         (
-            {"batch_size": 4, "world_size": 8},
+            4,
+            {"world_size": 8},
             "data.batch_size=4 does not divide into 8 ranks x 1 micro-batches: "
             "take a multiple of 8, such as 8",
         ),
     ],
 )
-def test_batch_sizes_that_do_not_fit(images, options, message):
+def test_batch_sizes_that_do_not_fit(images, batch_size, split_up, message):
     with pytest.raises(ConfigError) as error:
-        TrainLoader(images, seed=0, **options)
+        TrainLoader(images, LoaderOptions(batch_size=batch_size), seed=0, **split_up)
     assert str(error.value) == message

@@ -17,9 +17,10 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from tests.distributed.ranks import on_ranks
-from tests.distributed.runs import steps, trainer_of
+from tests.distributed.runs import parts_of, steps
 from trainer.distributed.ranks import Ranks
 from trainer.errors import one_line
+from trainer.training.evaluation import evaluate
 
 RANKS = {"none": 1, "ddp": 2, "fsdp": 2, "hsdp": 4}
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -34,14 +35,14 @@ def attempt(ranks: Ranks, strategy: str, precision: str, capture: str, compile: 
     copies = "parallel.replicas=2" if strategy == "hsdp" else ""
     line = f"{model} {data} {options} {copies} loop.compile={str(compile).lower()}".split()
     try:
-        trainer = trainer_of(ranks, *line, dtype=torch.float32)
-        first = trainer.evaluate_splits("")["val/loss"]
-        steps(trainer, 21)
-        last = trainer.evaluate_splits("")["val/loss"]
+        parts = parts_of(ranks, *line, dtype=torch.float32)
+        first = evaluate(parts)["val/loss"]
+        steps(parts, 21)
+        last = evaluate(parts)["val/loss"]
     except Exception as error:
         return f"{type(error).__name__}: {one_line(error)}"
-    if trainer.counters.skipped_steps > 2:  # fp16 may have to find its loss scale
-        return f"{trainer.counters.skipped_steps} steps skipped"
+    if parts.counters.skipped_steps > 2:  # fp16 may have to find its loss scale
+        return f"{parts.counters.skipped_steps} steps skipped"
     return "works" if last < first else f"loss {first:.3f} -> {last:.3f}"
 
 

@@ -3,7 +3,6 @@
 One rank, too, is a process of its own: what it registers does not reach other tests.
 """
 
-import multiprocessing
 import os
 import pickle
 import socket
@@ -17,14 +16,12 @@ from typing import Any
 
 import torch
 
+from tests.forks import FORKS
 from trainer.cli.train import main
 from trainer.distributed.ranks import Ranks, join
 
 LIMIT = 120.0
 """Seconds after which ranks that have not ended are killed, and the test fails."""
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["trainer.cli.train", "tests.distributed.models"])
 
 
 def on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

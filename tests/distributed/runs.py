@@ -1,7 +1,6 @@
-"""Trainers in float64, and what is compared of them."""
+"""The parts of runs in float64, and what is compared of them."""
 
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +12,12 @@ from trainer.data import Batch
 from trainer.data.base import Split
 from trainer.distributed.dtensor import full_tensor
 from trainer.distributed.ranks import Ranks
-from trainer.monitor import MonitorOptions, Monitors
 from trainer.training.build import build
-from trainer.training.loop import Trainer
-from trainer.training.run import describe
+from trainer.training.evaluation import evaluate
+from trainer.training.parts import RunParts
+from trainer.training.step import TrainStep
 
-ARGS = Namespace(config_path=None, config_dir=None, config_name=None)
+ARGS = Namespace(config_path=None, config_dir=None, config_name=None, overrides=[])
 PLUGINS = ["plugins=[tests.distributed.models]"]
 
 
@@ -36,42 +35,42 @@ class Wide(Split):
         return inputs.double() if inputs.is_floating_point() else inputs, targets
 
 
-def trainer_of(ranks: Ranks, *overrides: str, dtype: torch.dtype = torch.float64) -> Trainer:
-    """A run's trainer, without sinks."""
+def parts_of(ranks: Ranks, *overrides: str, dtype: torch.dtype = torch.float64) -> RunParts:
+    """The parts of a run that the command line describes."""
     load_plugins(PLUGINS)
     with hydra_session(ARGS) as session:
         config = resolve(compose(session, ARGS, [*PLUGINS, *overrides]))
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        trainer = build(config, ranks)
+        parts = build(config, ranks)
     finally:
         torch.set_default_dtype(before)
     if dtype == torch.float64:
-        trainer.state.loader.split = Wide(trainer.state.loader.split)
-        for name, split in trainer.data.evals.items():
-            trainer.data.evals[name] = Wide(split)
-    trainer.monitors = Monitors(describe(trainer, Path(), 0), MonitorOptions(sinks=[]))
-    return trainer
+        parts.state.loader.split = Wide(parts.state.loader.split)
+        for name, split in parts.data.evals.items():
+            parts.data.evals[name] = Wide(split)
+    return parts
 
 
-def steps(trainer: Trainer, count: int) -> Trainer:
+def steps(parts: RunParts, count: int) -> RunParts:
+    train_step = TrainStep(parts)
     for _ in range(count):
-        trainer.train_step()
-    return trainer
+        train_step()
+    return parts
 
 
-def outcome(trainer: Trainer) -> dict[str, Any]:
+def outcome(parts: RunParts) -> dict[str, Any]:
     """All that should not depend on the number of ranks."""
-    metrics = trainer.evaluate_splits("")
-    tensors = trainer.state.tensors()
+    metrics = evaluate(parts)
+    tensors = parts.state.tensors()
     return {
         "model": gathered(tensors["model"]),
         "optimizer": gathered(tensors["optimizer"]["state"]),
         "ema": gathered(tensors.get("ema", {})),
         "metrics": metrics,
-        "window": torch.stack(trainer.state.window).sum(0) if trainer.state.window else None,
-        "norm": trainer.counters.grad_norm,
+        "window": torch.stack(parts.state.window).sum(0) if parts.state.window else None,
+        "norm": parts.counters.grad_norm,
     }
 
 

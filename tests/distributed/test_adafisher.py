@@ -22,6 +22,8 @@ from trainer.distributed.ranks import Ranks
 from trainer.models.gpt import GPT, Block
 from trainer.optim import AdaFisher
 
+pytestmark = pytest.mark.ranks
+
 STEPS, BATCH = 20, 24
 LIMIT = 300.0
 Case = dict[str, Any]

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.distributed.ranks import on_ranks
-from tests.distributed.runs import assert_same, outcome, steps, trainer_of
+from tests.distributed.runs import assert_same, outcome, parts_of, steps
 from trainer.distributed.batch_norm import SyncBatchNorm, synchronize_batch_norms
 from trainer.distributed.ranks import Ranks
+
+pytestmark = pytest.mark.ranks
 
 CNN = "model=cnn model.widths=[5,6] data.batch_size=48 data.crop_padding=0 schedule=constant"
 BLOCKS = "model=normed_blocks data.batch_size=48 data.crop_padding=0 schedule=constant"
@@ -26,7 +28,7 @@ STEPS = 6
 
 
 def trajectories(ranks: Ranks, cases: dict[str, str]) -> dict[str, Any]:
-    return {name: outcome(steps(trainer_of(ranks, *line.split()), STEPS)) for name, line in cases.items()}
+    return {name: outcome(steps(parts_of(ranks, *line.split()), STEPS)) for name, line in cases.items()}
 
 
 @pytest.fixture(scope="module")

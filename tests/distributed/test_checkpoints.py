@@ -1,4 +1,4 @@
-"""A checkpoint of any ranks is gone on with by any others; by as many, to the bit."""
+"""A checkpoint of any number of ranks is continued on any other; on the same number, to the bit."""
 
 import json
 import os
@@ -11,18 +11,22 @@ from typing import Any
 import pytest
 
 from tests.distributed.ranks import end, on_ranks, start_trainer, train
-from tests.distributed.runs import assert_same, outcome, steps, trainer_of
+from tests.distributed.runs import assert_same, outcome, parts_of, steps
 from tests.training.kill_and_resume import compare
 from trainer.checkpoint import storage
 from trainer.checkpoint.manager import CheckpointManager
+from trainer.checkpoint.restore import restore
 from trainer.cli.train import main
+from trainer.config.schema import CheckpointOptions
 from trainer.distributed.ranks import Ranks
 
-LINES = {
+pytestmark = pytest.mark.ranks
+
+LINES = {  # what is uneven is so on any number of ranks; the first has empty shards, the second tied weights
     "conv adamw": "model=uneven data.batch_size=48 loop.ema=0.9 optimizer=adamw",
-    "conv adafisher": "model=uneven data.batch_size=48 optimizer=adafisher optimizer.update_interval=3",
-    "gpt adafisher": "data=synthetic_tokens model=gpt model.layers=2 model.width=12 model.heads=2 "
-    "data.train_samples=96 data.batch_size=24 data.context_length=9 optimizer=adafisher",
+    "gpt adafisher": "data=synthetic_tokens model=gpt model.layers=1 model.width=10 model.heads=2 "
+    "data.train_samples=96 data.batch_size=24 data.context_length=9 optimizer=adafisher "
+    "optimizer.update_interval=3",
 }
 LAYOUTS = {
     "alone": (1, ""),
@@ -30,6 +34,13 @@ LAYOUTS = {
     "fsdp": (3, "parallel=fsdp"),
     "hsdp": (4, "parallel=hsdp parallel.replicas=2"),
 }
+SAVED_BY = {
+    "alone": ["ddp", "fsdp", "hsdp"],  # the same ranks again go on to the bit, see training/test_resume.py
+    "ddp": ["alone"],
+    "fsdp": ["ddp"],
+    "hsdp": ["alone", "ddp", "fsdp", "hsdp"],
+}
+"""Whose checkpoints each layout loads: the extremes those of all, the others their neighbour's."""
 BEFORE, AFTER = 4, 6
 
 
@@ -41,22 +52,22 @@ def run(layout: str, function: Any, root: Path) -> list[dict[str, Any]]:
 
 def save(ranks: Ranks, lines: dict[str, str], layout: str, root: Path) -> None:
     for name, line in lines.items():
-        trainer = steps(trainer_of(ranks, *line.split()), BEFORE)
-        saver = CheckpointManager(root / layout / name, ranks, keep_last=1, background=layout == "fsdp")
-        saver.save(trainer.state, best=False)
-        saver.wait()
+        parts = steps(parts_of(ranks, *line.split()), BEFORE)
+        options = CheckpointOptions(keep_last=1, async_=layout == "fsdp")
+        checkpoints = CheckpointManager(root / layout / name, ranks, options)
+        checkpoints.save(parts.state, monitors={})
+        checkpoints.wait()
 
 
 def load(ranks: Ranks, lines: dict[str, str], layout: str, root: Path) -> dict[str, dict[str, Any]]:
-    """Goes on from all that were saved; the outcomes by layout of the saving ranks, and run."""
+    """Continues from the checkpoints of other layouts; the outcomes by layout of the saving ranks, and run."""
     found: dict[str, dict[str, Any]] = {}
-    for saved in LAYOUTS:
+    for saved in SAVED_BY[layout]:
         for name, line in lines.items():
-            trainer = trainer_of(ranks, *line.split())
-            storage.restore(
-                storage.list_checkpoints(root / saved / name), trainer.state, same_run=False, ranks=ranks
-            )
-            found.setdefault(saved, {})[name] = outcome(steps(trainer, AFTER))
+            parts = parts_of(ranks, *line.split())
+            checkpoints = storage.list_checkpoints(root / saved / name)
+            restore(checkpoints, parts.state, same_run=False, ranks=ranks)
+            found.setdefault(saved, {})[name] = outcome(steps(parts, AFTER))
     return found
 
 
@@ -70,7 +81,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def undisturbed(ranks: Ranks) -> dict[str, dict[str, Any]]:
     return {
-        name: outcome(steps(trainer_of(ranks, *line.split(), "schedule=constant"), BEFORE + AFTER))
+        name: outcome(steps(parts_of(ranks, *line.split(), "schedule=constant"), BEFORE + AFTER))
         for name, line in LINES.items()
     }
 
@@ -85,7 +96,7 @@ def test_saved_on_any_ranks_goes_on_on_any_others(
     layout: str, root: Path, expected: dict[str, dict[str, Any]]
 ) -> None:
     for one in run(layout, load, root):
-        for saved in LAYOUTS:
+        for saved in SAVED_BY[layout]:
             assert_same(expected, one[saved], where=f"saved by {saved}, on {layout}: ")
 
 

@@ -18,6 +18,8 @@ from trainer.distributed.ranks import Ranks
 from trainer.models.gpt import GPT, Block
 from trainer.optim import AdaFisher
 
+pytestmark = pytest.mark.ranks
+
 RULES = {"calibrated": 1, "paper": 0, "released": 0}
 """Collectives of a step between refreshes where parameters are sharded: one of scalars, for the length of the step."""
 
@@ -75,10 +77,14 @@ def state_bytes(ranks: Ranks) -> int:
     return sum(t.numel() * t.element_size() for t in local)
 
 
+@pytest.fixture(scope="module")
+def bytes_of_one_rank() -> int:
+    return on_ranks(1, state_bytes)[0]
+
+
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_state_is_sharded(world_size: int) -> None:
-    (whole,) = on_ranks(1, state_bytes)
-    assert max(on_ranks(world_size, state_bytes)) <= (1 / world_size + 0.02) * whole
+def test_state_is_sharded(world_size: int, bytes_of_one_rank: int) -> None:
+    assert max(on_ranks(world_size, state_bytes)) <= (1 / world_size + 0.02) * bytes_of_one_rank
 
 
 def in_half_precision(ranks: Ranks) -> dict[str, torch.Tensor]:

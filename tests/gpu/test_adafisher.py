@@ -14,6 +14,8 @@ from trainer.optim import AdaFisher
 from trainer.optim.adafisher import mean_squares
 from trainer.optim.adafisher.layers import layer_of
 
+pytestmark = pytest.mark.gpu
+
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(7, 5), (9, 3, 7)),
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1), (9, 4, 11)),
@@ -43,8 +45,8 @@ def test_factors(
     module, x = make(), torch.randn(shape)
     if channels_last and x.dim() == 4:
         module, x = module.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    here = layer_of(module, "calibrated")
-    there = layer_of(copy.deepcopy(module).cuda(), "calibrated")
+    here = layer_of(module)
+    there = layer_of(copy.deepcopy(module).cuda())
     assert here
     assert there
     out = module(x)

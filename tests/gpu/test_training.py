@@ -10,6 +10,8 @@ import pytest
 from tests.training.kill_and_resume import RUNS, trial
 from trainer.cli.train import main
 
+pytestmark = pytest.mark.gpu
+
 RUN = ["device=cuda", "loop.max_steps=120", "loop.eval_every=60", "data.batch_size=64"]
 
 

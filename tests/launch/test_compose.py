@@ -1,20 +1,25 @@
 """From overrides to the runs of a sweep."""
 
+from math import prod
+from pathlib import Path
+
 import pytest
+import yaml
 
-from launch.compose import compose_sweep, point_names
+from launch.compose import SweepPoint, compose_sweep, point_names
 from launch.options import LocalOptions, SlurmOptions
-from trainer.config.compose import (
-    compose,
-    compose_points,
-    hydra_session,
-    parse_arguments,
-    sweep_points,
-    without_hydra,
-)
+from trainer.config.command_line import parse_arguments
+from trainer.config.compose import compose, compose_grid, hydra_session, resolve
 
 
-def test_a_grid_is_composed_point_by_point() -> None:
+def frozen(point: SweepPoint, directory: Path) -> dict:
+    """The config that a point leaves in its directory."""
+    directory.mkdir()
+    point.freeze(directory)
+    return yaml.safe_load((directory / "config.yaml").read_text())
+
+
+def test_a_grid_is_composed_point_by_point(tmp_path: Path) -> None:
     options, points = compose_sweep(
         [
             "optimizer=adamw,sgd",
@@ -33,16 +38,17 @@ def test_a_grid_is_composed_point_by_point() -> None:
         "2_optimizer=sgd,seed=0",
         "3_optimizer=sgd,seed=1",
     ]
-    assert [(p.config.optimizer["name"], p.config.seed, p.config.optimizer["lr"]) for p in points] == [
+    configs = [frozen(point, tmp_path / point.name) for point in points]
+    assert [(c["optimizer"]["name"], c["seed"], c["optimizer"]["lr"]) for c in configs] == [
         (name, seed, 0.1) for name in ("adamw", "sgd") for seed in (0, 1)
     ]
 
 
-def test_one_run() -> None:
+def test_one_run(tmp_path: Path) -> None:
     options, points = compose_sweep(["launch=local", "seed=3"])
     assert isinstance(options, LocalOptions)
     assert [point.name for point in points] == ["0_run"]
-    assert points[0].config.seed == 3
+    assert frozen(points[0], tmp_path / "run")["seed"] == 3
 
 
 def test_names_are_fit_for_directories() -> None:
@@ -60,9 +66,11 @@ def test_names_are_fit_for_directories() -> None:
         "~schedule.warmup seed=1,2",
     ],
 )
-def test_points_are_composed_as_one_by_one(grid: str) -> None:
+def test_a_grid_is_composed_as_its_points_are_one_by_one(grid: str) -> None:
     args = parse_arguments([])
-    points = sweep_points(grid.split())
+    points = compose_grid(args, grid.split())
+    assert len(points) == prod(len(word.split(",")) for word in grid.split() if "," in word)
     with hydra_session(args) as session:
-        single = [without_hydra(compose(session, args, point)) for point in points]
-        assert compose_points(session, args, points) == single
+        assert [point.config for point in points] == [
+            resolve(compose(session, args, point.overrides)) for point in points
+        ]

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.__main__ import main
+from launch.cli import main
 from launch.run_states import run_states
 from launch.sweep_dir import read_sweep
 from trainer.report.read_runs import read_runs
 
+pytestmark = pytest.mark.slow
 LOCAL = ["compare", "launch=local", "launch.gpus_per_node=0", "launch.snapshot=false", "device=cpu"]
 TINY = ["model.widths=[4]", "monitor.sinks=[jsonl]", "checkpoint.keep_best=false", "loop.log_every=2"]
 
@@ -28,7 +29,7 @@ def test_each_job_measures_its_own_budget(tmp_path: Path, capsys: pytest.Capture
         assert sorted(run.path.name for run in runs) == [f"adamw,seed={seed}", f"sgd,seed={seed}"]
         assert all(run.config["loop.max_time"] == budget for run in runs)
     assert main(["rerun", str(sweep)]) == 0
-    assert "nothing to run again" in capsys.readouterr().out
+    assert "nothing to rerun" in capsys.readouterr().out
 
 
 def test_contenders_are_frozen_when_it_is_launched(tmp_path: Path) -> None:

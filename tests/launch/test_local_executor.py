@@ -1,30 +1,37 @@
-"""Sweeps on this machine: they run, are stopped and go on."""
+"""Sweeps on this machine: they run, are stopped and resume."""
 
+import dataclasses
 import json
+import multiprocessing
+import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from launch.__main__ import main
-from launch.local_executor import share
+from launch.cli import main
+from launch.local_executor import split_gpus
 from launch.run_states import run_states
 from launch.sweep_dir import read_sweep
+from tests.slurm.plugins import opened, reached
+
+pytestmark = pytest.mark.slow
 
 TINY = "launch=local device=cpu monitor.sinks=[jsonl,runlog] loop.max_steps=5 launch.snapshot=false"
+
+FORK = multiprocessing.get_context("fork")  # has imported all that a launch needs
 
 
 def states(directory: Path) -> list[str]:
     return [row.state for row in run_states(read_sweep(directory))[0]]
 
 
-def wait_for(directory: Path, state: str) -> None:
+def wait_for(file: Path) -> None:
     end = time.monotonic() + 60
-    while not (directory / "sweep.json").exists() or state not in states(directory):
+    while not file.exists():
         assert time.monotonic() < end
         time.sleep(0.1)
 
@@ -48,30 +55,44 @@ def test_a_failed_run_alone_is_run_again(tmp_path: Path, capsys: pytest.CaptureF
 
     later.write_text("that is the question " * 100)
     assert main(["rerun", str(sweep), "--failed"]) == 0
-    assert "again: 1_data.path" in capsys.readouterr().out
+    assert "rerunning 1_data.path" in capsys.readouterr().out
     assert states(sweep) == ["finished", "finished"]
     assert main(["wait", str(sweep)]) == 0
     assert main(["rerun", str(sweep)]) == 0
-    assert "nothing to run again" in capsys.readouterr().out
+    assert "nothing to rerun" in capsys.readouterr().out
     assert main(["logs", str(sweep), "1"]) == 0
     assert "later.txt" in capsys.readouterr().out
 
 
-def test_stopped_with_checkpoints_and_on_again(tmp_path: Path) -> None:
+def test_stopped_with_checkpoints_and_resumed(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    slow = "plugins=[tests.slurm.plugins] monitor.sinks=[jsonl,slow] loop.max_steps=30 seed=0,1"
-    command = [sys.executable, "-m", "launch", *TINY.split(), *slow.split(), f"launch.dir={sweep}"]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
-    wait_for(sweep, "running")
+    gated = "plugins=[tests.slurm.plugins] monitor.sinks=[jsonl,gate] loop.max_steps=12 seed=0,1"
+    process = FORK.Process(target=launch, args=[*TINY.split(), *gated.split(), f"launch.dir={sweep}"])
+    process.start()
+    wait_for(reached(sweep / "0_seed=0", 5))
     assert states(sweep) == ["running", "queued"]
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 75
-    assert states(sweep) == ["preempted", "lost"]
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 75
+    assert states(sweep) == ["preempted", "vanished"]
     step = run_states(read_sweep(sweep))[0][0].step
-    assert 0 < step < 30
+    assert 5 <= step < 12
     assert list((sweep / "0_seed=0" / "checkpoints").glob(f"step_*{step}"))
+
+    opened(sweep / "1_seed=1", 5).touch()
+    both_at_a_time(sweep)
     assert main(["rerun", str(sweep), "--incomplete"]) == 0
     assert states(sweep) == ["finished", "finished"]
+
+
+def launch(*argv: str) -> None:
+    sys.exit(main(list(argv)))
+
+
+def both_at_a_time(directory: Path) -> None:
+    sweep = read_sweep(directory)
+    sweep.options = dataclasses.replace(sweep.options, array_parallelism=2)
+    sweep.write()
 
 
 def test_a_killed_run_is_started_again_as_often_as_it_may(tmp_path: Path) -> None:
@@ -82,13 +103,11 @@ def test_a_killed_run_is_started_again_as_often_as_it_may(tmp_path: Path) -> Non
     assert main([*TINY.split(), *options.split(), f"launch.dir={sweep}"]) == 1
     row = run_states(read_sweep(sweep))[0][0]
     assert (row.state, row.restarts) == ("failed", 1)
-    assert re.fullmatch(
-        r"stopped by SIGUSR2 at step \d+; launch\.max_requeues=1 is used up", row.reason or ""
-    )
+    assert re.fullmatch(r"stopped by SIGUSR2 at step \d+; reached launch\.max_requeues=1", row.reason or "")
 
 
-def test_gpus_are_shared_out() -> None:
-    assert share(["0", "1", "2", "3"], 2, 2) == [["0", "1"], ["2", "3"]]
-    assert share(["4", "5", "6"], 1, 2) == [["4"], ["5"]]
-    assert share(["0"], 1, 2) == [[], []]
-    assert share([], 0, 3) == [[], [], []]
+def test_gpus_are_split_between_slots() -> None:
+    assert split_gpus(["0", "1", "2", "3"], 2, 2) == [["0", "1"], ["2", "3"]]
+    assert split_gpus(["4", "5", "6"], 1, 2) == [["4"], ["5"]]
+    assert split_gpus(["0"], 1, 2) == [[], []]
+    assert split_gpus([], 0, 3) == [[], [], []]

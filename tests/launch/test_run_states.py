@@ -4,14 +4,16 @@ from typing import Any
 
 import pytest
 
-from launch.run_states import QueueEntry, resolve_state
+from launch.run_states import ACTIVE, QueueEntry, resolve_state
+from trainer.rundir.status import STATES
 
 RUNNING, PREEMPTED = {"state": "running"}, {"state": "preempted", "error": "stopped at 5"}
 FAILED, FINISHED = {"state": "failed", "error": "bad"}, {"state": "finished", "error": None}
+OTHER_FORMAT = {"state": "unknown", "error": "has format 2"}
 
 
 @pytest.mark.parametrize(
-    ("status", "job", "started", "current", "expected"),
+    ("status", "entry", "started", "current", "expected"),
     [
         ({}, QueueEntry(("PENDING", "Resources")), False, False, ("queued", "Resources")),
         ({}, QueueEntry(("RUNNING", "None")), False, False, ("starting", None)),
@@ -37,21 +39,29 @@ FAILED, FINISHED = {"state": "failed", "error": "bad"}, {"state": "finished", "e
         (PREEMPTED, QueueEntry(None), True, True, ("preempted", "stopped at 5")),
         (PREEMPTED, QueueEntry(None, "CANCELLED by 0"), True, True, ("cancelled", "stopped at 5")),
         ({}, QueueEntry(None, "CANCELLED by 0"), False, False, ("cancelled", None)),
-        (RUNNING, QueueEntry(None, "TIMEOUT"), True, True, ("lost", "Slurm says TIMEOUT")),
-        (RUNNING, QueueEntry(None), True, True, ("lost", "its job is gone without a word")),
-        (FAILED, QueueEntry(None, "NODE_FAIL"), False, False, ("lost", "Slurm says NODE_FAIL")),
+        (RUNNING, QueueEntry(None, "TIMEOUT"), True, True, ("vanished", "Slurm reports TIMEOUT")),
+        (
+            RUNNING,
+            QueueEntry(None),
+            True,
+            True,
+            ("vanished", "the job left the queue without reporting a result"),
+        ),
+        (FAILED, QueueEntry(None, "NODE_FAIL"), False, False, ("vanished", "Slurm reports NODE_FAIL")),
         (RUNNING, None, True, True, ("unknown", None)),
+        (OTHER_FORMAT, QueueEntry(None), True, False, ("unknown", "has format 2")),
         (FINISHED, None, True, True, ("finished", None)),
     ],
 )
-def test_judge(
+def test_state_and_reason(
     status: dict[str, Any],
-    job: QueueEntry | None,
+    entry: QueueEntry | None,
     started: bool,
     current: bool,
     expected: tuple[str, str | None],
 ) -> None:
-    assert resolve_state(status, job, started=started, current=current, cancelled=False) == expected
+    assert resolve_state(status, entry, started=started, current=current, cancelled=False) == expected
+    assert expected[0] in STATES
 
 
 def test_cancelled_by_us_without_accounts() -> None:
@@ -65,3 +75,7 @@ def test_cancelled_by_us_without_accounts() -> None:
     )
     completing = QueueEntry(("COMPLETING", "None"))
     assert resolve_state(RUNNING, completing, started=True, current=True, cancelled=True) == ("running", None)
+
+
+def test_active_runs_are_in_states_of_their_own() -> None:
+    assert set(ACTIVE) < STATES.keys()

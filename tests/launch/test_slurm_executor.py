@@ -1,4 +1,4 @@
-"""What is said to Slurm and understood from it, without a Slurm."""
+"""What is sent to Slurm and read from its answers, without a Slurm."""
 
 import os
 import subprocess
@@ -75,10 +75,10 @@ def test_one_run_is_no_array(tmp_path: Path) -> None:
     ],
 )
 def test_slurms_own_words_and_the_option(words: str, option: str) -> None:
-    said = explain(words)
-    assert said.startswith("Slurm refused the jobs: ")
-    assert words.removeprefix("sbatch: ").removeprefix("error: ") in said
-    assert option in said
+    message = explain(words)
+    assert message.startswith("Slurm refused the jobs: ")
+    assert words.removeprefix("sbatch: ").removeprefix("error: ") in message
+    assert option in message
 
 
 def test_no_answer() -> None:

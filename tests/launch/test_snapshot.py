@@ -49,9 +49,9 @@ def test_what_is_tracked_with_its_changes_and_what_is_new(repository: Path, tmp_
     assert (tmp_path / "copy" / "script").stat().st_mode & 0o111
     assert (tmp_path / "copy" / "link").is_symlink()
     assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o700
-    told = json.loads((tmp_path / "copy" / MARK).read_text())
-    assert told["git_commit"] == git(repository, "rev-parse", "HEAD").strip()
-    assert "+tracked = 2" in told["git_diff"]
+    source = json.loads((tmp_path / "copy" / MARK).read_text())
+    assert source["git_commit"] == git(repository, "rev-parse", "HEAD").strip()
+    assert "+tracked = 2" in source["git_diff"]
 
 
 def test_a_copy_that_fails_has_not_its_name(

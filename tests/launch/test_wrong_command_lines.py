@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.__main__ import main
+from launch.cli import main
 
 WRONG = [
     # the launch
@@ -39,9 +39,9 @@ WRONG = [
     # the other commands
     ("stats x", "unknown command stats; did you mean status"),
     ("status", "DIR"),
-    ("status .", "has no sweep in it"),
+    ("status .", "has no sweep.json in it"),
     ("rerun . --failed --incomplete", "not allowed with"),
-    ("wait nowhere", "has no sweep in it"),
+    ("wait nowhere", "has no sweep.json in it"),
 ]
 
 

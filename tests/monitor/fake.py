@@ -38,7 +38,17 @@ def monitors(directory: Path, *sinks: str, **changes: Any) -> Monitors:
 
 
 def progress(step: int) -> Progress:
-    return Progress(step, step / 10, step / 2, step / STEPS)
+    return Progress(step, step / 10, step / 2, step / STEPS, *best(step))
+
+
+def best(step: int) -> tuple[float | None, int]:
+    """The best accuracy of the evaluations until a step, and the step of that."""
+    evaluated = {accuracy(at): at for at in range(10, step + 1, 10)}
+    return (max(evaluated), evaluated[max(evaluated)]) if evaluated else (None, 0)
+
+
+def accuracy(step: int) -> float:
+    return math.exp(-loss(step))
 
 
 def loss(step: int) -> float:
@@ -52,11 +62,11 @@ def play(told: Monitors, first: int, last: int) -> dict[str, float]:
         now = progress(step)
         told.tick(now)
         if step % 5 == 0:
-            values = {"train/loss": loss(step), "train/accuracy": math.exp(-loss(step)), "lr": 1e-3}
+            values = {"train/loss": loss(step), "train/accuracy": accuracy(step), "lr": 1e-3}
             told.train(now, values, {"samples_per_second": 1234.5, "memory_mib": 412.0})
         if step % 10 == 0:
             told.curvature(now, {f"layer{i}": {"share": i / 10 + step / 1000} for i in range(3)})
-            metrics = {"test/loss": loss(step) + 0.1, "test/accuracy": math.exp(-loss(step))}
+            metrics = {"test/loss": loss(step) + 0.1, "test/accuracy": accuracy(step)}
             told.evaluation(now, metrics, {"eval_seconds": 0.1})
             told.predictions(now, "test/predictions", torch.rand(4, 1, 8, 8), torch.arange(4), torch.zeros(4))
             told.text(now, "val/sample", f"To be at step {step},\n  or not to be")

@@ -3,67 +3,76 @@ import inspect
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
-from tests.monitor.fake import monitors, play, progress
+from tests.monitor.fake import monitors, play, progress, run_info
 from trainer.errors import ConfigError
-from trainer.metrics import higher_is_better
-from trainer.monitor import SINKS, Best, MonitorOptions, Sink
+from trainer.monitor import SINKS, MonitorOptions, Monitors, Sink
 from trainer.options import check_options, options_of
 
 METHODS = [name for name, _ in inspect.getmembers(Sink, inspect.isfunction) if not name.startswith("_")]
 
 
+REPORTS = sorted(set(METHODS) - {"attach", "state_dict", "load_state_dict"})
+
+
+class Recorder(Sink):
+    """Notes what is reported to it."""
+
+    def __init__(self, noted, name="recorder"):
+        self.noted, self.name = noted, name
+
+    def state_dict(self):
+        return {"noted": len(self.noted)}
+
+    def load_state_dict(self, state):
+        self.noted.append(("load_state_dict", state))
+
+
+for name in REPORTS:
+    setattr(Recorder, name, lambda self, *args, name=name: self.noted.append((self.name, name, *args)))
+
+
 @pytest.fixture
 def calls(monkeypatch):
-    """A sink named "recorder" that notes what it is told."""
+    """A sink named "recorder" that notes what is reported to it."""
     monkeypatch.setattr(SINKS, "_entries", dict(SINKS._entries))
     noted = []
-
-    @SINKS.register("recorder")
-    class Recorder(Sink):
-        def state_dict(self):
-            noted.append("state_dict")
-            return {"noted": len(noted)}
-
-        def load_state_dict(self, state):
-            noted.append(("load_state_dict", state))
-
-    for name in set(METHODS) - {"state_dict", "load_state_dict"}:
-        setattr(Recorder, name, lambda self, *args, name=name: noted.append((name, *args)))
+    SINKS.register("recorder")(lambda run: Recorder(noted))
     return noted
 
 
-def test_every_sink_is_told_everything(tmp_path, calls):
-    told, now, image = monitors(tmp_path, "recorder", "jsonl"), progress(5), torch.zeros(1, 1, 2, 2)
-    told.tick(now)
-    told.train(now, {"train/loss": 1.0}, {})
-    told.evaluation(now, {"test/loss": 1.0}, {})
-    told.curvature(now, {"conv": {"share": 0.5}})
-    told.images(now, "train", image)
-    told.predictions(now, "test", image, image, image)
-    told.text(now, "sample", "To be")
-    told.histograms(now, {"weight": image})
-    told.message("hello", "warning")
-    state = told.state_dict()
-    told.load_state_dict(state)
-    told.finish("finished", {"test/loss": 1.0})
-    assert calls == [
-        ("tick", now),
-        ("train", now, {"train/loss": 1.0}, {}),
-        ("evaluation", now, {"test/loss": 1.0}, {}),
-        ("curvature", now, {"conv": {"share": 0.5}}),
-        ("images", now, "train", image),
-        ("predictions", now, "test", image, image, image),
-        ("text", now, "sample", "To be"),
-        ("histograms", now, {"weight": image}),
-        ("message", "hello", "warning"),
-        "state_dict",
-        ("load_state_dict", {"noted": 10}),
-        ("finish", "finished", {"test/loss": 1.0}),
-    ]
-    assert {call[0] for call in calls if isinstance(call, tuple)} | {"state_dict"} == set(METHODS)
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_report_reaches_every_sink_with_its_arguments(name, tmp_path, calls):
+    extra = {"extra": Recorder(calls, "extra")}
+    reported = Monitors(run_info(tmp_path), MonitorOptions(sinks=["recorder"]), extra)
+    arguments = [object() for _ in list(inspect.signature(getattr(Sink, name)).parameters)[1:]]
+    getattr(reported, name)(*arguments)
+    assert calls == [("extra", name, *arguments), ("recorder", name, *arguments)]
+
+
+def test_a_default_is_left_to_the_sink(tmp_path, capsys):
+    monitors(tmp_path, "console").message("hello", level="warning")
+    assert "warning: hello" in capsys.readouterr().out
+
+
+def test_the_state_is_that_of_each_sink_by_name(tmp_path, calls):
+    reported = monitors(tmp_path, "recorder", "jsonl")
+    assert reported.state_dict() == {"recorder": {"noted": 0}, "jsonl": {"metrics": 0, "clock": 0}}
+    reported.load_state_dict({"recorder": {"noted": 7}})
+    assert calls == [("load_state_dict", {"noted": 7})]
+
+
+def test_a_sink_can_report_to_the_others(tmp_path, capsys):
+    class Greeter(Sink):
+        def __init__(self):
+            pass
+
+        def attach(self, monitors):
+            monitors.message("hello")
+
+    Monitors(run_info(tmp_path), MonitorOptions(sinks=["console"]), {"greeter": Greeter()})
+    assert capsys.readouterr().out.splitlines()[-1] == "hello"
 
 
 def test_a_sink_that_the_checkpoint_does_not_know_is_left_alone(tmp_path, calls):
@@ -90,29 +99,7 @@ def test_the_config_group_lists_every_option_with_its_default():
     assert check_options(options_of(MonitorOptions), values, "monitor") == values
 
 
-@pytest.mark.parametrize(
-    ("metric", "values", "better"),
-    [
-        ("test/accuracy", [0.1, 0.3, 0.3, 0.2, 0.4], [True, True, False, False, True]),
-        ("test/loss", [2.0, float("nan"), 1.0, 1.5, 0.5], [True, False, True, False, True]),
-        ("val/perplexity", [float("nan"), 9.0, 8.0], [False, True, True]),
-    ],
-)
-def test_best(metric, values, better):
-    best = Best(metric)
-    assert [best.update(i, {metric: v, "other": i}) for i, v in enumerate(values)] == better
-    assert best.step == max(i for i, is_better in enumerate(better) if is_better)
-    assert best.metrics == {metric: values[best.step], "other": best.step}
-    resumed = Best(metric)
-    resumed.load_state_dict(best.state_dict())
-    assert vars(resumed) == vars(best)
-
-
-def test_an_evaluation_without_the_metric_is_not_the_best():
-    assert not Best("test/accuracy").update(1, {"test/loss": 1.0})
-
-
-def test_higher_is_better():
-    assert higher_is_better("test_ema/accuracy")
-    assert not higher_is_better("test/loss")
-    assert not higher_is_better("val/perplexity")
+def test_the_best_evaluation_is_the_one_at_its_own_step():
+    assert [progress(step).is_best for step in (0, 10, 20, 30, 40, 50, 60)] == [
+        *(False, True, True, True, False, True, False)
+    ]

@@ -20,7 +20,7 @@ QUIET = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 
-
+pytestmark = pytest.mark.slow
 OPTIMIZERS = {"first": "adafisher", "second": "adamw"}
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 
@@ -80,6 +80,7 @@ def charts_on(html):
     return re.findall(r'<tb-truncated-path[^>]* title="([^"]+)"', html)
 
 
+@pytest.mark.browser
 @needs_browser
 def test_the_charts_of_two_runs_are_on_the_page(tmp_path, page):
     html = looked_at(f"{page}/#timeseries", tmp_path)
@@ -96,6 +97,7 @@ def test_the_charts_of_two_runs_are_on_the_page(tmp_path, page):
         assert table[start + 2 : start + 4] == ["0.7492", "50"]
 
 
+@pytest.mark.browser
 @needs_browser
 def test_the_predictions_of_two_runs_are_on_the_page(tmp_path, page):
     html = looked_at(f"{page}/?tagFilter=predictions#timeseries", tmp_path)

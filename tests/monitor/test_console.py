@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 
 from tests.monitor.fake import monitors, play, progress
-from trainer.metrics import duration, memory, value
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\].*?(?:\x07|\x1b\\)")
 
@@ -167,40 +166,3 @@ def test_a_resumed_run_knows_the_best_before(tmp_path, capsys):
 def test_a_run_that_fails_at_once(tmp_path, capsys):
     monitors(tmp_path, "console").finish("failed", {})
     assert "failed: 0 steps in 0.0 s of training" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.4, "0:00"),
-        (59.6, "1:00"),
-        (754, "12:34"),
-        (3723, "1:02:03"),
-        (2 * 86400 + 3 * 3600 + 240, "2d 03:04"),
-    ],
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("name", "number", "text"),
-    [
-        ("test/accuracy", 0.97222, "97.22%"),
-        ("test/loss", 0.123456, "0.1235"),
-        ("test/loss", 0.0123456, "0.0123"),
-        ("test/loss", 0.000123456, "0.000123"),
-        ("test/perplexity", 12345.6, "1.23e+04"),
-        ("test/loss", 0.0, "0.0000"),
-        ("skipped_steps", 3, "3"),
-        ("lr", 0.00123456, "0.00123"),
-        ("test/loss", float("nan"), "nan"),
-        ("test/accuracy", float("nan"), "nan%"),
-    ],
-)
-def test_value(name, number, text):
-    assert value(name, number) == text
-
-
-def test_memory():
-    assert (memory(412.4), memory(2048)) == ("412 MiB", "2.0 GiB")

@@ -22,6 +22,12 @@ class Listener(Sink):
         self.texts.append((progress.step, tag, text))
 
 
+def profile(listener, run, steps):
+    sink = Profile(run, steps)
+    sink.attach(listener)
+    return sink
+
+
 def train(told, steps, first=1):
     for step in range(first, first + steps):
         torch.ones(8, 8) @ torch.ones(8, 8)
@@ -38,7 +44,7 @@ def recorded(path):
 @pytest.mark.parametrize("resumed", [0, 40])
 def test_a_few_steps_are_recorded(tmp_path, resumed):
     listener = Listener()
-    told = Profile(run_info(tmp_path, resumed_step=resumed), 5, listener)
+    told = profile(listener, run_info(tmp_path, resumed_step=resumed), 5)
     train(told, 20, first=resumed + 1)
     told.finish("finished", {})
     first, last = resumed + 4, resumed + 8
@@ -55,7 +61,7 @@ def test_a_few_steps_are_recorded(tmp_path, resumed):
 
 def test_a_run_that_ends_meanwhile_leaves_what_was_recorded(tmp_path):
     listener = Listener()
-    told = Profile(run_info(tmp_path), 50, listener)
+    told = profile(listener, run_info(tmp_path), 50)
     train(told, 6)
     told.finish("preempted", {})
     assert recorded(tmp_path / "profile" / "steps_4_to_6.json.gz")[0] == 3
@@ -64,10 +70,10 @@ def test_a_run_that_ends_meanwhile_leaves_what_was_recorded(tmp_path):
 
 def test_a_run_that_is_too_short_says_so(tmp_path):
     listener = Listener()
-    told = Profile(run_info(tmp_path), 5, listener)
+    told = profile(listener, run_info(tmp_path), 5)
     train(told, 3)
     told.finish("finished", {})
-    assert listener.messages == [("no profile: step 4 is the first that is recorded", "warning")]
+    assert listener.messages == [("no profile: step 4 would have been the first recorded one", "warning")]
     assert not (tmp_path / "profile").exists()
 
 

@@ -1,4 +1,4 @@
-"""RecordedRun directories as a trainer leaves them, without training."""
+"""Run directories as the trainer leaves them, without training."""
 
 import json
 import os
@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from trainer.report.read_runs import RecordedRun, flatten
+from trainer.options import flatten
+from trainer.report.read_runs import RecordedRun
 
 
 def config(**options: Any) -> dict[str, Any]:
@@ -47,12 +48,15 @@ def write_run(
     error: str | None = None,
     pid: int | None = None,
     step_seconds: float = 0.01,
+    declared: dict[str, Any] | None = None,
     **options: Any,
 ) -> Path:
     """Writes a run that was evaluated every ten steps with these values of the metric."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("# a comment\n" + yaml.safe_dump(config(**options)))
-    status = {"state": state, "step": 10 * len(values), "metrics": {}, "error": error}
+    status = {"format": 1, "state": state, "step": 10 * len(values), "metrics": {}, "error": error}
+    if declared is not None:
+        status["declared"] = declared
     if state != "running":
         status["primary"] = metric
     process = {"host": socket.gethostname(), "pid": pid or os.getpid(), "time": time.time()}
@@ -62,11 +66,10 @@ def write_run(
     for i, value in enumerate(values, 1):
         place = {"step": 10 * i, "epoch": float(i)}
         seconds = {"step": 10 * i, "seconds": 10 * i * step_seconds}
-        text = "NaN" if value != value else value
         metrics += [
             {"kind": "train", **place, "train/loss": 1 / i, "lr": 0.1},
             {"kind": "curvature", **place, "layers": {"head.weight": {"age": 0.0}}},
-            {"kind": "evaluation", **place, metric: text},
+            {"kind": "evaluation", **place, metric: None if value != value else value},
         ]
         clock += [
             {"kind": "train", **seconds, "samples_per_second": 6400.0, "memory_mib": 500.0 + i},

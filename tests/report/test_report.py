@@ -79,6 +79,39 @@ def test_a_loss_is_better_when_it_is_lower(tmp_path: Path, capsys: pytest.Captur
     assert comparison["verdict"].startswith("good is better than bad: -0.5")
 
 
+def test_a_metric_that_only_the_runs_declare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The report does not import the plugin by which f1 is better when higher, and shown in percent."""
+    declared = {"f1": {"higher_is_better": True, "format": "percent"}}
+    for name, f1, loss in (("good", 0.95, 2.0), ("bad", 0.90, 1.0)):  # bad is better by its loss
+        for seed in range(5):
+            path = write_run(
+                tmp_path / f"{name}_{seed}",
+                [f1 + 0.001 * seed * loss],
+                metric="test/f1",
+                declared=declared,
+                optimizer__name=name,
+                seed=seed,
+            )
+            with (path / "metrics.jsonl").open("a") as file:
+                print(json.dumps({"kind": "evaluation", "step": 10, "test/loss": loss}), file=file)
+    found = report(capsys, tmp_path, "--target", "92%")
+    assert found["metric"] == "test/f1"
+    assert found["comparisons"][0]["verdict"].startswith("good is better than bad: +5.20 pp")
+    assert {group["group"]: group["reached"] for group in found["groups"]} == {"good": 5, "bad": 0}
+    assert "95.40% ± " in shown(capsys, tmp_path)
+    assert report(capsys, tmp_path, "--metric", "test/loss")["comparisons"][0]["best"] == "bad"
+
+
+def test_without_a_primary_metric_one_that_is_better_when_higher_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    declared = {"f1": {"higher_is_better": True, "format": "percent"}}
+    path = write_run(tmp_path / "run", [0.5], metric="test/f1", state="running", declared=declared)
+    with (path / "metrics.jsonl").open("a") as file:
+        print(json.dumps({"kind": "evaluation", "step": 10, "test/bleu": 1.0}), file=file)
+    assert report(capsys, tmp_path)["metric"] == "test/f1"
+
+
 def test_a_likely_one_is_not_claimed_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_group(tmp_path, "good", [0.95, 0.96, 0.97])
     write_group(tmp_path, "bad", [0.90, 0.92, 0.91])
@@ -91,7 +124,7 @@ def test_two_runs_are_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     write_group(tmp_path, "good", [0.990, 0.991])
     write_group(tmp_path, "bad", [0.100, 0.101])
     (comparison,) = report(capsys, tmp_path)["comparisons"]
-    assert comparison["verdict"] == "Too few runs for a claim about good and bad: 2, and it takes 3 of each."
+    assert comparison["verdict"] == "Too few runs to compare good and bad: 2, where 3 of each are needed."
 
 
 def test_the_same_bits_are_no_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +138,19 @@ def test_a_diverged_group_is_not_compared(tmp_path: Path, capsys: pytest.Capture
     write_group(tmp_path, "bad", [0.5, float("nan"), 0.52], metric="test/loss")
     (comparison,) = report(capsys, tmp_path)["comparisons"]
     assert comparison["verdict"].startswith("bad cannot be compared")
+
+
+def test_a_run_that_ended_without_a_finite_value_has_diverged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_group(tmp_path, "good", [0.5, 0.51, 0.52], metric="test/loss")
+    write_run(tmp_path / "bad", [0.5, 0.9, float("nan")], metric="test/loss", optimizer__name="bad")
+    bad, good = report(capsys, tmp_path)["groups"]
+    assert (bad["group"], bad["final_mean"], bad["best_mean"]) == ("bad", None, 0.5)
+    assert good["final_mean"] == pytest.approx(0.51)
+    out = tmp_path / "out"
+    assert "│ bad │ 1 finished │ diverged │ 0.5000 │" in shown(capsys, tmp_path, "--out", out)
+    assert (out / "test_loss.png").read_bytes().startswith(PNG)
 
 
 # Runs as they are -------------------------------------------------------------------------------------------------
@@ -141,7 +187,7 @@ def test_a_dead_process_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     write_run(tmp_path / "dead", [0.5], state="running", pid=gone.pid)
     write_run(tmp_path / "alive", [0.5], state="running", seed=1)
     states = {Path(run["path"]).name: run["state"] for run in report(capsys, tmp_path)["runs"]}
-    assert states == {"dead": "lost", "alive": "running"}
+    assert states == {"dead": "vanished", "alive": "running"}
     assert "its process is gone" in shown(capsys, tmp_path)
 
 
@@ -162,6 +208,17 @@ def test_a_run_without_any_records(tmp_path: Path, capsys: pytest.CaptureFixture
     assert report(capsys, tmp_path)["groups"][0]["unknown"] == 1
 
 
+def test_a_run_of_another_version_is_unknown_and_the_others_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "run", [0.5])
+    newer = write_run(tmp_path / "newer", [0.6], seed=1)
+    (newer / "status.json").write_text('{"format": 2, "state": "finished"}')
+    assert report(capsys, tmp_path)["groups"][0]["unknown"] == 1
+    assert main([str(tmp_path)]) == 0
+    assert "status.json has format 2, but" in capsys.readouterr().out
+
+
 def test_an_unreadable_config_is_listed_and_the_others_are_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,7 +230,7 @@ def test_an_unreadable_config_is_listed_and_the_others_are_compared(
         assert found["groups"][0]["final_mean"] == pytest.approx(0.55)
         assert {Path(r["path"]).name: r["state"] for r in found["runs"]}["broken"] == "unreadable"
         assert "its config.yaml cannot be read" in shown(capsys, tmp_path)
-    assert "cannot be read as a run's config" in refused(capsys, broken)
+    assert "cannot be read as the config of a run" in refused(capsys, broken)
 
 
 def test_runs_that_a_launcher_has_queued_are_listed(
@@ -311,8 +368,8 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_group(tmp_path / "runs", "adamw", [0.5])
     write_group(tmp_path / "runs", "sgd", [0.5])
     runs = tmp_path / "runs"
-    assert "empty has no run in it" in refused(capsys, tmp_path / "empty")
-    assert "is no directory" in refused(capsys, tmp_path / "nowhere")
+    assert "empty contains no run" in refused(capsys, tmp_path / "empty")
+    assert "is not a directory" in refused(capsys, tmp_path / "nowhere")
     assert "did you mean optimizer" in refused(capsys, runs, "--by", "optimiser")
     assert "did you mean test/accuracy" in refused(capsys, runs, "--metric", "test/acuracy")
     assert "--target" in refused(capsys, runs, "--target", "high")

@@ -54,7 +54,7 @@ def test_a_best_value_at_the_edge_is_noted(tmp_path: Path, capsys: pytest.Captur
     assert curves(found)["sgd"]["at_edge"]
     edges = [note for note in found["notes"] if "edge" in note]
     assert edges == [
-        "The best optimizer.lr of sgd, 0.1, lies at the edge of what was tried: a better one may lie beyond."
+        "The best optimizer.lr of sgd, 0.1, is at the edge of the values tried: a better one may lie beyond."
     ]
 
 

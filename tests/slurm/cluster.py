@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.__main__ import main
+from launch.cli import main
 from launch.run_states import RunState, run_states
 from launch.sweep_dir import read_sweep
+from tests.slurm.plugins import reached
+from trainer._private import SUBMITIT_WORKER
 from trainer.rundir.status import read_status
 
 SCRIPT = Path(__file__).parent / "slurm-cluster"
@@ -31,6 +33,12 @@ DISTURBED = (
 )
 """One that lasts for 6 seconds."""
 
+GATED = (
+    "plugins=[tests.slurm.plugins] monitor.sinks=[jsonl,runlog,gate] "
+    "loop.max_steps=20 checkpoint.every_steps=4 "
+)
+"""One that waits at each of `GATES` to be disturbed."""
+
 
 def missing() -> str | None:
     """Why there can be no cluster here; None if there can."""
@@ -44,8 +52,8 @@ def missing() -> str | None:
 def start(directory: Path, port: int) -> dict[str, str]:
     """Starts the cluster; returns the environment in which commands find it."""
     os.environ.update(SLURM_LAB_DIR=str(directory), SLURM_LAB_PORT=str(port))
-    said = subprocess.run([SCRIPT, "start"], check=True, capture_output=True, text=True, timeout=300).stdout
-    variables = dict(re.findall(r"export (\w+)=(.*)", said))
+    output = subprocess.run([SCRIPT, "start"], check=True, capture_output=True, text=True, timeout=300).stdout
+    variables = dict(re.findall(r"export (\w+)=(.*)", output))
     os.environ.update(variables)
     return variables
 
@@ -84,7 +92,7 @@ class Launched:
         return log.read_text() if log else ""
 
     def wait(self, seconds: float = 400) -> list[RunState]:
-        until(lambda: not any(row.under_way for row in self.rows), seconds, self.directory)
+        until(lambda: not any(row.is_active for row in self.rows), seconds, self.directory)
         return self.rows
 
     def trains(self, step: int, seconds: float = 200) -> int:
@@ -92,11 +100,21 @@ class Launched:
 
         def there() -> bool:
             row = self.rows[0]
-            assert row.under_way, row
+            assert row.is_active, row
             return row.state == "running" and (row.step or 0) >= step
 
         until(there, seconds, self.directory)
         return read_status(self.run)["step"]
+
+    def waits_at(self, step: int, seconds: float = 200) -> None:
+        """Waits until the first run is held by the gate at a step."""
+
+        def there() -> bool:
+            row = self.rows[0]
+            assert row.is_active, row
+            return reached(self.run, step).exists()
+
+        until(there, seconds, self.directory)
 
     def pids(self) -> list[int]:
         """Of the processes that train here, on all nodes."""
@@ -112,7 +130,7 @@ class Launched:
         except OSError:
             return False
         return (
-            b"submitit.core._submit" in words
+            SUBMITIT_WORKER.encode() in words
             and str(self.directory / "jobs").encode() in words
             and b"srun" not in words[0]
         )

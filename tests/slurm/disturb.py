@@ -83,7 +83,7 @@ def disturb(way: str, tasks: int, folder: Path) -> list[str]:
     row = rows[0]
     log = (run.run / "run.log").read_text() if (run.run / "run.log").exists() else run.log()
     stops = [int(step) for step in re.findall(r"stopped by \w+ at step (\d+)", log)]
-    resumes = [int(step) for step in re.findall(r"going on from .*step_(\d+)", log)]
+    resumes = [int(step) for step in re.findall(r"from .*/step_(\d+)", log)]
     print(
         f"  {row.state} after {row.restarts} restarts, stopped at {stops}, went on from {resumes}, "
         f"{time.monotonic() - begun:.0f} s"

@@ -1,28 +1,22 @@
-"""Sweeps on a real Slurm, all in one file: jobs that are disturbed finish with the bits of those that are not."""
+"""Sweeps on a real Slurm: jobs that are disturbed finish with the bits of those that are not."""
 
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from launch.__main__ import main
-from tests.slurm.cluster import DISTURBED, TINY, Launched, slurm, until
-from tests.slurm.conftest import Sweeps
+from launch.cli import main
+from tests.slurm.cluster import Launched, slurm, until
+from tests.slurm.conftest import LONGER, ROOT
+from tests.slurm.plugins import opened
 from tests.training.kill_and_resume import compare
 from trainer.report.read_runs import read_runs
 
-ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(600)
-ONE = f"{TINY} launch.gpus_per_node=0 loop.max_steps=6"
-LONGER = f"{TINY} launch.gpus_per_node=0 loop.max_steps=20"
-FOUR = f"{TINY} {DISTURBED} launch.nodes=2 launch.gpus_per_node=2 parallel=fsdp"
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 
 # What Slurm refuses, and what else hinders a launch: one line each, and nothing half-done ---------------------
@@ -57,14 +51,14 @@ def test_slurms_own_words_and_the_option(
     overrides: str,
     words: str,
     option: str,
-    cluster: None,
+    sweeps: dict[str, Launched],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    said = refused(capsys, tmp_path / "sweep", overrides)
-    assert said.startswith("error: Slurm refused the jobs: ")
-    assert words in said
-    assert option in said
+    error = refused(capsys, tmp_path / "sweep", overrides)
+    assert error.startswith("error: Slurm refused the jobs: ")
+    assert words in error
+    assert option in error
     assert slurm("squeue", "-h", "-n", "sweep") == ""
 
 
@@ -84,9 +78,9 @@ def test_slurm_is_down(down: None, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_status_while_slurm_is_down(
-    sweeps: Sweeps, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    sweeps: dict[str, Launched], request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = sweeps("short", LONGER)
+    sweep = sweeps["short"]
     assert sweep.wait()[0].state == "finished"
     request.getfixturevalue("down")
     capsys.readouterr()
@@ -96,109 +90,75 @@ def test_status_while_slurm_is_down(
     assert "Slurm does not answer" in out
 
 
-def test_without_accounts(sweeps: Sweeps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = sweeps("unaccounted", f"{LONGER} data.path={tmp_path / 'missing'}")
-    (tmp_path / "sacct").write_text("#!/bin/sh\necho 'Slurm accounting storage is disabled' >&2\nexit 1\n")
-    (tmp_path / "sacct").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    row = sweep.wait()[0]
-    assert (row.state, row.slurm) == ("failed", None)
-    assert "missing" in row.reason
-
-
 @pytest.fixture
-def disk(small_disk: Path, cluster: None) -> Iterator[Path]:
-    if not small_disk.is_mount():
+def full_disk(disks: tuple[Path, Path], sweeps: dict[str, Launched]) -> Path:
+    disk = disks[1]
+    if not disk.is_mount():
         pytest.skip("may not mount a tmpfs here")
-    yield small_disk
-    for path in small_disk.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def test_no_room_for_the_sweep(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (disk / "full").write_bytes(b"0" * 900_000)
-    assert "No space left on device" in refused(capsys, disk / "sweep", "")
+    return disk
 
 
-def test_no_room_for_a_checkpoint(disk: Path) -> None:
-    directory = disk / "sweep"
-    line = f"{LONGER} launch.snapshot=false checkpoint.every_steps=2 checkpoint.keep_last=9 launch.dir={directory}"
-    assert main(line.split()) == 0
-    sweep = Launched(directory)
-    row = sweep.wait()[0]
-    assert row.state == "failed", sweep.log()
-    assert "No space left on device" in row.reason
-    assert list(sweep.run.glob("checkpoints/step_*"))
-    assert list(sweep.run.glob("checkpoints/.step_*")) == []
+def test_no_room_for_the_sweep(full_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "No space left on device" in refused(capsys, full_disk / "sweep", "")
 
 
 # Jobs that run and are disturbed -------------------------------------------------------------------------------
+# The restarts of one run take a minute: it is disturbed by fixtures that other tests name first, and looked at last.
 
 
 @pytest.fixture(scope="session")
-def grid(sweeps: Sweeps) -> Launched:
-    return sweeps("grid", f"{ONE} optimizer=adafisher,adamw,sgd seed=0,1 launch.array_parallelism=2")
-
-
-@pytest.fixture(scope="session")
-def preempted(sweeps: Sweeps) -> Launched:
-    """Starts three times, with a wait before each, while other tests go on."""
-    always = "plugins=[tests.slurm.plugins] monitor.sinks=[jsonl,runlog,preempted] launch.max_requeues=2"
-    always += " loop.max_steps=50"
-    return sweeps("preempted", f"{ONE} {always}")
-
-
-def test_a_job_of_four_tasks_on_two_nodes_disturbed_twice(
-    sweeps: Sweeps, preempted: Launched, grid: Launched
-) -> None:
-    calm, run = sweeps("calm", FOUR), sweeps("disturbed", FOUR)
-
-    run.trains(8)
-    pids = run.pids()
-    assert len(pids) == 4
+def signalled(sweeps: dict[str, Launched]) -> Launched:
+    """A job of four tasks on two nodes, while it trains, gets a signal."""
+    run = sweeps["disturbed"]
+    run.waits_at(5)
+    assert len(run.pids()) == 4
     slurm("scancel", "--signal=USR2", run.job)
-    until(lambda: run.rows[0].restarts == 1, 200, run)
+    return run
 
-    killed = run.trains(20)
+
+@pytest.fixture(scope="session")
+def killed(signalled: Launched) -> Launched:
+    """In its next start, one of its tasks is killed."""
+    run = signalled
+    run.waits_at(15)
     os.kill(run.pids()[-1], signal.SIGKILL)
+    opened(run.run, 15).touch()
+    return run
+
+
+def test_one_fails_and_is_run_again(
+    sweeps: dict[str, Launched], signalled: Launched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = sweeps["failing"]
+    missing = sweep.directory.with_name("missing.txt")
+    rows = sweep.wait()
+    assert [row.state for row in rows] == ["finished", "failed"]
+    assert str(missing) in rows[1].reason
+    assert main(["wait", str(sweep.directory)]) == 1
+
+    missing.write_text("that is the question " * 200)
+    capsys.readouterr()
+    assert main(["rerun", str(sweep.directory), "--failed"]) == 0
+    assert capsys.readouterr().out == f"rerunning {rows[1].name}\n"
+    again = sweep.wait()
+    assert [row.state for row in again] == ["finished", "finished"]
+    assert again[0].job == rows[0].job
+    assert again[1].job != rows[1].job
+
+
+def test_cancelled_runs_stay_so_and_have_a_checkpoint(sweeps: dict[str, Launched]) -> None:
+    run = sweeps["cancelled"]
+    run.waits_at(5)
+    assert main(["cancel", str(run.directory)]) == 0
     row = run.wait()[0]
-    assert (row.state, row.restarts, row.step) == ("finished", 2, 60), row.reason
-    assert calm.wait()[0].state == "finished"
-    assert compare(run.run, calm.run) == []
-
-    log = (run.run / "run.log").read_text()
-    (stopped,) = re.findall(r"stopped by \w+ at step (\d+)", log)
-    resumed, again = map(int, re.findall(r"going on from .*step_(\d+)", log))
-    assert resumed == int(stopped)  # no step twice after a signal
-    assert killed - again <= 7  # and after none as many as there are between two checkpoints
-    identities = re.findall(
-        r"hostname=(node\d), local_rank=(\d)\(2\), node=(\d)\(2\), global_rank=(\d)", all_logs(calm)
-    )
-    assert sorted((rank, node, local) for _, local, node, rank in identities) == [
-        ("0", "0", "0"),
-        ("1", "0", "1"),
-        ("2", "1", "0"),
-        ("3", "1", "1"),
-    ]
-    assert len({host for host, *_ in identities}) == 2
+    assert row.state == "cancelled"
+    assert 5 <= row.step < 20
+    assert list((run.run / "checkpoints").glob(f"step_*{row.step}"))
 
 
-def test_a_comparison_is_a_job_for_each_seed(sweeps: Sweeps) -> None:
-    words = "optimizer=adamw,sgd seed=0,1 budget_from=sgd launch.array_parallelism=1"
-    run = sweeps("comparison", f"compare {ONE} {words}")
-    until(lambda: [row.slurm for row in run.rows] == ["COMPLETED"] * 2, 400, run)
-    for row in run.rows:
-        assert row.state == "finished"
-        runs = read_runs([run.directory / row.name / "runs"])
-        assert [each.state for each in runs] == ["finished"] * 2
-        assert len({each.config["loop.max_time"] for each in runs}) == 1
-
-
-def all_logs(run: Launched) -> str:
-    return "".join(path.read_text() for path in sorted((run.directory / "jobs").glob("*_log.out")))
-
-
-def test_a_grid_as_an_array(grid: Launched, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_grid_as_an_array(sweeps: dict[str, Launched], capsys: pytest.CaptureFixture[str]) -> None:
+    grid = sweeps["grid"]
     until(lambda: {row.slurm for row in grid.rows} == {"COMPLETED"}, 400, grid)
     rows = grid.rows
     assert [(row.state, row.slurm, row.step, row.restarts) for row in rows] == [
@@ -217,12 +177,17 @@ def test_a_grid_as_an_array(grid: Launched, capsys: pytest.CaptureFixture[str]) 
     assert main(["wait", str(grid.directory)]) == 0
 
 
-def test_only_the_owner_can_write_what_a_job_executes(grid: Launched) -> None:
+def test_only_the_owner_can_write_what_a_job_executes(sweeps: dict[str, Launched]) -> None:
+    grid = sweeps["grid"]
     for folder in (grid.directory, grid.directory / "code", grid.directory / "jobs", grid.run):
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_finished_run_that_is_started_again_does_nothing(grid: Launched) -> None:
+def test_a_finished_run_that_is_started_again_does_nothing(
+    sweeps: dict[str, Launched], killed: Launched
+) -> None:
+    grid = sweeps["grid"]
+    assert grid.wait()[0].state == "finished"
     before = {path: path.stat().st_mtime_ns for path in grid.run.rglob("*") if path.name != "job.json"}
     job = grid.job
     slurm("scontrol", "requeue", job)
@@ -232,62 +197,80 @@ def test_a_finished_run_that_is_started_again_does_nothing(grid: Launched) -> No
     assert grid.rows[0].state == "finished"
 
 
-def test_requeues_are_bounded(preempted: Launched) -> None:
-    row = preempted.wait()[0]
-    assert (row.state, row.restarts) == ("failed", 2)
-    assert re.fullmatch(r"stopped by SIGUSR2 at step \d+; launch\.max_requeues=2 is used up", row.reason)
+def test_a_comparison_is_a_job_for_each_seed(sweeps: dict[str, Launched]) -> None:
+    run = sweeps["comparison"]
+    until(lambda: [row.slurm for row in run.rows] == ["COMPLETED"] * 2, 400, run)
+    for row in run.rows:
+        assert row.state == "finished"
+        runs = read_runs([run.directory / row.name / "runs"])
+        assert [each.state for each in runs] == ["finished"] * 2
+        assert len({each.config["loop.max_time"] for each in runs}) == 1
 
 
-def test_one_fails_and_is_run_again(
-    sweeps: Sweeps, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_without_accounts(
+    sweeps: dict[str, Launched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = [tmp_path / "there.txt", tmp_path / "missing.txt"]
-    texts[0].write_text("to be or not to be " * 200)
-    sweep = sweeps("failing", f"{ONE} data.path={texts[0]},{texts[1]}")
-    rows = sweep.wait()
-    assert [row.state for row in rows] == ["finished", "failed"]
-    assert str(texts[1]) in rows[1].reason
-    assert main(["wait", str(sweep.directory)]) == 1
-
-    texts[1].write_text("that is the question " * 200)
-    capsys.readouterr()
-    assert main(["rerun", str(sweep.directory), "--failed"]) == 0
-    assert capsys.readouterr().out == f"again: {rows[1].name}\n"
-    again = sweep.wait()
-    assert [row.state for row in again] == ["finished", "finished"]
-    assert again[0].job == rows[0].job
-    assert again[1].job != rows[1].job
+    (tmp_path / "sacct").write_text("#!/bin/sh\necho 'Slurm accounting storage is disabled' >&2\nexit 1\n")
+    (tmp_path / "sacct").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    row = sweeps["unaccounted"].wait()[0]
+    assert (row.state, row.slurm) == ("failed", None)
+    assert "nowhere.txt" in row.reason
 
 
-def test_cancelled_runs_stay_so_and_have_a_checkpoint(sweeps: Sweeps) -> None:
-    run = sweeps("cancelled", f"{TINY} {DISTURBED} launch.gpus_per_node=0")
-    run.trains(3)
-    assert main(["cancel", str(run.directory)]) == 0
-    row = run.wait()[0]
-    assert row.state == "cancelled"
-    assert 3 <= row.step < 60
-    assert list((run.run / "checkpoints").glob(f"step_*{row.step}"))
+def test_no_room_for_a_checkpoint(sweeps: dict[str, Launched]) -> None:
+    if "full disk" not in sweeps:
+        pytest.skip("may not mount a tmpfs here")
+    sweep = sweeps["full disk"]
+    row = sweep.wait()[0]
+    assert row.state == "failed", sweep.log()
+    assert "No space left on device" in row.reason
+    assert list(sweep.run.glob("checkpoints/step_*"))
+    assert list(sweep.run.glob("checkpoints/.step_*")) == []
 
 
-def test_what_was_submitted_is_what_runs(sweeps: Sweeps, tmp_path: Path) -> None:
-    """Code and configs are edited while the job waits in the queue."""
-    code = tmp_path / "code"
-    subprocess.run(["git", "clone", "-q", ROOT, code], check=True)
-    for name in ("trainer", "launch", "conf"):  # as they are, committed or not
-        subprocess.run(["cp", "-rT", ROOT / name, code / name], check=True)
-    directory = tmp_path / "sweep"
-    line = f"{ONE} optimizer.lr=0.25 launch.sbatch={{hold:true}} launch.dir={directory}"
-    subprocess.run([sys.executable, "-m", "launch", *line.split()], cwd=code, check=True, timeout=120)
-    sweep = Launched(directory)
-    assert sweep.rows[0].state == "queued"
-    for path in [*(code / "trainer").rglob("*.py"), *(code / "launch").rglob("*.py")]:
-        path.write_text("raise SystemExit('edited')\n")
-    for path in (code / "conf").rglob("*.yaml"):
-        path.write_text("edited: true\n")
-    slurm("scontrol", "release", sweep.job)
+def test_what_was_submitted_is_what_runs(sweeps: dict[str, Launched]) -> None:
+    """Code and configs were edited while the job was held in the queue."""
+    sweep = sweeps["edited"]
     row = sweep.wait()[0]
     assert row.state == "finished", sweep.log()
     environment = json.loads((sweep.run / "environment.json").read_text())
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     assert environment["git_commit"] == commit.strip()
     assert "optimizer.lr=0.25" in (sweep.run / "overrides.yaml").read_text()
+
+
+def test_requeues_are_bounded(sweeps: dict[str, Launched]) -> None:
+    row = sweeps["preempted"].wait()[0]
+    assert (row.state, row.restarts) == ("failed", 2)
+    assert re.fullmatch(r"stopped by SIGUSR2 at step \d+; reached launch\.max_requeues=2", row.reason)
+
+
+def test_a_job_of_four_tasks_on_two_nodes_disturbed_twice(
+    sweeps: dict[str, Launched], killed: Launched
+) -> None:
+    calm, run = sweeps["calm"], killed
+    row = run.wait()[0]
+    assert (row.state, row.restarts, row.step) == ("finished", 2, 20), row.reason
+    assert calm.wait()[0].state == "finished"
+    assert compare(run.run, calm.run) == []
+
+    log = (run.run / "run.log").read_text()
+    (stopped,) = re.findall(r"stopped by \w+ at step (\d+)", log)
+    resumed, again = map(int, re.findall(r"from .*/step_(\d+)", log))
+    assert resumed == int(stopped)  # no step twice after a signal
+    assert 0 <= 15 - again < 4  # and after none only those since the last checkpoint
+    identities = re.findall(
+        r"hostname=(node\d), local_rank=(\d)\(2\), node=(\d)\(2\), global_rank=(\d)", all_logs(calm)
+    )
+    assert sorted((rank, node, local) for _, local, node, rank in identities) == [
+        ("0", "0", "0"),
+        ("1", "0", "1"),
+        ("2", "1", "0"),
+        ("3", "1", "1"),
+    ]
+    assert len({host for host, *_ in identities}) == 2
+
+
+def all_logs(run: Launched) -> str:
+    return "".join(path.read_text() for path in sorted((run.directory / "jobs").glob("*_log.out")))

@@ -8,7 +8,6 @@ and metrics.jsonl must be those of the undisturbed run, bit for bit.
 
 import argparse
 import contextlib
-import multiprocessing
 import os
 import pickle
 import random
@@ -24,13 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.forks import FORKS
 from trainer.checkpoint import storage
 from trainer.cli.train import main
 
 LICENSE = Path(__file__).parents[2] / "LICENSE"
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["trainer.cli.train"])
 
 RUNS = {
     "digits": "loop.max_epochs=4 data=digits model=cnn model.dropout=0.1 optimizer=adafisher loop.ema=0.99 "

@@ -1,4 +1,5 @@
-"""Looks into a trained network: ``python -m trainer.analyze RUN --what factors,landscape``.
+"""``python -m trainer.analyze RUN --what factors,landscape``: analyses of a trained network.
 
-Each analysis is a module whose ``analyse`` gives rows of numbers and what its figure shows; ``figures.py`` draws them.
+Each analysis is a module whose ``analyse`` returns rows of numbers and the content of its figure; ``figures.py``
+draws it.
 """

@@ -1,6 +1,5 @@
 """``python -m trainer.analyze RUN``: curvature, preconditioner and loss landscape of a run's checkpoint."""
 
-import json
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
@@ -19,8 +18,9 @@ from trainer.analyze import factors, gershgorin, landscape, preconditioner, spec
 from trainer.analyze.loaded_run import DoesNotFit, Finding, LoadedRun, Settings
 from trainer.cli.common import Parser, exit_code
 from trainer.errors import ConfigError, MissingExtra, nearest
-from trainer.monitor.jsonl import finite
+from trainer.formatting import number
 from trainer.rundir.status import FINISHED
+from trainer.rundir.strict_json import dumps
 
 ANALYSES: dict[str, Callable[[LoadedRun, Settings], Finding]] = {
     "factors": factors.analyse,
@@ -32,9 +32,10 @@ ANALYSES: dict[str, Callable[[LoadedRun, Settings], Finding]] = {
 
 
 def parser() -> Parser:
+    """The command line's options."""
     parser = Parser(
         prog="python -m trainer.analyze",
-        description="Looks into the network of a run: full Kronecker factors, Gershgorin discs, spectrum, "
+        description="Analyses the network of a run: full Kronecker factors, Gershgorin discs, spectrum, "
         "preconditioner, loss landscape. Writes PNG files and TensorBoard images.",
     )
     parser.add_argument(
@@ -73,8 +74,13 @@ def parser() -> Parser:
 
 
 def count(text: str) -> int:
+    """The integer in a text, at least 2.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
     if not text.isdigit() or int(text) < 2:
-        raise ArgumentTypeError(f"{text!r} is not a number of at least 2")
+        raise ArgumentTypeError(f"{text!r} is not an integer of at least 2")
     return int(text)
 
 
@@ -84,13 +90,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: Namespace) -> int:
+    """Analyses a run, writes the figures and prints the numbers; returns the exit code.
+
+    Raises:
+        UserError: the path is no run, an analysis is unknown or does not fit the run, or matplotlib is missing.
+    """
     for name in args.what or ():
         if name not in ANALYSES:
             raise ConfigError(f"unknown --what {name!r}{nearest(name, ANALYSES)}")
     if find_spec("matplotlib") is None:
         raise MissingExtra("trainer.analyze", "matplotlib", "report")
     run = LoadedRun(args.path)
-    step = run.trainer.counters.step
+    step = run.parts.counters.step
     found = analyse(run, args)
     written = write(found, args.out or run.run / "analysis", run.checkpoint.name, step)
     if args.json:
@@ -100,14 +111,17 @@ def run(args: Namespace) -> int:
             "step": step,
             "figures": [str(path) for path in written],
         }
-        print(json.dumps(finite({**place, **rows}), indent=2, allow_nan=False))
+        print(dumps({**place, **rows}, indent=2))
     else:
         show(found, written, Console())
     return FINISHED
 
 
 def analyse(run: LoadedRun, args: Namespace) -> dict[str, Finding]:
-    """What each analysis found. One that does not fit the run is left out with a note, unless it was asked for."""
+    """The finding of each analysis, by its name.
+
+    One that does not fit the run is skipped with a note, or an error if it was asked for.
+    """
     settings = Settings(args.layers, args.batches, args.points, args.sigma)
     found = {}
     for name in dict.fromkeys(args.what or ANALYSES):
@@ -117,12 +131,12 @@ def analyse(run: LoadedRun, args: Namespace) -> dict[str, Finding]:
         except DoesNotFit as error:
             if args.what:
                 raise
-            print(f"left out {name}: {error}", file=sys.stderr)
+            print(f"skipped {name}: {error}", file=sys.stderr)
     return found
 
 
 def write(found: dict[str, Finding], folder: Path, checkpoint: str, step: int) -> list[Path]:
-    """Draws what was found as PNG files, and as images in TensorBoard event files beside them.
+    """Draws the findings as PNG files, and as images in TensorBoard event files in the same folder; returns the PNGs.
 
     Raises:
         ConfigError: the folder cannot be written to.
@@ -144,7 +158,7 @@ def write(found: dict[str, Finding], folder: Path, checkpoint: str, step: int) -
 
 
 def show(found: dict[str, Finding], written: list[Path], console: Console) -> None:
-    """The numbers as tables, without lists, and where the figures are."""
+    """Prints the numbers as tables, without lists, and the paths of the figures."""
     for name, finding in found.items():
         lists = {head for row in finding.rows for head, value in row.items() if isinstance(value, list)}
         heads = [head for head in finding.rows[0] if head not in lists]
@@ -152,15 +166,16 @@ def show(found: dict[str, Finding], written: list[Path], console: Console) -> No
         for head in heads:
             table.add_column(escape(head.replace("_", " ")), overflow="fold")
         for row in finding.rows:
-            table.add_row(*(escape(text(row[head])) for head in heads))
+            table.add_row(*(escape(cell(row[head])) for head in heads))
         console.print(table)
     for path in written:
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
 
 
-def text(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A cell of a table; ``-`` for None."""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return number(value)
     return "-" if value is None else str(value)
 
 

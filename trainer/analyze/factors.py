@@ -1,6 +1,6 @@
 """Full Kronecker factors of layers, of which an optimizer such as AdaFisher keeps the diagonals.
 
-With h the rows that a layer's weight multiplies (samples, tokens, patches; a 1 behind them if there is a bias) and s
+With h the rows that a layer's weight multiplies (samples, tokens, patches; with a 1 appended if there is a bias) and s
 the rows of the gradient of the per-sample loss with respect to its output::
 
     A = mean over rows of h hᵀ        G = mean over rows of s sᵀ        Fisher ≈ G ⊗ A
@@ -23,10 +23,12 @@ from trainer.optim.adafisher.layers import Layer
 from trainer.optim.adafisher.mean_squares import factor_dtype
 
 ENTRIES_AT_A_TIME = 2**24
-"""Entries of unfolded patches, at most, unless one sample has more."""
+"""Most entries of unfolded patches at a time, unless one sample has more."""
 
 
 class KroneckerFactors(NamedTuple):
+    """The full factors of a layer."""
+
     A: Tensor
     """[columns, columns] of the weight, and one more for the bias."""
     G: Tensor
@@ -40,12 +42,15 @@ def second_moment(rows: Tensor) -> Tensor:
 
 
 def linear_rows(module: nn.Linear, x: Tensor) -> Tensor:
-    """[..., columns] -> [N, columns (+ 1)]."""
+    """The rows that a linear layer's weight multiplies: [..., columns] -> [N, columns (+ 1)]."""
     return with_bias(x.reshape(-1, module.in_features), module)
 
 
 def patches(module: nn.Conv2d, x: Tensor) -> Tensor:
-    """[B, C, H, W] -> [N, columns (+ 1)], a row a sample, group and output position."""
+    """The rows that a convolution's weight multiplies, one for each sample, group and output position.
+
+    [B, C, H, W] -> [N, columns (+ 1)].
+    """
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
     unfolded = F.unfold(x, module.kernel_size, module.dilation, stride=module.stride)  # [B, C k, positions]
@@ -54,6 +59,7 @@ def patches(module: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def with_bias(rows: Tensor, module: Known) -> Tensor:
+    """The rows [N, columns] with a 1 appended to each if the layer has a bias."""
     return rows if module.bias is None else torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
 
 
@@ -105,7 +111,7 @@ def full_factors(layers: Mapping[str, Known], backward: Callable[[], None]) -> d
 
 
 def diagonal_energy(factor: Tensor) -> float:
-    """The share, 0 to 1, that the diagonal has in the sum of all squared entries."""
+    """The share, 0 to 1, of the diagonal in the sum of all squared entries."""
     return (factor.diagonal().square().sum() / factor.square().sum()).item()
 
 
@@ -134,12 +140,12 @@ def of_layers(run: LoadedRun, settings: Settings) -> dict[tuple[str, str], Tenso
 
 
 def heading(key: tuple[str, str], factor: Tensor) -> dict[str, Any]:
-    """What tells a factor's row from the others."""
+    """The first columns of a factor's row in a table: its layer, which factor it is, its size."""
     return {"layer": key[0], "factor": key[1], "size": len(factor)}
 
 
 def analyse(run: LoadedRun, settings: Settings) -> Finding:
-    """Heat maps of the factors, and the share of their energy on the diagonal."""
+    """The factors as heat maps, and the share of their energy on the diagonal."""
     factors = of_layers(run, settings)
     rows = [
         {

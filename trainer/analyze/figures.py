@@ -1,4 +1,4 @@
-"""What the analyses found, drawn."""
+"""The figure of each analysis."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,27 +23,29 @@ Key = tuple[str, str]
 """A layer and its factor, A or G."""
 
 DECADES = 6
-"""Of a colour scale below the largest value."""
+"""Length of a logarithmic colour scale, below the largest value."""
 LEVELS = 25
+"""Contour levels of a landscape."""
 LINEAR_BELOW = 1e-3
-"""Of the largest eigenvalue: so that negative ones are on the axis too."""
+"""Share of the largest eigenvalue below which the axis is linear, so that it can show negative ones too."""
 BEFORE, AFTER = "C0", "C3"
 
 
 def panels(rows: int, columns: int, width: float = 4.6, height: float = 3.6) -> tuple[Figure, np.ndarray]:
+    """A figure with [rows, columns] axes, each of this size in inches."""
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def by_layer(found: Mapping[Key, Any]) -> tuple[Figure, dict[Key, Axes]]:
-    """A row for every layer, with A on the left and G on the right."""
+    """A figure with a row for each layer, A on the left and G on the right; its axes by layer and factor."""
     layers = list(dict.fromkeys(layer for layer, _ in found))
     figure, grid = panels(len(layers), 2)
     return figure, {(layer, kind): grid[layers.index(layer), "AG".index(kind)] for layer, kind in found}
 
 
 def heat_map(figure: Figure, panel: Axes, matrix: Tensor, label: str) -> None:
-    """Absolute values on a logarithmic scale."""
+    """Draws absolute values on a logarithmic colour scale."""
     values = matrix.abs().double().cpu().numpy()
     top = values.max() or 1.0
     low = top * 10**-DECADES
@@ -52,6 +54,7 @@ def heat_map(figure: Figure, panel: Axes, matrix: Tensor, label: str) -> None:
 
 
 def factors(found: Mapping[Key, Tensor]) -> Figure:
+    """A heat map of each factor."""
     figure, at = by_layer(found)
     for (layer, kind), factor in found.items():
         panel = at[layer, kind]
@@ -61,6 +64,7 @@ def factors(found: Mapping[Key, Tensor]) -> Figure:
 
 
 def spectrum(found: Mapping[Key, tuple[Tensor, Tensor]]) -> Figure:
+    """A heat map of the Fourier transform of each factor."""
     figure, at = by_layer(found)
     for (layer, kind), (factor, magnitudes) in found.items():
         panel, ratio = at[layer, kind], signal_to_noise(factor)
@@ -73,7 +77,7 @@ def spectrum(found: Mapping[Key, tuple[Tensor, Tensor]]) -> Figure:
 
 
 def gershgorin(found: Mapping[Key, tuple[Discs, Discs]]) -> Figure:
-    """For every factor the discs in the complex plane, and the eigenvalues in order."""
+    """For each factor the discs in the complex plane, and the eigenvalues in descending order."""
     figure, grid = panels(len(found), 2)
     for (left, right), ((layer, kind), pair) in zip(grid, found.items(), strict=True):
         for discs, color, label in zip(pair, (BEFORE, AFTER), ("before", "after noise"), strict=True):
@@ -98,7 +102,7 @@ def gershgorin(found: Mapping[Key, tuple[Discs, Discs]]) -> Figure:
 
 
 def preconditioner(found: Mapping[tuple[str, str, int], Histogram]) -> Figure:
-    """For every layer F̃ on the left and Adam's second moment on the right, a line a checkpoint, late ones light."""
+    """For each layer F̃ on the left and Adam's second moment on the right: a line per checkpoint, lighter with time."""
     layers = list(dict.fromkeys(layer for layer, _, _ in found))
     steps = sorted({step for _, _, step in found})
     names = {"adafisher": "F̃ (AdaFisher)", "adam": "second moment v̂ (Adam)"}
@@ -119,10 +123,12 @@ def preconditioner(found: Mapping[tuple[str, str, int], Histogram]) -> Figure:
 
 
 def colors(steps: Sequence[int]) -> dict[int, Any]:
+    """A colour for each step, dark to light."""
     return {step: colormaps["viridis"](i / max(1, len(steps) - 1) * 0.9) for i, step in enumerate(steps)}
 
 
 def landscape(found: Sequence[Plane]) -> Figure:
+    """The loss over each plane, with the checkpoint at 0 and, where there is one, the path of training."""
     figure, grid = panels(1, len(found), 5.6, 4.6)
     titles = {
         "random": "two filter-normalised random directions",

@@ -1,7 +1,8 @@
-"""How close a factor's eigenvalues are to its diagonal: Gershgorin's discs, and what noise off the diagonal does.
+"""How close a factor's eigenvalues are to its diagonal: Gershgorin's discs, and the effect of noise off the diagonal.
 
-Every eigenvalue of a matrix lies in one of the discs around its diagonal entries, whose radius is the sum of the
-absolute values beside them in their row. By Weyl's inequality symmetric noise E moves no eigenvalue by more than ‖E‖₂.
+Every eigenvalue of a matrix is in one of the discs around its diagonal entries, whose radius is the sum of the
+absolute values of the other entries in its row. By Weyl's inequality symmetric noise E moves no eigenvalue by more
+than ‖E‖₂.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,7 @@ SEED = 0
 
 
 class Discs(NamedTuple):
-    """Of a symmetric matrix [d, d]: three vectors [d]."""
+    """Gershgorin's discs and the eigenvalues of a symmetric matrix [d, d]: three vectors [d]."""
 
     centres: Tensor
     radii: Tensor
@@ -25,20 +26,20 @@ class Discs(NamedTuple):
 
 
 def discs(matrix: Tensor) -> Discs:
-    """In float64, as small eigenvalues need it."""
+    """The discs of a symmetric matrix [d, d], computed in float64, which small eigenvalues need."""
     matrix = matrix.double()
     diagonal = matrix.diagonal()
     return Discs(diagonal, matrix.abs().sum(1) - diagonal.abs(), torch.linalg.eigvalsh(matrix))
 
 
 def with_noise(matrix: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    """The symmetric matrix with N(0, σ²) added off the diagonal, symmetrically."""
+    """A symmetric matrix [d, d] with symmetric N(0, σ²) noise added off the diagonal: float64, on the CPU."""
     noise = torch.randn(matrix.shape, generator=generator, dtype=torch.float64).triu(1) * sigma
     return matrix.double().cpu() + noise + noise.T
 
 
 def analyse(run: LoadedRun, settings: Settings) -> Finding:
-    """Discs and eigenvalues of every factor before and after noise."""
+    """Discs and eigenvalues of each factor before and after noise."""
     rows, shown = [], {}
     for key, factor in of_layers(run, settings).items():
         generator = torch.Generator().manual_seed(SEED)

@@ -1,8 +1,8 @@
 """The training loss over two planes of weights through a checkpoint.
 
-One plane is spanned by two random directions in which every filter is as long as the network's own, so that the
-network's scale does not decide how flat it looks (Li et al., Visualizing the Loss Landscape of Neural Nets, 2018,
-arXiv 1712.09913); the other by the two directions in which the checkpoints of the run differ most from this one.
+One plane is spanned by two random directions in which every filter has the norm of the network's own, so that the
+scale of the weights does not decide how flat the loss looks (Li et al., Visualizing the Loss Landscape of Neural Nets,
+2018, arXiv 1712.09913); the other by the two directions in which the run's checkpoints differ most from this one.
 Dropout is off and BatchNorm normalises by the batch, so that the loss is a function of the weights alone.
 """
 
@@ -21,9 +21,9 @@ from trainer.cli.common import progress
 
 SEED = 0
 REACH = 1.0
-"""Of the random directions, in lengths of the network's filters."""
+"""Half the width of the random plane, in norms of the network's filters."""
 MARGIN = 0.25
-"""Of the trajectory's plane, around what the checkpoints span."""
+"""Of the trajectory's plane on each side, in widths of what the checkpoints span."""
 
 Weights = Mapping[str, Tensor]
 Loss = Callable[[dict[str, Tensor]], float]
@@ -31,6 +31,8 @@ Loss = Callable[[dict[str, Tensor]], float]
 
 @dataclass(frozen=True)
 class Plane:
+    """The loss over a grid of points in a plane of weights, with the checkpoint at 0, 0."""
+
     name: str
     x: Tensor
     """[points]"""
@@ -41,11 +43,14 @@ class Plane:
     path: Tensor | None = None
     """[checkpoints, 2], x and y, in the order of training."""
     explained: tuple[float, float] | None = None
-    """Share of the checkpoints' squared distances along x and y."""
+    """Shares of the checkpoints' squared distances along x and y."""
 
 
 def random_direction(weights: Weights, generator: torch.Generator) -> dict[str, Tensor]:
-    """Gaussian, each filter (row of a matrix) as long as that of the weights; zero for vectors: biases and norms."""
+    """A Gaussian direction in which each filter (row of a matrix) has the norm of that of the weights.
+
+    It is zero for vectors: biases and parameters of norms.
+    """
     direction = {}
     for name, weight in weights.items():
         if weight.dim() < 2:
@@ -58,9 +63,10 @@ def random_direction(weights: Weights, generator: torch.Generator) -> dict[str, 
 
 
 def principal_directions(offsets: Tensor) -> tuple[Tensor, tuple[float, float]] | None:
-    """The two orthonormal directions [2, P] that n points [n, P] lie along most, seen from the origin.
+    """The two orthonormal directions [2, P] with the largest shares of the squared distances of n points [n, P] from 0.
 
-    Beside them the shares of the points' squared distances; None if the points span no plane.
+    Returns:
+        The directions and their shares; None if the points span no plane.
     """
     gram = (offsets @ offsets.T).double()
     shares, vectors = torch.linalg.eigh(gram)  # ascending
@@ -107,14 +113,17 @@ def loss_of_weights(run: LoadedRun, batches: int) -> Loss:
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of a model's parameters by name."""
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def flat(weights: Weights) -> Tensor:
+    """All weights as one vector [P], float32, on the CPU."""
     return torch.cat([weight.flatten().float().cpu() for weight in weights.values()])
 
 
 def unflat(vector: Tensor, like: Weights) -> dict[str, Tensor]:
+    """A vector [P] as weights with the names, shapes, dtypes and devices of others."""
     parts = vector.split([weight.numel() for weight in like.values()])
     return {
         name: part.view(weight.shape).to(weight)
@@ -123,6 +132,7 @@ def unflat(vector: Tensor, like: Weights) -> dict[str, Tensor]:
 
 
 def random_plane(loss: Loss, centre: Weights, points: int) -> Plane:
+    """The loss over points × points in the plane of two random directions."""
     generator = torch.Generator().manual_seed(SEED)
     directions = random_direction(centre, generator), random_direction(centre, generator)
     axis = torch.linspace(-REACH, REACH, points)
@@ -130,7 +140,10 @@ def random_plane(loss: Loss, centre: Weights, points: int) -> Plane:
 
 
 def trajectory_plane(run: LoadedRun, loss: Loss, centre: Weights, points: int) -> Plane | None:
-    """None if the run's checkpoints span no plane: there are fewer than three."""
+    """The loss over points × points in the plane along which the checkpoints differ most from the centre.
+
+    None if the run's checkpoints span no plane: there are fewer than three.
+    """
     offsets = []
     for place in run.checkpoints:
         run.load(place)
@@ -140,33 +153,34 @@ def trajectory_plane(run: LoadedRun, loss: Loss, centre: Weights, points: int) -
         return None
     directions, explained = found
     path = torch.stack(offsets) @ directions.T  # [checkpoints, 2]
-    x, y = (spread(path[:, axis], points) for axis in (0, 1))
+    x, y = (axis_around(path[:, axis], points) for axis in (0, 1))
     along = unflat(directions[0], centre), unflat(directions[1], centre)
     return Plane("trajectory", x, y, losses_on(loss, centre, along, x, y), path, explained)
 
 
-def spread(places: Tensor, points: int) -> Tensor:
-    """Points from before the lowest place to behind the highest."""
+def axis_around(places: Tensor, points: int) -> Tensor:
+    """Evenly spaced points [points] from `MARGIN` below the lowest place to `MARGIN` above the highest."""
     low, high = places.min().item(), places.max().item()
     margin = MARGIN * (high - low)
     return torch.linspace(low - margin, high + margin, points)
 
 
 def analyse(run: LoadedRun, settings: Settings) -> Finding:
-    """The loss over both planes, or over the random one alone if the run has fewer than three checkpoints."""
+    """The loss over both planes; over the random one alone if the run has fewer than three checkpoints."""
     centre, loss = weights_of(run.model), loss_of_weights(run, settings.batches)
     planes = [random_plane(loss, centre, settings.points)]
     if (trajectory := trajectory_plane(run, loss, centre, settings.points)) is not None:
         planes.append(trajectory)
-    here = loss(centre)
-    return Finding([row(plane, here) for plane in planes], planes)
+    at_centre = loss(centre)
+    return Finding([plane_row(plane, at_centre) for plane in planes], planes)
 
 
-def row(plane: Plane, here: float) -> dict[str, Any]:
+def plane_row(plane: Plane, at_centre: float) -> dict[str, Any]:
+    """The numbers of a plane, with the loss at its centre."""
     finite = plane.losses[plane.losses.isfinite()]
     return {
         "plane": plane.name,
-        "loss": here,
+        "loss": at_centre,
         "lowest": finite.min().item() if len(finite) else None,
         "highest": finite.max().item() if len(finite) else None,
         "explained": sum(plane.explained) if plane.explained else None,

@@ -1,4 +1,4 @@
-"""What is analysed: the model of a run at one of its checkpoints, opened for reading."""
+"""The run that is analysed: its model and optimizer at one of its checkpoints, opened for reading."""
 
 import pickle
 from dataclasses import dataclass, field
@@ -15,15 +15,15 @@ from yaml import YAMLError
 from trainer.checkpoint import storage
 from trainer.config.compose import load_plugins, resolve
 from trainer.data import Batch
-from trainer.errors import CheckpointError, ConfigError, DataError, UserError, nearest, one_line
+from trainer.errors import CheckpointError, ConfigError, UserError, nearest, one_line
 from trainer.rundir.files import CONFIG
 from trainer.training.build import build
-from trainer.training.loop import Trainer
+from trainer.training.parts import RunParts
 
 Known = nn.Linear | nn.Conv2d
 """Layers whose full factors are computed."""
 LARGEST = 1024
-"""Columns of a layer that is looked at without being asked for: eigenvalues take time with their cube."""
+"""Columns of a layer that is analysed without being named: the time for eigenvalues grows with their cube."""
 
 
 class DoesNotFit(UserError):
@@ -65,18 +65,18 @@ class LoadedRun:
     """
 
     def __init__(self, path: Path) -> None:
-        self.run, self.checkpoint = find(path)
+        self.run, self.checkpoint = find_run(path)
         self.checkpoints = storage.list_checkpoints(self.run / "checkpoints")[::-1]
         """All of the run's, in the order of training."""
-        self.trainer = open_run(self.run)
-        self.model = self.trainer.model
+        self.parts = build_again(self.run)
+        self.model = self.parts.model
         self.load(self.checkpoint)
 
     def load(self, place: Path) -> int:
         """Puts model and optimizer to where they were at a checkpoint, and returns its step.
 
         Raises:
-            CheckpointError: it is damaged, or another model's.
+            UserError: it is damaged, another model's, or in another format.
         """
         try:
             content = storage.read(place)
@@ -85,13 +85,13 @@ class LoadedRun:
             raise CheckpointError(
                 f"{place} is damaged: {type(error).__name__}: {one_line(error)[:200]}"
             ) from None
-        self.trainer.state.load(content, values)
-        torch.manual_seed(self.trainer.config.seed)  # of dropout
-        return self.trainer.counters.step
+        self.parts.state.load(content, values)
+        torch.manual_seed(self.parts.config.seed)  # of dropout
+        return self.parts.counters.step
 
     def batches(self, count: int) -> list[Batch]:
         """The run's first training batches, augmented as they were; of an accumulated batch its parts."""
-        loader = self.trainer.state.loader
+        loader = self.parts.state.loader
         loader.load_state_dict({"epoch": 0, "batch": 0})
         parts = [part for _ in range(count) for part in loader.next_batch()]
         loader.close()
@@ -99,7 +99,7 @@ class LoadedRun:
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The training loss of a batch, a mean over its samples."""
-        return self.trainer.objective(outputs, *batch)[0]
+        return self.parts.objective(outputs, *batch)[0]
 
     def layers(self, pattern: str | None) -> dict[str, Known]:
         """The layers of a pattern, or if there is none, the first, a middle and the last one of moderate size.
@@ -129,31 +129,25 @@ class LoadedRun:
         return {moderate[place]: known[moderate[place]] for place in places}
 
 
-def find(path: Path) -> tuple[Path, Path]:
+def find_run(path: Path) -> tuple[Path, Path]:
     """The run directory and the checkpoint that a path means.
 
     Raises:
-        DataError, CheckpointError: it is neither a run with a checkpoint nor a checkpoint of a run.
+        CheckpointError: it is neither a run with a checkpoint nor a checkpoint of a run.
     """
-    if not path.is_dir():
-        raise DataError(f"{path} is no directory: give a run directory or one of its checkpoints")
-    if (path / storage.MANIFEST).is_file():
-        run, chosen = path.absolute().parent.parent, path.resolve()
-        if not (run / CONFIG).is_file():
-            raise CheckpointError(f"{path} does not lie in a run directory: there is no {run / CONFIG}")
-        return run, chosen
-    if not (path / CONFIG).is_file():
-        raise DataError(
-            f"{path} is no run directory: it has no {CONFIG}; give one, or one of its checkpoints"
-        )
-    found = storage.list_checkpoints(path / "checkpoints")
-    if not found:
-        raise CheckpointError(f"{path} has no checkpoints: the run has written none yet")
-    return path, found[0]
+    newest = storage.find_checkpoints(path)[0]
+    run = newest.absolute().parent.parent
+    if not (run / CONFIG).is_file():
+        raise CheckpointError(f"{path} does not lie in a run directory: there is no {run / CONFIG}")
+    return run, newest
 
 
-def open_run(run: Path) -> Trainer:
-    """Builds a run's parts again, in one process, uncompiled, on the best device that this machine has."""
+def build_again(run: Path) -> RunParts:
+    """Builds a run's parts again, in one process, uncompiled, on the best device that this machine has.
+
+    Raises:
+        UserError: its config cannot be read, or does not fit this machine or this version any more.
+    """
     try:
         frozen = OmegaConf.load(run / CONFIG)
     except (OSError, YAMLError, OmegaConfBaseException) as error:
@@ -167,6 +161,6 @@ def open_run(run: Path) -> Trainer:
 
 
 def largest_side(module: Known) -> int:
-    """Columns or rows of a layer's weight, whichever are more."""
+    """The larger of the rows and the columns of a layer's weight as a matrix."""
     rows = len(module.weight)
     return max(rows, module.weight.numel() // rows)

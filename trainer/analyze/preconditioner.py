@@ -14,12 +14,15 @@ from torch import Tensor
 
 from trainer.analyze.loaded_run import DoesNotFit, Finding, Known, LoadedRun, Settings
 from trainer.cli.common import progress
+from trainer.optim.protocols import CurvatureOptimizer
 
 BETA2 = 0.999
 MOST_BINS = 60
 
 
 class Histogram(NamedTuple):
+    """Of the decimal logarithms of positive numbers."""
+
     log10: Tensor
     """[bins + 1] edges of the bins."""
     share: Tensor
@@ -47,6 +50,7 @@ def histogram(values: Tensor) -> Histogram:
 
 
 def statistics(values: Tensor) -> dict[str, float]:
+    """Mean, extremes, median, and percentiles 5 and 95 of all entries."""
     flat = values.flatten().sort().values
     places = {"min": 0.0, "percentile_5": 0.05, "median": 0.5, "percentile_95": 0.95, "max": 1.0}
     quantiles = {name: flat[round(place * (len(flat) - 1))].item() for name, place in places.items()}
@@ -64,7 +68,7 @@ def row(layer: str, of: str, series: dict[int, dict[str, float]]) -> dict[str, A
 
 def gradients(run: LoadedRun, count: int, layers: Mapping[str, Known]) -> Iterator[dict[str, Tensor]]:
     """Gradients of the layers' weights, one an optimizer's batch, at the weights that the model has."""
-    parts = run.trainer.config.loop.accumulate
+    parts = run.parts.config.loop.accumulate
     batches = run.batches(count)
     run.model.train()
     for start in range(0, len(batches), parts):
@@ -72,7 +76,7 @@ def gradients(run: LoadedRun, count: int, layers: Mapping[str, Known]) -> Iterat
             (run.loss(run.model(batch[0]), batch) / parts).backward()
         weights = {name: layer.weight for name, layer in layers.items()}
         yield {name: weight.grad.clone() for name, weight in weights.items() if weight.grad is not None}
-        run.trainer.optimizer.zero_grad()
+        run.parts.optimizer.zero_grad()
 
 
 def analyse(run: LoadedRun, settings: Settings) -> Finding:
@@ -81,9 +85,9 @@ def analyse(run: LoadedRun, settings: Settings) -> Finding:
     Raises:
         DoesNotFit: the run's optimizer has no factors.
     """
-    optimizer = run.trainer.optimizer
-    if not hasattr(optimizer, "preconditioner"):
-        name = run.trainer.config.optimizer["name"]
+    optimizer = run.parts.optimizer
+    if not isinstance(optimizer, CurvatureOptimizer):
+        name = run.parts.config.optimizer["name"]
         raise DoesNotFit(f"--what preconditioner needs a run of AdaFisher: optimizer={name} has no factors")
     layers = run.layers(settings.layers)
     found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}

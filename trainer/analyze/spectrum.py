@@ -1,4 +1,4 @@
-"""A factor as a picture: its two-dimensional Fourier transform, and how far the diagonal stands out."""
+"""The two-dimensional Fourier transform of a factor, and the signal-to-noise ratio of its diagonal."""
 
 import math
 
@@ -10,12 +10,12 @@ from trainer.analyze.loaded_run import Finding, LoadedRun, Settings
 
 
 def magnitudes(matrix: Tensor) -> Tensor:
-    """Of the 2-D discrete Fourier transform, [d, d] -> [d, d], frequency zero in the middle."""
+    """Magnitudes of the 2-D discrete Fourier transform, [d, d] -> [d, d], with frequency zero in the middle."""
     return torch.fft.fftshift(torch.fft.fft2(matrix)).abs()
 
 
 def signal_to_noise(matrix: Tensor) -> float | None:
-    """10 log₁₀(mean diag² / mean off-diag²) in dB; None where all off the diagonal is zero, or nothing there."""
+    """10 log₁₀(mean diag² / mean off-diag²) in dB; None if all entries on or off the diagonal are zero."""
     square = matrix.double().square()
     diagonal = square.diagonal().sum().item()
     rest = square.sum().item() - diagonal
@@ -26,7 +26,7 @@ def signal_to_noise(matrix: Tensor) -> float | None:
 
 
 def analyse(run: LoadedRun, settings: Settings) -> Finding:
-    """Spectrum and signal-to-noise ratio of every factor."""
+    """Spectrum and signal-to-noise ratio of each factor."""
     factors = of_layers(run, settings)
     rows = [
         {**heading(key, factor), "signal_to_noise_db": signal_to_noise(factor)}

@@ -1,62 +1,76 @@
-"""Writing the checkpoints of a run: at once, or in the background while training goes on."""
+"""When a run is saved, how many checkpoints it keeps, and writing them in the background."""
 
 import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from trainer._private import tree_map
 from trainer.checkpoint import storage
 from trainer.checkpoint.state import TrainState
+from trainer.config.schema import CheckpointOptions
 from trainer.distributed.ranks import Ranks
 
 
 class CheckpointManager:
-    """Writes the checkpoints of a run, keeps the newest and the best, removes the others.
+    """Writes the checkpoints of a run, keeps the newest and the best, removes the others. Every rank has one.
 
     Args:
         folder: the run's ``checkpoints`` directory.
-        keep_last: how many to keep, at least 1, besides the best.
-        background: copy what is saved, and write it while training goes on; one at a time.
+        ranks: the processes that train together.
+        options: how often to save, how many to keep, and whether to write while training goes on.
+        saved_step: the step that is in the folder already, since the run resumes from it; None for any other run.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, *, keep_last: int, background: bool) -> None:
+    def __init__(
+        self, folder: Path, ranks: Ranks, options: CheckpointOptions, *, saved_step: int | None = None
+    ) -> None:
         self.folder = folder
         self.ranks = ranks
-        self.keep_last = keep_last
-        self.background = background
+        self.options = options
+        self._saved_step = saved_step
+        self._saved_at = time.monotonic()
         # of its own, since its messages pass between those of the training steps
-        self.group: Any = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self._group: Any = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         if ranks.is_rank0:
             storage.remove_partial(folder)
 
-    def save(self, state: TrainState, *, best: bool) -> None:
-        """Saves the present step.
+    def is_due(self, step: int) -> bool:
+        """Whether a step should be saved, by the number of steps or the minutes since the last one was."""
+        steps, minutes = self.options.every_steps, self.options.every_minutes
+        return (steps is not None and step % steps == 0) or (
+            minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        )
+
+    def save(self, state: TrainState, monitors: Mapping[str, Any], *, best: bool = False) -> None:
+        """Saves the step that the state is at, unless it was saved already.
+
+        Args:
+            state: it may change as soon as this returns.
+            monitors: the state of the monitors.
+            best: mark it as the best checkpoint of the run.
 
         Raises:
             Exception: it, or the last one in the background, could not be written.
         """
-        self.wait()
-        content = storage.content_of(state, self.ranks)
-        if not self.background:
-            self._write(state.counters.step, content, best)
-            return
-        arguments = (state.counters.step, tree_map(copied, content), best)
-        self._thread = threading.Thread(target=self._try_to_write, args=arguments, daemon=True)
-        self._thread.start()
-
-    def mark_best(self, step: int) -> None:
-        """Makes the checkpoint of a step, which was saved before, the best."""
-        self.wait()
-        if self.ranks.is_rank0:
-            storage.mark_best(storage.path_of(self.folder, step))
+        step = state.counters.step
+        if step != self._saved_step:
+            self.wait()
+            self._start_writing(step, storage.content_of(state, monitors, self.ranks), best)
+            self._saved_at, self._saved_step = time.monotonic(), step
+        elif best:
+            self.wait()
+            if self.ranks.is_rank0:
+                storage.mark_best(storage.path_of(self.folder, step))
 
     def wait(self) -> None:
-        """Waits until what is being saved is written.
+        """Returns when what is being saved is written.
 
         Raises:
             Exception: it could not be.
@@ -67,6 +81,14 @@ class CheckpointManager:
         if self._error:
             raise self._error
 
+    def _start_writing(self, step: int, content: dict[str, Any], best: bool) -> None:
+        if not self.options.async_:
+            self._write(step, content, best)
+            return
+        arguments = (step, tree_map(_copy_to_cpu, content), best)
+        self._thread = threading.Thread(target=self._try_to_write, args=arguments, daemon=True)
+        self._thread.start()
+
     def _try_to_write(self, step: int, content: dict[str, Any], best: bool) -> None:
         try:
             self._write(step, content, best)
@@ -74,12 +96,12 @@ class CheckpointManager:
             self._error = error
 
     def _write(self, step: int, content: dict[str, Any], best: bool) -> None:
-        written = storage.write(self.folder, step, content, self.ranks, self.group)
+        written = storage.write(self.folder, step, content, self.ranks, self._group)
         if self.ranks.is_rank0:
             if best:
                 storage.mark_best(written)
-            storage.remove_old(self.folder, self.keep_last)
+            storage.remove_old(self.folder, self.options.keep_last)
 
 
-def copied(value: Any) -> Any:
+def _copy_to_cpu(value: Any) -> Any:
     return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

@@ -1,8 +1,8 @@
-"""All that must survive a restart."""
+"""What must survive a restart."""
 
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -13,21 +13,22 @@ from torch.optim import Optimizer
 
 from trainer.data import TrainLoader
 from trainer.errors import CheckpointError
-from trainer.monitor import Sink
 from trainer.optim import Schedule
 from trainer.optim.ema import EMA
 
 
 @dataclass
 class Counters:
-    """How far a run is, and what its end depends on besides."""
+    """Progress counters and the state of early stopping."""
 
     step: int = 0
+    """Optimizer steps taken, skipped ones included."""
     seconds: float = 0.0
     """Training seconds, summed over restarts; without evaluation and checkpoints."""
     skipped_steps: int = 0
     """Steps that were skipped because the loss or a gradient was not finite."""
     skipped_in_a_row: int = 0
+    """Of these, those since the last step that was taken."""
     grad_norm: float = 0.0
     """Norm of the gradient at the last step, before clipping."""
     best: float | None = None
@@ -35,19 +36,31 @@ class Counters:
     best_step: int = 0
     evaluations_since_best: int = 0
     curvature_step: int | None = None
-    """When the optimizer's curvature was last reported."""
+    """The step at which the optimizer's curvature was last reported."""
     evaluated: dict[str, float] = field(default_factory=dict)
     """Metrics of the last evaluation."""
     evaluated_step: int = -1
+    """The step of the last evaluation; -1 before the first."""
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> "Counters":
+        """The counters of a checkpoint.
+
+        Raises:
+            CheckpointError: it has others than this version.
+        """
+        names = {field.name for field in fields(cls)}
+        if names != saved.keys():
+            odd = ", ".join(sorted(names ^ saved.keys()))
+            raise CheckpointError(
+                f"the checkpoint's counters are of another version: {odd} is in one of them only"
+            )
+        return cls(**saved)
 
 
 @dataclass
 class TrainState:
-    """The parts of a run whose state a checkpoint holds.
-
-    ``window`` has the totals of the training metrics, step by step and over all ranks, since they were last
-    reported. ``monitors`` are saved here, but whoever opens them again after a restart gives them their state back.
-    """
+    """The parts of a run whose state a checkpoint holds."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -57,7 +70,7 @@ class TrainState:
     ema: EMA | None
     counters: Counters = field(default_factory=Counters)
     window: list[Tensor] = field(default_factory=list)
-    monitors: Sink | None = None
+    """The totals of the training metrics, step by step and over all ranks, since they were last reported."""
 
     def tensors(self) -> dict[str, Any]:
         """Model, optimizer and average, keyed by parameter: what is sharded when the model is."""
@@ -67,12 +80,11 @@ class TrainState:
         return tensors
 
     def values(self) -> dict[str, Any]:
-        """Everything else that is the same on every rank."""
+        """Everything else; it is the same on every rank."""
         return {
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "loader": self.loader.state_dict(),
-            "monitors": self.monitors.state_dict() if self.monitors else {},
             "counters": asdict(self.counters),
             "window": list(self.window),
         }
@@ -81,8 +93,9 @@ class TrainState:
         """Takes over what `tensors` and `values` gave.
 
         Raises:
-            CheckpointError: it is of another model or optimizer.
+            CheckpointError: it is of another model or optimizer, or has other counters.
         """
+        counters = Counters.of(values["counters"])
         _check_same_shapes(self.model.state_dict(), tensors["model"])
         self._load_optimizer(tensors["optimizer"])
         self.model.load_state_dict(tensors["model"])
@@ -91,11 +104,11 @@ class TrainState:
         self.schedule.load_state_dict(values["schedule"])
         self.scaler.load_state_dict(values["scaler"])
         self.loader.load_state_dict(values["loader"])
-        self.counters.__dict__.update(values["counters"])
-        self.window[:] = values["window"]
+        self.counters = counters
+        self.window = list(values["window"])
 
     def _parameter_names(self) -> list[str]:
-        """In the optimizer's own order, which its state dict numbers."""
+        """In the optimizer's own order, by which its state dict numbers them."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [names[p] for group in self.optimizer.param_groups for p in group["params"]]
 
@@ -130,12 +143,14 @@ def _check_same_shapes(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor])
             where = "the checkpoint" if name in ours else "this model"
             raise CheckpointError(f"the checkpoint is of another model: {name} is missing in {where}")
         if ours[name].shape != theirs[name].shape:
-            there, here = tuple(theirs[name].shape), tuple(ours[name].shape)
-            raise CheckpointError(f"the checkpoint is of another model: {name} is {there} there, {here} here")
+            saved, built = tuple(theirs[name].shape), tuple(ours[name].shape)
+            raise CheckpointError(
+                f"the checkpoint is of another model: {name} has the shape {saved}, the model's has {built}"
+            )
 
 
 def seed_all(seed: int) -> None:
-    """Starts this process's random number generators anew."""
+    """Seeds the random number generators of Python, NumPy and torch in this process."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed % 2**63)
@@ -152,6 +167,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
+    """Puts this process's generators back to what `random_state` gave; those of GPUs if there are as many."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written beside their final name, renamed when whole, found again by that name."""
+"""Checkpoints on disk: written beside their final name, renamed when complete, found again by that name."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
-from trainer.checkpoint.state import TrainState, random_state, set_random_state
-from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
+from trainer._private import unflatten_state_dict
+from trainer.checkpoint.state import TrainState, random_state
+from trainer.distributed.ranks import Ranks
 from trainer.errors import CheckpointError, one_line
+from trainer.rundir.files import FORMAT, atomic_path, check_format, fsync
 
 MANIFEST = "manifest.json"
 BEST = "best"
@@ -36,82 +36,57 @@ UNREADABLE = (
     pickle.UnpicklingError,
     CheckpointException,
 )
-"""What reading a damaged checkpoint raises, from file system, pickle and torch alike."""
+"""What reading a damaged checkpoint raises, from file system, pickle and torch."""
 
 
-def content_of(state: TrainState, ranks: Ranks) -> dict[str, Any]:
-    """What this rank contributes to a checkpoint of the present step: its shards and its random numbers.
-
-    Of what all ranks have alike each writes a part; what only the first one knows is its to write.
-    """
-    content = {**state.tensors(), "rng": {str(ranks.rank): pickle.dumps(random_state())}}
-    return {**content, "values": pickle.dumps(state.values())} if ranks.is_rank0 else content
-
-
-def write(
-    folder: Path, step: int, content: Mapping[str, Any], ranks: Ranks, group: ProcessGroup | None
-) -> Path:
-    """Writes a checkpoint, together with the other ranks; it has its final name once the first rank returns.
-
-    Args:
-        group: of all ranks, on CPUs, for this alone.
-
-    Raises:
-        CheckpointError: the disk is full or does not take it for another reason; nothing is left of it then.
-    """
-    final = path_of(folder, step)
-    part = folder / f".{final.name}.part"
-    try:
-        if ranks.is_rank0:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True, exist_ok=True)  # another rank may be at it already
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.save(dict(content), checkpoint_id=part, process_group=group, no_dist=group is None)
-        if ranks.is_rank0:
-            files = {file.name: file.stat().st_size for file in part.iterdir()}
-            _write(part / MANIFEST, json.dumps({"step": step, "files": files}))
-            if final.exists():  # of an earlier life of the run, which went on from before it
-                remove(final)
-            part.rename(final)
-            _sync(folder)
-    except (CheckpointException, OSError) as error:
-        if ranks.is_rank0:
-            shutil.rmtree(part, ignore_errors=True)
-        raise CheckpointError(f"the checkpoint {final} cannot be written: {_cause(error)}") from error
-    return final
-
-
-def _cause(error: BaseException) -> str:
-    """What the file system said, below what torch made of it."""
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    causes = [error]
-    while below := causes[-1].__cause__ or causes[-1].__context__:
-        causes.append(below)
-    said = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
-    return said[0] if said else one_line(error)
+# Finding -------------------------------------------------------------------------------------------------------------
 
 
 def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, in a run's folder of checkpoints."""
     return folder / f"step_{step:08d}"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder of them that were written to their end, newest first."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if re.fullmatch(r"step_\d{8,}", path.name)), reverse=True)
+
+
+def find_checkpoints(path: Path, option: str = "") -> list[Path]:
+    """The checkpoints that a path given by a user means, newest first: those of a run, or the one that it is itself.
+
+    Args:
+        path: a run directory or one of its checkpoints.
+        option: what the user gave the path to, such as ``checkpoint.resume=``, for the message.
+
+    Raises:
+        CheckpointError: the path is neither.
+    """
+    if (path / MANIFEST).is_file():
+        return [path.resolve()]  # it may be the link to the best
+    if found := list_checkpoints(path / "checkpoints"):
+        return found
+    what = "has no checkpoints" if path.is_dir() else "does not exist"
+    raise CheckpointError(f"{option}{path} {what}: give a run directory or one of its checkpoints")
+
+
+def best(folder: Path) -> str | None:
+    """The name of the checkpoint that is marked best; None if none is."""
+    return os.readlink(folder / BEST) if (folder / BEST).is_symlink() else None
 
 
 def mark_best(checkpoint: Path) -> None:
     """Makes a checkpoint the best of its run: the link ``checkpoints/best`` leads to it."""
-    link = checkpoint.parent / f".{BEST}.part"
-    link.unlink(missing_ok=True)
-    link.symlink_to(checkpoint.name)
-    link.rename(checkpoint.parent / BEST)
+    with atomic_path(checkpoint.parent / BEST) as link:
+        link.symlink_to(checkpoint.name)
 
 
-def best(folder: Path) -> str | None:
-    """The name of the checkpoint that is marked best."""
-    return os.readlink(folder / BEST) if (folder / BEST).is_symlink() else None
+# Removing ------------------------------------------------------------------------------------------------------------
 
 
 def remove(checkpoint: Path) -> None:
-    """Removes a checkpoint so that no half of it is ever taken for a whole one."""
+    """Removes a checkpoint; should that be interrupted, what is left is not listed."""
     doomed = checkpoint.with_name(f".{checkpoint.name}.old")
     shutil.rmtree(doomed, ignore_errors=True)
     checkpoint.rename(doomed)
@@ -125,93 +100,105 @@ def remove_old(folder: Path, keep_last: int) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Removes what an earlier life of the run left half written or half removed."""
+    """Removes partial checkpoints left by a previous session, which was writing or removing them."""
     for leftover in folder.glob(".step_*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints of a run, newest first."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted((c for c in found if re.fullmatch(r"step_\d{8,}", c.name)), reverse=True)
+# Writing -------------------------------------------------------------------------------------------------------------
 
 
-def candidates(path: Path) -> list[Path]:
-    """What can be resumed from a path: a run directory's checkpoints, newest first, or the checkpoint itself.
+def content_of(state: TrainState, monitors: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """What this rank contributes to a checkpoint of the present step: its shards and its random numbers.
 
-    Raises:
-        CheckpointError: the path is neither.
-    """
-    if (path / MANIFEST).is_file():
-        return [path]
-    if found := list_checkpoints(path / "checkpoints"):
-        return found
-    what = "has no checkpoints" if path.is_dir() else "does not exist"
-    raise CheckpointError(f"checkpoint.resume={path} {what}: give a run directory or one of its checkpoints")
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What was restored beside the `TrainState`."""
-
-    checkpoint: Path
-    monitors: dict[str, Any]
-    """The state of the monitors."""
-    warnings: list[str]
-    """One for each damaged checkpoint that was skipped."""
-
-
-def restore(
-    found: list[Path], state: TrainState, *, same_run: bool, ranks: Ranks = SINGLE_PROCESS
-) -> Restored:
-    """Loads the first of the checkpoints that is whole for every rank.
-
-    A rank that had no random numbers of its own when the checkpoint was written keeps those that it has.
+    Tensors that are the same on all ranks are written by each in part; all other values by the first rank.
 
     Args:
-        same_run: they are the run's own: damaged ones are renamed, so that they are not found again.
+        state: the parts of the run; its tensors are not copied.
+        monitors: the state of the monitors.
+        ranks: this one among those that save.
+    """
+    content = {**state.tensors(), "rng": {str(ranks.rank): pickle.dumps(random_state())}}
+    if ranks.is_rank0:
+        content["values"] = pickle.dumps({**state.values(), "monitors": dict(monitors)})
+    return content
+
+
+def write(
+    folder: Path, step: int, content: Mapping[str, Any], ranks: Ranks, group: ProcessGroup | None
+) -> Path:
+    """Writes a checkpoint; all ranks call it, and once it returns on the first one, the path exists.
+
+    Args:
+        folder: the run's ``checkpoints`` directory.
+        step: the step that the content is of.
+        content: this rank's `content_of`.
+        ranks: the processes that train together.
+        group: of all ranks, on CPUs, for this alone; None for a single process.
+
+    Returns:
+        The checkpoint's path.
 
     Raises:
-        CheckpointError: all are damaged, or one is whole but of another model or optimizer.
+        CheckpointError: the disk is full or does not take it for another reason; nothing is left of it then.
     """
-    warned = []
-    for checkpoint in found:
-        damage = None
-        try:
-            content = read(checkpoint, state)
-            values = pickle.loads(content["values"])
-            rng = {rank: pickle.loads(one) for rank, one in content["rng"].items()}
-        except UNREADABLE as error:
-            damage = f"{type(error).__name__}: {one_line(error)[:200]}"
-        damages = [one for one in ranks.all_gather_object(damage) if one]
-        if damages:
-            warned.append(f"{checkpoint} is damaged and is skipped: {damages[0]}")
-            if same_run and ranks.is_rank0:
-                checkpoint.rename(checkpoint.with_name(f"damaged_{checkpoint.name}"))
-            continue
-        state.load(content, values)
-        if str(ranks.rank) in rng:
-            set_random_state(rng[str(ranks.rank)])
-        best_one = path_of(checkpoint.parent, state.counters.best_step)
-        if (
-            same_run and ranks.is_rank0 and best_one.exists()
-        ):  # it may have been killed before that was marked
-            mark_best(best_one)
-        return Restored(checkpoint, values["monitors"], warned)
-    raise CheckpointError(
-        f"every checkpoint in {found[0].parent} is damaged: "
-        f"give another checkpoint.resume, or another hydra.run.dir to start anew"
-    )
+    final = path_of(folder, step)
+    part = folder / f".{final.name}.part"
+    try:
+        if ranks.is_rank0:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True, exist_ok=True)  # another rank may have made it already
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.save(dict(content), checkpoint_id=part, process_group=group, no_dist=group is None)
+        if ranks.is_rank0:
+            _publish(part, final, step)
+    except (CheckpointException, OSError) as error:
+        if ranks.is_rank0:
+            shutil.rmtree(part, ignore_errors=True)
+        raise CheckpointError(f"the checkpoint {final} cannot be written: {_cause(error)}") from error
+    return final
+
+
+def _publish(part: Path, final: Path, step: int) -> None:
+    """Gives a directory, in which all tensors are, its manifest and its final name."""
+    files = {file.name: file.stat().st_size for file in part.iterdir()}
+    (part / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": step, "files": files}))
+    fsync(part / MANIFEST)
+    if final.exists():  # of a previous session, which was resumed from before it
+        remove(final)
+    part.rename(final)
+    fsync(final.parent)
+
+
+def _cause(error: BaseException) -> str:
+    """What the file system said, below what torch made of it."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    causes = [error]
+    while below := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(below)
+    said = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
+    return said[0] if said else one_line(error)
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
 
 
 def read(checkpoint: Path, state: TrainState | None = None, part: str = "") -> dict[str, Any]:
-    """What `write` wrote, in fresh memory on the CPU: a checkpoint that is damaged has then changed nothing.
+    """What `write` wrote, in fresh memory on the CPU: a damaged checkpoint has changed nothing when this raises.
 
     Args:
-        state: what the state has in shards is read in such shards; all else, and all without it, is whole.
+        checkpoint: its directory.
+        state: tensors that are sharded in it are read in the same shards; all others, and all without it, as a whole.
         part: the entry to read, such as ``model``; left out, all.
+
+    Raises:
+        UserError: the checkpoint has another format.
+        Exception: one of `UNREADABLE`: it is damaged.
     """
     manifest = json.loads((checkpoint / MANIFEST).read_text())
+    check_format(manifest, checkpoint / MANIFEST)
     for name, size in manifest["files"].items():
         actual = (checkpoint / name).stat().st_size
         if actual != size:
@@ -240,28 +227,19 @@ def _template_for(ours: Mapping[str, Any], path: tuple[Any, ...]) -> Any:
     return value
 
 
-def _allocate_like(entry: Any, like: Any) -> Tensor | None:
-    """Memory for a saved entry: a shard where its likeness is one. Values other than tensors need none."""
+def _allocate_like(entry: Any, template: Any) -> Tensor | None:
+    """Memory for a saved entry: a shard where its template is one. Values other than tensors need none."""
     if not isinstance(entry, TensorStorageMetadata):
         return None
     dtype = entry.properties.dtype
-    if not isinstance(like, DTensor) or like.shape != entry.size:
+    if not isinstance(template, DTensor) or template.shape != entry.size:
         return torch.empty(entry.size, dtype=dtype)
-    shard = torch.empty(like.to_local().shape, dtype=dtype)
+    shard = torch.empty(template.to_local().shape, dtype=dtype)
     return DTensor.from_local(
-        shard, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        shard,
+        template.device_mesh,
+        template.placements,
+        run_check=False,
+        shape=template.shape,
+        stride=template.stride(),
     )
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """A rename survives a power failure once the directory is synced."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What the commands beside training share: exit codes, mistakes in one line, progress bars."""
+"""What the commands other than training share: exit codes, mistakes in one line, progress bars."""
 
 import sys
 from argparse import ArgumentParser
@@ -18,11 +18,12 @@ class Parser(ArgumentParser):
     """Raises ConfigError for what argparse would print its usage and exit for."""
 
     def error(self, message: str) -> NoReturn:
+        """Raises ConfigError."""
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """What a command returns; a user's error is told in one line, and Ctrl-C ends it without a traceback."""
+    """The exit code of a command: its own, or that of a user's mistake, which is printed in one line, or of Ctrl-C."""
     try:
         return command()
     except UserError as error:
@@ -33,6 +34,6 @@ def exit_code(command: Callable[[], int]) -> int:
 
 
 def progress(items: Collection[Item], doing: str) -> Iterable[Item]:
-    """The items, with a bar on standard error if that is a terminal; it goes when they are through."""
+    """The items, with a progress bar on standard error if that is a terminal, which is removed at the end."""
     console = Console(stderr=True)
     return track(items, doing, console=console, transient=True, disable=not console.is_terminal)

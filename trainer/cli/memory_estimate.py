@@ -1,8 +1,7 @@
-"""What the parts of a run take on each rank: as they are here, and as they would be on more ranks."""
+"""The memory that the tensors of a run take on each rank: as they are, and as they would be on more ranks."""
 
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -10,64 +9,71 @@ from torch.optim import Optimizer
 
 from trainer.distributed.dtensor import local_tensor
 from trainer.optim.ema import EMA
-
-FACTORS = re.compile(r"[HS](_\d+)?")
-"""Names of AdaFisher's factors in its state; H is whole on every rank."""
+from trainer.optim.protocols import CurvatureOptimizer
 
 
 class TensorShare(NamedTuple):
-    """A tensor, and the rows by which FSDP cuts it up: 0 if every rank holds all of it."""
+    """A tensor, and the rows by which FSDP shards it: 0 if every rank holds all of it."""
 
     tensor: Tensor
     rows: int
 
     def bytes_here(self) -> int:
+        """What this rank holds of it."""
         part = local_tensor(self.tensor)
         return part.numel() * part.element_size()
 
     def bytes_in(self, shards: int) -> int:
-        """The largest of so many shards."""
-        whole = self.tensor.numel() * self.tensor.element_size()
-        return whole // self.rows * math.ceil(self.rows / shards) if self.rows else whole
+        """The size of the largest of that many shards."""
+        total = self.tensor.numel() * self.tensor.element_size()
+        return total // self.rows * math.ceil(self.rows / shards) if self.rows else total
 
 
-Parts = dict[str, list[TensorShare]]
+Tensors = dict[str, list[TensorShare]]
+"""By what they are for."""
 
 
-def parts_of(model: nn.Module, optimizer: Optimizer, ema: EMA | None) -> Parts:
-    """All tensors that a run keeps between two steps, and the gradients, which are as large as what is trained."""
+def tensors_of(model: nn.Module, optimizer: Optimizer, ema: EMA | None) -> Tensors:
+    """The tensors that a run keeps between two steps, and the gradients, which are as large as what is trained."""
     parameters = dict(model.named_parameters())
     averages = ema.average if ema else {}
-    states = [(p, key, value) for p, state in optimizer.state.items() for key, value in state.items()]
-    tensors = [(p, key, value) for p, key, value in states if isinstance(value, Tensor)]
-    parts = {
+    state = list(state_of(optimizer))
+    tensors = {
         "parameters": [TensorShare(p, rows(p)) for p in parameters.values()],
         "buffers": [TensorShare(buffer, 0) for buffer in model.buffers()],
         "gradients": [TensorShare(p, rows(p)) for p in parameters.values() if p.requires_grad],
-        "optimizer state": [sharded_like(p, v) for p, key, v in tensors if not FACTORS.fullmatch(key)],
-        "Fisher factors": [
-            TensorShare(v, 0) if key[0] == "H" else sharded_like(p, v)
-            for p, key, v in tensors
-            if FACTORS.fullmatch(key)
-        ],
+        "optimizer state": [share for share, is_factor in state if not is_factor],
+        "Fisher factors": [share for share, is_factor in state if is_factor],
         "averaged weights": [
             TensorShare(tensor, rows(tensor) if name in parameters else 0)
             for name, tensor in averages.items()
         ],
     }
-    return {name: held for name, held in parts.items() if held}
+    return {name: shares for name, shares in tensors.items() if shares}
+
+
+def state_of(optimizer: Optimizer) -> Iterator[tuple[TensorShare, bool]]:
+    """The tensors of an optimizer's state, each with whether it is a factor of the curvature."""
+    for param, state in optimizer.state.items():
+        layout = optimizer.state_layout(param) if isinstance(optimizer, CurvatureOptimizer) else {}
+        for key, tensor in state.items():
+            if isinstance(tensor, Tensor):
+                known = layout.get(key)
+                sharded = known.is_sharded if known else rows(tensor) == rows(param)
+                yield TensorShare(tensor, rows(tensor) if sharded else 0), bool(known and known.is_factor)
 
 
 def rows(tensor: Tensor) -> int:
+    """The size of axis 0, along which FSDP shards; 0 without axes."""
     return tensor.shape[0] if tensor.ndim else 0
 
 
-def sharded_like(parameter: Tensor, state: Tensor) -> TensorShare:
-    """Optimizer state, which is cut up like its parameter where it has as many rows."""
-    return TensorShare(state, rows(parameter) if rows(state) == rows(parameter) else 0)
+def mebibytes(tensors: Tensors, size: Callable[[TensorShare], int]) -> dict[str, float]:
+    """The MiB of each kind, and of all together.
 
-
-def mebibytes(parts: Parts, size: Callable[[TensorShare], int]) -> dict[str, float]:
-    """Of each part, and of all."""
-    sizes = {name: sum(map(size, held)) / 2**20 for name, held in parts.items()}
+    Args:
+        tensors: by what they are for.
+        size: the bytes that are counted of each.
+    """
+    sizes = {name: sum(map(size, shares)) / 2**20 for name, shares in tensors.items()}
     return {**sizes, "all of these": sum(sizes.values())}

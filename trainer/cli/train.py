@@ -4,6 +4,7 @@ import os
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -11,22 +12,18 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from trainer.cli.dry_run import dry_run
-from trainer.config.compose import (
-    CONF,
-    compose,
-    hydra_session,
-    load_plugins,
-    parse_arguments,
-    resolve,
-    sweep_points,
-)
+from trainer.config.command_line import parse_arguments
+from trainer.config.compose import CONF, compose_grid, compose_run, load_plugins, resolve
 from trainer.config.schema import Config
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks, join
 from trainer.errors import ConfigError, UserError
 from trainer.rundir.directory import RunDirectory, VisitedRunDirectory
 from trainer.rundir.status import CRASHED, FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR
-from trainer.training.run import Result, run
+
+if (
+    TYPE_CHECKING
+):  # what trains is imported once the command line is known to be right, so that a mistake shows early
+    from trainer.training.run import Result
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,12 +42,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_command(argv: list[str], ranks: Ranks) -> int:
+    """Does what a command line asks for; every rank calls it. Returns the exit code.
+
+    Raises:
+        UserError: on all ranks, if one of them cannot do it.
+    """
     args = ranks.run_on_all(lambda: parse_arguments(argv))
-    ranks.run_on_all(lambda: load_plugins(args.overrides))
     if args.help or args.hydra_help or args.shell_completion:
+        ranks.run_on_all(lambda: load_plugins(args.overrides))
         hydra_app(args, argv, print)
         return FINISHED
-    configs = ranks.run_on_all(lambda: check(args))
+    configs, directory = ranks.run_on_all(lambda: check(args))
     if args.cfg or args.info:
         hydra_app(args, argv, print)
         return FINISHED
@@ -58,48 +60,67 @@ def run_command(argv: list[str], ranks: Ranks) -> int:
         raise ConfigError(
             "--multirun trains on one rank: start its runs one by one, or with python -m launch"
         )
-    if any(config.dry_run for config, _ in configs):
-        for config, _ in configs:
+    if any(config.dry_run for config in configs):
+        from trainer.cli.dry_run import dry_run
+
+        for config in configs:
             dry_run(config, ranks)
         return FINISHED
-    if args.multirun:
+    if directory is None:
         return sweep(args, argv)
-    return single(args, *configs[0], ranks)
+    return single(args, configs[0], directory, ranks)
 
 
 def refuse(error: UserError) -> int:
+    """Prints a user's mistake; returns the exit code for one."""
     print(f"error: {error}", file=sys.stderr)
     return USER_ERROR
 
 
-def check(args: Namespace) -> list[tuple[Config, DictConfig]]:
-    """The config of every run that the command line asks for, typed and as composed.
+def check(args: Namespace) -> tuple[list[Config], Path | None]:
+    """Composes and checks the config of every run that the command line asks for.
+
+    Returns:
+        The configs, and the directory of a single run; None for a sweep.
 
     Raises:
         UserError: one of them is wrong.
     """
-    points = sweep_points(args.overrides) if args.multirun else [args.overrides]
-    with hydra_session(args) as session:
-        composed = [compose(session, args, point) for point in points]
-    return [(resolve(config), config) for config in composed]
+    if args.multirun:
+        return [point.config for point in compose_grid(args, args.overrides)], None
+    config, directory = compose_run(args)
+    return [config], directory
 
 
-def single(args: Namespace, config: Config, composed: DictConfig, ranks: Ranks) -> int:
+def single(args: Namespace, config: Config, path: Path, ranks: Ranks) -> int:
+    """Runs one config in its directory; returns the exit code."""
     named = args.config_path or any(o.startswith("hydra.run.dir=") for o in args.overrides)
-    directory = shared_directory(ranks, Path(composed.hydra.run.dir), unique=not named)
+    directory = shared_directory(ranks, path, unique=not named)
     return run_in(directory, config, args.overrides, ranks).code
 
 
 def shared_directory(ranks: Ranks, path: Path, *, unique: bool) -> RunDirectory:
-    """The directory that the first rank makes and locks, as each rank sees it."""
+    """The directory that the first rank makes and locks, as each rank sees it.
+
+    Args:
+        ranks: every one of them calls this.
+        path: of the directory.
+        unique: if it exists, take it with a number appended.
+
+    Raises:
+        UserError: the first rank cannot make or lock it.
+    """
     made = ranks.run_on_all(lambda: RunDirectory(path, unique=unique) if ranks.is_rank0 else None)
-    agreed = ranks.all_gather_object(made.path if made else path)[0]
-    return made or VisitedRunDirectory(agreed)
+    actual = ranks.all_gather_object(made.path if made else path)[0]
+    return made or VisitedRunDirectory(actual)
 
 
 def run_in(
     directory: RunDirectory, config: Config, overrides: list[str], ranks: Ranks = SINGLE_PROCESS
-) -> Result:
+) -> "Result":
+    """Trains in a run directory and releases it; one in which nothing was written is removed."""
+    from trainer.training.run import run
+
     try:
         return run(config, directory, overrides, ranks)
     finally:
@@ -108,7 +129,13 @@ def run_in(
 
 
 def sweep(args: Namespace, argv: list[str]) -> int:
-    """Runs every point of a grid through Hydra's sweeper and launcher, the rest too if one fails."""
+    """Runs every point of a grid through Hydra's sweeper and launcher, the rest too if one fails.
+
+    Returns:
+        The highest exit code of the runs.
+    """
+    from trainer.training.run import Result
+
     results: list[tuple[str, Result]] = []
 
     def task(composed: DictConfig) -> float | None:
@@ -130,7 +157,8 @@ def sweep(args: Namespace, argv: list[str]) -> int:
     return max((result.code for _, result in results), default=FINISHED)
 
 
-def show_sweep(results: list[tuple[str, Result]]) -> None:
+def show_sweep(results: "list[tuple[str, Result]]") -> None:
+    """Prints the overrides, the end and the metrics of each run."""
     names = sorted({name for _, result in results for name in result.metrics})
     table = Table("run", "result", *names)
     words = {FINISHED: "finished", CRASHED: "failed", USER_ERROR: "refused"}

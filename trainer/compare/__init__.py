@@ -1,1 +1,1 @@
-"""``python -m trainer.compare``: which contender is better, at equal training seconds and each at its best rate."""
+"""``python -m trainer.compare``: which contender is better, at equal training time and each at its best rate."""

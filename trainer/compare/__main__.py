@@ -1,7 +1,6 @@
 """``python -m trainer.compare``: see HELP."""
 
 import dataclasses
-import json
 import shlex
 import sys
 import time
@@ -21,6 +20,7 @@ from trainer.report.render import show, to_stdout
 from trainer.report.serialize import as_json
 from trainer.rundir.files import STATUS
 from trainer.rundir.status import FINISHED, PREEMPTED, write_status
+from trainer.rundir.strict_json import dumps
 
 HELP = """\
 python -m trainer.compare OPTION=VALUE[,VALUE] ... [budget_from=CONTENDER] [tune.OPTION=GRID ...] [compare.dir=FOLDER]
@@ -35,7 +35,7 @@ process of its own, and reports on them. Options are those of python -m trainer.
   tune.lr=lin(0.1,0.9,5)         evenly spaced; or a list: tune.lr=[1e-3,1e-2]; several tune.OPTIONs make a grid
   tune.lr.sgd=log(1e-3,10,9)     a grid for one contender, of as many values
   compare.dir=FOLDER             where (default: outputs/comparisons/DATE_TIME); the same command with the folder of
-                                 a comparison that was interrupted goes on where it stopped
+                                 an interrupted comparison resumes where it stopped
   --json                         prints JSON instead of tables
 
   python -m trainer.compare optimizer=adafisher,adamw,sgd seed=0,1,2 loop.max_epochs=3 budget_from=adafisher
@@ -53,6 +53,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compare(argv: Sequence[str]) -> int:
+    """Makes a comparison, or continues one; writes and prints its report; returns the exit code.
+
+    Raises:
+        UserError: the command line is wrong, or a run cannot be started.
+    """
     console = Console(stderr=True)
     command = parse_command(argv)
     folder = command.folder or Path("outputs", "comparisons", time.strftime("%Y-%m-%d_%H-%M-%S"))
@@ -70,7 +75,7 @@ def compare(argv: Sequence[str]) -> int:
             outcome = comparison.run(runner)
     except Interrupted:
         words = shlex.join([*command.words, f"compare.dir={folder}"])
-        print(f"interrupted; go on with: python -m trainer.compare {words}", file=sys.stderr)
+        print(f"interrupted; resume with: python -m trainer.compare {words}", file=sys.stderr)
         if (folder / STATUS).exists():
             write_status(folder, "preempted")
         return PREEMPTED
@@ -82,7 +87,7 @@ def compare(argv: Sequence[str]) -> int:
     write_status(folder, "finished")
     with to_stdout():
         if command.json:
-            print(json.dumps(record(outcome, folder), indent=2, allow_nan=False))
+            print(dumps(record(outcome, folder), indent=2))
         else:
             show(outcome.report, Console())
             print(f"report: {folder / 'report'}")
@@ -90,9 +95,9 @@ def compare(argv: Sequence[str]) -> int:
 
 
 def record(outcome: Outcome, folder: Path) -> dict:
-    """The outcome for a program."""
-    said = {"folder": str(folder), "seconds": outcome.seconds, "tuned": outcome.tuned}
-    return said | as_json(outcome.report)
+    """The outcome and its report, for JSON."""
+    found = {"folder": str(folder), "seconds": outcome.seconds, "tuned": outcome.tuned}
+    return found | as_json(outcome.report)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line of a comparison: who takes part, with which seeds, on what budget, and what each tries first."""
+"""The command line of a comparison: the contenders, their seeds and budget, and the grids on which each is tuned."""
 
 import dataclasses
 from argparse import Namespace
@@ -9,20 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer.compare.grids import grid_values
-from trainer.config.compose import (
-    compose_points,
-    hydra_session,
-    load_plugins,
-    parse_arguments,
-    parse_overrides,
-    resolve,
-    sweep_points,
-)
+from trainer.config.command_line import parse_arguments, parse_overrides
+from trainer.config.compose import GridPoint, compose_grid
 from trainer.config.schema import Config, check_config
 from trainer.errors import ConfigError, nearest
-from trainer.options import to_dict
+from trainer.options import flatten, to_dict
 from trainer.report.grouping import label
-from trainer.report.read_runs import flatten
 
 FOLDER, BUDGET, TUNE = "compare.dir", "budget_from", "tune."
 HOLDOUT = 0.1
@@ -34,51 +26,51 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Contender:
-    """All that was swept but for the seed."""
+    """One of what is compared: a point of the grid of all that is swept but the seed."""
 
     label: str
     names: frozenset[str]
-    """By which the command line may call it: its label and each value that makes it what it is."""
+    """By which the command line may call it: its label, and each of its swept values."""
     overrides: list[str]
     config: Config
 
 
 @dataclass(frozen=True)
 class Command:
-    """A comparison, checked as far as that goes without data."""
+    """A comparison as its command line describes it, checked as far as possible without data."""
 
     words: list[str]
-    """The command line, but for what does not change the comparison."""
+    """The command line without what does not change the comparison: its folder, the format of its output."""
     folder: Path | None
     json: bool
     contenders: list[Contender]
     seeds: list[int]
     reference: str | None
-    """The label of the contender whose training seconds all get; None: each has the budget of its own config."""
+    """The label of the contender whose training seconds are the budget of all; None: each has its config's."""
     trials: dict[str, list[Options]]
     """What each contender tries, by its label; empty: nothing is tuned."""
 
     @property
     def tuning_seed(self) -> int:
-        """None of those with which the contenders are compared."""
+        """The seed of all trials, which no compared run has."""
         return max(self.seeds) + 1
 
     @property
     def runs(self) -> int:
-        """Their number, all in all."""
+        """The number of all runs: reference, trials, and each contender with each seed."""
         trials = sum(map(len, self.trials.values()))
         return (self.reference is not None) + trials + len(self.contenders) * len(self.seeds)
 
     @property
     def tuned_options(self) -> list[str]:
-        """By their dotted names."""
+        """The dotted names of the options that are tuned."""
         return list(
             dict.fromkeys(f"optimizer.{o}" for trials in self.trials.values() for t in trials for o in t)
         )
 
 
 def parse_command(argv: Sequence[str]) -> Command:
-    """Reads a command line.
+    """Reads a command line; composes and checks all contenders.
 
     Raises:
         ConfigError: an option is unknown or wrong for one of the contenders, or the comparison would not be fair.
@@ -97,7 +89,6 @@ def parse_command(argv: Sequence[str]) -> Command:
     for flag in ("multirun", "cfg", "info", "config_path"):
         if getattr(args, flag):
             raise ConfigError(f"a comparison takes no --{flag.replace('_', '-')}: it sweeps by itself")
-    load_plugins(args.overrides)
     tunes = {key: text for key, text in own.items() if key.startswith(TUNE)}
     seeds, contenders = compose_all(args, tuned=bool(tunes))
     return Command(
@@ -112,61 +103,75 @@ def parse_command(argv: Sequence[str]) -> Command:
 
 
 def compose_all(args: Namespace, tuned: bool) -> tuple[list[int], list[Contender]]:
-    """The seeds, and a contender for each combination of all else that is swept."""
+    """Returns the seeds, and a contender for each combination of all else that is swept."""
     parsed = list(zip(args.overrides, parse_overrides(args.overrides), strict=True))
     if any(override.key_or_group == "hydra.run.dir" for _, override in parsed):
         raise ConfigError(f"a comparison has no hydra.run.dir: name its folder with {FOLDER}=FOLDER")
     swept = {o.key_or_group for _, o in parsed if o.is_sweep_override()}
-    seed_points = sweep_points([text for text, o in parsed if o.key_or_group == "seed"])
-    points = sweep_points([text for text, o in parsed if o.key_or_group != "seed"])
-    with hydra_session(args) as session:
-        grid = [
-            *([*point, *seed_points[0]] for point in points),
-            *([*points[0], *seed] for seed in seed_points),
-        ]
-        composed = [resolve(config) for config in compose_points(session, args, grid)]
-    configs, seeds = composed[: len(points)], [config.seed for config in composed[len(points) :]]
-    if any(config.dry_run for config in configs):
+    points = compose_grid(args, [text for text, o in parsed if o.key_or_group != "seed"])
+    if any(point.config.dry_run for point in points):
         raise ConfigError(
-            "a comparison cannot be dry: look at each contender with python -m trainer dry_run=true"
+            "trainer.compare does not support dry_run: run python -m trainer dry_run=true for each contender"
         )
-    contenders = [
-        contender(point, swept, prepared(config, tuned))
-        for point, config in zip(points, configs, strict=True)
-    ]
-    for names in ([f"seed={seed}" for seed in seeds], [c.label for c in contenders]):
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"{', '.join(repeated)} takes part twice")
+    of_seeds = [text for text, o in parsed if o.key_or_group == "seed"]
+    seeds = [point.config.seed for point in compose_grid(args, [*points[0].overrides, *of_seeds])]
+    contenders = [contender(point, swept, prepared(point.config, seeds[0], tuned)) for point in points]
+    refuse_repeated("seed", [f"seed={seed}" for seed in seeds])
+    refuse_repeated("contender", [c.label for c in contenders])
     return seeds, contenders
 
 
-def prepared(config: Config, tuned: bool) -> Config:
-    """A config for a run among many: it does not write to the terminal, and leaves something to tune on."""
+def refuse_repeated(kind: str, names: list[str]) -> None:
+    """Refuses a list in which a name stands twice.
+
+    Raises:
+        ConfigError: one does.
+    """
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"duplicate {kind}: {', '.join(repeated)}")
+
+
+def prepared(config: Config, seed: int, tuned: bool) -> Config:
+    """Returns the config for a run among many: silent, and with a validation split if it is tuned."""
     sinks = [sink for sink in config.monitor.sinks if sink != "console"]
-    data = config.data | ({"holdout": HOLDOUT} if tuned and not config.data["holdout"] else {})
-    return dataclasses.replace(config, data=data, monitor=dataclasses.replace(config.monitor, sinks=sinks))
+    data = config.data | ({"holdout": HOLDOUT} if tuned and not config.loader.holdout else {})
+    monitor = dataclasses.replace(config.monitor, sinks=sinks)
+    return dataclasses.replace(config, seed=seed, data=data, monitor=monitor)
 
 
-def contender(point: list[str], swept: set[str], config: Config) -> Contender:
+def contender(point: GridPoint, swept: set[str], config: Config) -> Contender:
+    """Returns the contender of a point of the grid, named after its values of what is swept."""
     components = flatten(to_dict(config)).keys()
     values = {}
-    for override in parse_overrides(point):
+    for override in parse_overrides(point.overrides):
         key = override.key_or_group
         if key in swept:
             values[f"{key}.name" if f"{key}.name" in components else key] = override.value()
     name = label(values) if values else config.optimizer["name"]
-    return Contender(name, frozenset([name, *map(str, values.values())]), point, config)
+    return Contender(name, frozenset([name, *map(str, values.values())]), point.overrides, config)
 
 
 def find_reference(name: str, contenders: Sequence[Contender]) -> str:
+    """Returns the label of the one contender that ``budget_from`` names.
+
+    Raises:
+        ConfigError: it names none or several.
+    """
     found = called(name, contenders, BUDGET)
     if len(found) > 1:
-        raise ConfigError(f"{BUDGET}={name} names {' and '.join(c.label for c in found)}: take one of these")
+        raise ConfigError(f"{BUDGET}={name} names {' and '.join(c.label for c in found)}: choose one of them")
     return found[0].label
 
 
 def called(name: str, contenders: Sequence[Contender], key: str) -> list[Contender]:
-    """The contenders of that name."""
+    """Returns the contenders of a name: the one with this label, else all that have it among their names.
+
+    Args:
+        key: the option that names them, for the error message.
+
+    Raises:
+        ConfigError: there is none.
+    """
     exact = [c for c in contenders if c.label == name]
     found = exact or [c for c in contenders if name in c.names]
     if not found:
@@ -175,7 +180,10 @@ def called(name: str, contenders: Sequence[Contender], key: str) -> list[Contend
 
 
 def trials_of(contenders: Sequence[Contender], tunes: Mapping[str, str]) -> dict[str, list[Options]]:
-    """The grid of each contender: ``tune.OPTION``, or ``tune.OPTION.CONTENDER``, which goes before it.
+    """Returns the trials of each contender by its label.
+
+    Args:
+        tunes: grids by ``tune.OPTION``, or ``tune.OPTION.CONTENDER``, which has precedence.
 
     Raises:
         ConfigError: a grid is wrong, or the contenders have different numbers of trials.
@@ -193,16 +201,16 @@ def trials_of(contenders: Sequence[Contender], tunes: Mapping[str, str]) -> dict
     }
     counts = {name: len(found) if grids[name] else 0 for name, found in trials.items()}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise ConfigError(f"a fair comparison gives each contender the same number of trials, not {told}")
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ConfigError(f"a fair comparison gives each contender the same number of trials, not {listed}")
     return trials
 
 
 def variant(config: Config, options: Options, seed: int, seconds: float | None) -> Config:
-    """A contender's config with these options of its optimizer, this seed and so many training seconds.
+    """Returns a contender's config with other optimizer options, another seed and another budget.
 
     Args:
-        seconds: None: its own budget.
+        seconds: the budget of training time; None: that of the config.
 
     Raises:
         ConfigError: the optimizer has no such option, or the value is out of its range.

@@ -1,17 +1,17 @@
-"""What a contender tries when it is tuned: ``tune.OPTION=GRID``."""
+"""The grid of values on which an option is tuned: ``tune.OPTION=GRID``."""
 
 import re
 from typing import Any
 
-from trainer.config.compose import parse_overrides
+from trainer.config.command_line import parse_overrides
 from trainer.errors import ConfigError
-from trainer.report.grouping import is_number
+from trainer.options import is_number
 
 CALL = re.compile(r"(?P<kind>log|lin)\((?P<arguments>.*)\)")
 
 
 def grid_values(key: str, text: str) -> list[Any]:
-    """The values of ``log(low,high,n)``, ``lin(low,high,n)`` or ``[a,b,c]``.
+    """Returns the values of ``log(low,high,n)``, ``lin(low,high,n)`` or ``[a,b,c]``.
 
     Those of ``log`` and ``lin``, evenly spaced on their scale, have four digits.
 
@@ -40,7 +40,11 @@ def grid_values(key: str, text: str) -> list[Any]:
 
 
 def parsed(key: str, text: str) -> list[Any]:
-    """A list in Hydra's grammar, which knows that 1e-4 is a number."""
+    """Parses a list in Hydra's grammar, in which 1e-4 is a number.
+
+    Raises:
+        ConfigError: it is not a list.
+    """
     try:
         (override,) = parse_overrides([f"{key}={text}"])
     except ConfigError:
@@ -52,10 +56,12 @@ def parsed(key: str, text: str) -> list[Any]:
 
 
 def rounded(value: float) -> float:
+    """Rounds to four significant digits."""
     return float(f"{value:.4g}")
 
 
 def wrong(key: str, text: str) -> ConfigError:
+    """Returns the error for text that is not a grid."""
     return ConfigError(
         f"{key}={text} is wrong: it must be log(low,high,n) with 0 < low < high, lin(low,high,n), or a list "
         f"[a,b,c], of at least two values"

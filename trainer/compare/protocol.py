@@ -1,4 +1,4 @@
-"""The protocol: a reference run sets the seconds, each contender is tuned, and its best runs with fresh seeds."""
+"""The protocol: a reference run sets the training time, contenders are tuned, the best options run with fresh seeds."""
 
 import dataclasses
 import math
@@ -13,11 +13,11 @@ from trainer.compare.runner import PlannedRun, Runner
 from trainer.config.compose import file_name
 from trainer.config.schema import Config
 from trainer.errors import UserError
-from trainer.metrics import higher_is_better
-from trainer.options import to_dict
+from trainer.metrics import on_split
+from trainer.options import flatten, to_dict
 from trainer.report.grouping import group_keys
 from trainer.report.metric_choice import choose_metric
-from trainer.report.read_runs import RecordedRun, flatten
+from trainer.report.read_runs import RecordedRun
 from trainer.report.sensitivity import Sensitivity, sensitivities
 from trainer.report.summary import Report, make_report
 from trainer.rundir.files import CONFIG
@@ -28,16 +28,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Outcome:
+    """The result of a comparison."""
+
     seconds: float | None
-    """That each contender trained; None: each had its own budget."""
+    """The training seconds of each contender; None: each had its own budget."""
     tuned: dict[str, Options]
-    """What was best for each contender, by its label; one whose trials have all failed is missing."""
+    """The best options of each contender, by its label; one whose trials have all failed is missing."""
     report: Report
-    """Of the runs with fresh seeds; its sensitivities are the tuning's, too."""
+    """On the runs with fresh seeds; its sensitivities include those of the tuning."""
 
 
 class ComparisonRun:
-    """The runs of a comparison, below ``reference``, ``tune`` and ``runs`` in its folder."""
+    """The runs of a comparison, below ``reference``, ``tune`` and ``runs`` in its folder.
+
+    Args:
+        command: the contenders, their seeds, budget and trials.
+        folder: of the comparison, an absolute path.
+    """
 
     def __init__(self, command: Command, folder: Path) -> None:
         self.command = command
@@ -45,10 +52,10 @@ class ComparisonRun:
         bare = [RecordedRun(folder, flatten(to_dict(c.config)), "queued") for c in command.contenders]
         keys = [key for key in group_keys(None, bare) if key not in command.tuned_options]
         self.keys = keys or ["optimizer.name"]
-        """The options that make the contenders."""
+        """The options in which the contenders differ."""
 
     def check(self) -> list[Config]:
-        """A config of each contender, to be built on trial.
+        """A config of each contender, for a trial build.
 
         Raises:
             ConfigError: an option that is tuned, or a budget in seconds, does not fit a contender.
@@ -61,7 +68,7 @@ class ComparisonRun:
         return [variant(each.config, {}, command.seeds[0], seconds) for each in command.contenders]
 
     def run(self, runner: Runner) -> Outcome:
-        """Makes all runs that are not there yet, and the report.
+        """Makes all runs that have not ended yet, and the report.
 
         Raises:
             UserError: a run cannot be started, the reference run failed, or there is nothing to compare.
@@ -70,15 +77,15 @@ class ComparisonRun:
         command = self.command
         seconds = self.measure(runner) if command.reference is not None else None
         tuned, curves = self.tune(seconds, runner) if command.trials else ({}, [])
-        jobs = [
-            self.job("runs", each, tuned.get(each.label, {}), seed, seconds)
+        planned = [
+            self.plan("runs", each, tuned.get(each.label, {}), seed, seconds)
             for i, seed in enumerate(command.seeds)
             for each in rotated(command.contenders, i)
             if each.label in tuned or not command.trials
         ]
-        runs = runner.run(jobs, "run")
-        metric = choose_metric(None, runs)
-        metric = metric.replace("val", "test", 1) if command.trials else metric
+        runs = runner.run(planned, "run")
+        metric = choose_metric(None, runs).name
+        metric = on_split(metric, "test", instead_of="val") if command.trials else metric
         report = make_report(runs, by=",".join(self.keys), metric=metric, target=None)
         curves = [*report.sensitivities, *curves]
         report = dataclasses.replace(
@@ -87,17 +94,21 @@ class ComparisonRun:
         return Outcome(seconds, tuned, report)
 
     def measure(self, runner: Runner) -> float:
-        """The training seconds that the reference takes for its own budget."""
+        """The training seconds that the reference takes for its own budget, to four digits.
+
+        Raises:
+            UserError: it did not finish.
+        """
         command = self.command
         (each,) = [c for c in command.contenders if c.label == command.reference]
-        (run,) = runner.run([self.job("reference", each, {}, command.seeds[0], None)], "reference")
+        (run,) = runner.run([self.plan("reference", each, {}, command.seeds[0], None)], "reference")
         seconds = [p.seconds for points in run.evaluations.values() for p in points if p.seconds is not None]
         if run.state != "finished" or not seconds:
             raise UserError(f"the reference run {run.path} is {run.state}: {run.error or 'it has no clock'}")
         return float(f"{max(seconds):.4g}")
 
     def tune(self, seconds: float | None, runner: Runner) -> tuple[dict[str, Options], list[Sensitivity]]:
-        """What is best for each contender on the validation split, and how the metric depends on it."""
+        """Each contender's best options on the validation split, by its label, and how the metric depends on them."""
         command = self.command
         trials = [
             (each.label, command.trials[each.label][i], each)
@@ -105,23 +116,22 @@ class ComparisonRun:
             for each in rotated(command.contenders, i)
         ]
         seed = command.tuning_seed
-        jobs = [self.job("tune", each, options, seed, seconds) for _, options, each in trials]
-        runs = runner.run(jobs, "tune")
+        planned = [self.plan("tune", each, options, seed, seconds) for _, options, each in trials]
+        runs = runner.run(planned, "tune")
         metric = choose_metric(None, runs)
-        sign = 1 if higher_is_better(metric) else -1
         best: dict[str, float] = {}
         tuned: dict[str, Options] = {}
         for (name, options, _), run in zip(trials, runs, strict=True):
-            value = sign * run.evaluations[metric][-1].value if run.state == "finished" else -math.inf
-            if value > best.get(name, -math.inf):
+            value = run.evaluations[metric.name][-1].value if run.state == "finished" else math.nan
+            if metric.better(value, best.get(name)):
                 best[name], tuned[name] = value, options
         curves = sensitivities(runs, [*self.keys, *command.tuned_options], metric)
         return tuned, [curve for curve in curves if curve.key in command.tuned_options]
 
-    def job(
+    def plan(
         self, part: str, each: Contender, options: Options, seed: int, seconds: float | None
     ) -> PlannedRun:
-        """A run of a contender, its config frozen in its directory."""
+        """A run of a contender, with its config frozen in its directory if it is not there yet."""
         words = [*(f"{key}={value}" for key, value in options.items()), f"seed={seed}"]
         path = self.folder / part / file_name(",".join([each.label, *words]))
         if not (path / CONFIG).exists():
@@ -132,26 +142,26 @@ class ComparisonRun:
         return PlannedRun(path, " ".join([each.label, *words]), seconds)
 
     def protocol_sentences(self, seconds: float | None, curves: Sequence[Sensitivity]) -> list[str]:
-        """What was done, in sentences."""
+        """Sentences on how the comparison was made."""
         command = self.command
         if seconds is None:
-            told = ["Each contender had the budget of its own config."]
+            sentences = ["Each contender had the budget of its own config."]
         else:
-            told = [
+            sentences = [
                 f"Each contender trained for {seconds:g} s, as long as {command.reference} took for its budget."
             ]
         if command.trials:
             trials = max(map(len, command.trials.values()))
-            metric = curves[0].metric if curves else "the validation split"
-            told.append(
+            metric = curves[0].metric.name if curves else "the validation split"
+            sentences.append(
                 f"{' and '.join(command.tuned_options)} of each: the best of {trials} trials by {metric}, with "
-                f"seed {command.tuning_seed}, on {command.contenders[0].config.data['holdout']:.0%} of the "
+                f"seed {command.tuning_seed}, on {command.contenders[0].config.loader.holdout:.0%} of the "
                 f"training set, held out in all runs."
             )
-        return [*told, f"Command: python -m trainer.compare {shlex.join(command.words)}"]
+        return [*sentences, f"Command: python -m trainer.compare {shlex.join(command.words)}"]
 
 
 def rotated(items: Sequence[T], by: int) -> list[T]:
-    """Another one begins each round, so that a machine that grows slower or faster favours none."""
+    """The items, beginning with item ``by`` modulo their number: so a drift of the machine's speed favours none."""
     by %= len(items)
     return [*items[by:], *items[:by]]

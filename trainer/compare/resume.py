@@ -1,4 +1,4 @@
-"""What a comparison's folder says of itself, so that the same command goes on with it."""
+"""The record of a comparison in its folder, by which the same command resumes it."""
 
 import shlex
 from pathlib import Path
@@ -10,14 +10,14 @@ from trainer.compare.arguments import Command, Contender
 from trainer.config.compose import resolve
 from trainer.errors import DataError, UserError
 from trainer.options import to_dict
-from trainer.rundir.files import atomic_write_text
+from trainer.rundir.files import FORMAT, atomic_write_text, check_format
 
 RECORD = "comparison.yaml"
 """The command and every contender's config, as they were when the comparison began."""
 
 
 def write_record(command: Command, folder: Path) -> None:
-    """Makes the folder of a new comparison.
+    """Makes the folder of a new comparison, with its record.
 
     Raises:
         UserError: it cannot be made.
@@ -26,7 +26,7 @@ def write_record(command: Command, folder: Path) -> None:
         {"label": c.label, "names": sorted(c.names), "overrides": c.overrides, "config": to_dict(c.config)}
         for c in command.contenders
     ]
-    record = {"command": command.words, "contenders": contenders}
+    record = {"format": FORMAT, "command": command.words, "contenders": contenders}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write_text(folder / RECORD, yaml.safe_dump(record, sort_keys=False))
@@ -35,15 +35,16 @@ def write_record(command: Command, folder: Path) -> None:
 
 
 def read_record(command: Command, folder: Path) -> list[Contender] | None:
-    """The contenders as they were when the comparison in this folder began; None if there is none.
+    """Reads the contenders as they were when the comparison in this folder began; None if there is none.
 
     Raises:
-        UserError: it is another comparison's folder.
-        DataError: what it says cannot be read.
+        UserError: the folder belongs to another comparison.
+        DataError: its record cannot be read.
     """
     try:
         record = yaml.safe_load((folder / RECORD).read_text())
         words = record["command"]
+        check_format(record, folder / RECORD)
         contenders = [
             Contender(
                 c["label"], frozenset(c["names"]), c["overrides"], resolve(OmegaConf.create(c["config"]))
@@ -53,10 +54,10 @@ def read_record(command: Command, folder: Path) -> list[Contender] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-        raise DataError(f"{folder / RECORD} cannot be read: take another compare.dir") from None
+        raise DataError(f"{folder / RECORD} cannot be read: choose another compare.dir") from None
     if words != command.words:
         raise UserError(
-            f"compare.dir={folder} holds another comparison, which goes on with: "
+            f"compare.dir={folder} holds another comparison, which is resumed by: "
             f"python -m trainer.compare {shlex.join([*words, f'compare.dir={folder}'])}"
         )
     return contenders

@@ -1,4 +1,4 @@
-"""Runs one after another, each in a process of its own, so that none profits from what another has warmed up."""
+"""Executes runs one after another, each in a process of its own, so that none profits from the warm-up of another."""
 
 import multiprocessing
 import os
@@ -17,19 +17,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trainer.config.schema import Config
 from trainer.errors import UserError
-from trainer.metrics import value
+from trainer.metrics import metric_of
 from trainer.registry import import_plugin
 from trainer.report.read_runs import RecordedRun, read_run
+from trainer.rundir.logs import last_error, last_lines
 from trainer.rundir.status import FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR, read_status
 from trainer.signals import StopSignal, signals_blocked
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["trainer.cli.train", "torch._dynamo"]
-)  # which every optimizer of torch's imports
+)  # every optimizer of torch's imports the latter
 
 LOG = "output.log"
-"""What the processes print, in the comparison's folder."""
+"""The output of all processes, in the comparison's folder."""
 
 LEAVE_SECONDS = 30.0
 """How long the process of a run may live on after it has written how the run ended."""
@@ -46,16 +47,16 @@ class PlannedRun:
     path: Path
     label: str
     seconds: float | None
-    """Its budget, as far as that is known."""
+    """Its budget of training seconds; None: it has another budget."""
 
 
 class Runner:
-    """Within its context a bar shows how far all runs are, and a signal is passed on to the run under way.
+    """Executes runs. Within its context a bar shows their progress, and a signal is passed on to the current run.
 
     Args:
         folder: of the comparison.
         console: for the bar and a line for each run.
-        total: of the runs.
+        total: number of all runs.
     """
 
     def __init__(self, folder: Path, console: Console, total: int) -> None:
@@ -94,44 +95,47 @@ class Runner:
         with tempfile.NamedTemporaryFile() as log:
             self._wait(build_all, list(configs), Path(log.name))
 
-    def run(self, jobs: Sequence[PlannedRun], what: str) -> list[RecordedRun]:
-        """Trains those that have not ended yet, from where they stopped.
+    def run(self, planned: Sequence[PlannedRun], what: str) -> list[RecordedRun]:
+        """Trains those that have not ended yet, from where they stopped; returns all of them in this order.
 
-        A run that fails is one of the results; to have it tried again, remove its directory.
+        A run that fails is a result too; to repeat it, remove its directory.
 
         Raises:
             UserError: a run cannot be started.
             Interrupted: by a signal.
         """
-        for job in jobs:
-            if not has_ended(read_status(job.path)):
-                self.progress.update(self.bar, description=f"{what}: {job.label}")
-                self._wait(train, job.path, self.log, job)
-                self._tell(what, job)
+        for each in planned:
+            if not has_ended(read_status(each.path)):
+                self.progress.update(self.bar, description=f"{what}: {each.label}")
+                self._wait(train, each.path, self.log, each)
+                self._print_result(what, each)
             self.done += 1
             self.progress.update(self.bar, completed=self.done)
-        return [read_run(job.path) for job in jobs]
+        return [read_run(each.path) for each in planned]
 
-    def _tell(self, what: str, job: PlannedRun) -> None:
+    def _print_result(self, what: str, planned: PlannedRun) -> None:
         """Prints a line on a run that has ended."""
-        run, status = read_run(job.path), read_status(job.path)
+        run, status = read_run(planned.path), read_status(planned.path)
         if run.state == "finished":
-            primary = status["primary"]
-            end = f"{primary} {value(primary, status['metrics'][primary])}, {run.step} steps"
+            primary = metric_of(status["primary"])
+            result = f"{primary.name} {primary.text(status['metrics'][primary.name])}, {run.step} steps"
         else:
-            end = f"{run.state}: {run.error or f'see {self.log}'}"
-        self._say(f"{what}: {job.label}: {end}")
+            result = f"{run.state}: {run.error or f'see {self.log}'}"
+        self._print(f"{what}: {planned.label}: {result}")
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _wait(
-        self, target: Callable[..., None], argument: Any, log: Path, job: PlannedRun | None = None
+        self, target: Callable[..., None], argument: Any, log: Path, planned: PlannedRun | None = None
     ) -> None:
-        """Calls a function in a new process, which writes what it has to say to a log.
+        """Calls a function in a new process, whose output goes to the end of a log, and waits for it to end.
 
         Args:
-            job: the run that it trains, if it trains one.
+            target: the function, called with ``argument`` and ``log``.
+            argument: must be picklable.
+            log: created if it does not exist.
+            planned: the run that it trains, if it trains one.
         """
         if self.stop.received is not None:
             raise Interrupted
@@ -143,25 +147,27 @@ class Runner:
         passed_on, began = False, time.monotonic()
         while process.is_alive():
             process.join(0.2)
-            if job and job.seconds is not None:
-                share = min(0.99, (time.monotonic() - began) / job.seconds)
+            if planned and planned.seconds is not None:
+                share = min(0.99, (time.monotonic() - began) / planned.seconds)
                 self.progress.update(self.bar, completed=self.done + share)
-            if job and lingers(job.path, process.pid) and process.is_alive():
+            if planned and lingers(planned.path, process.pid) and process.is_alive():
                 process.kill()
                 process.join()
-                self._say(f"{job.label}: its process was killed {LEAVE_SECONDS:g} s after the run had ended")
+                self._print(
+                    f"{planned.label}: its process was killed {LEAVE_SECONDS:g} s after the run had ended"
+                )
             if self.stop.received is not None and not passed_on:
                 passed_on = True
                 process.terminate()  # SIGTERM, on which a run writes a checkpoint
         if process.exitcode == USER_ERROR:
-            raise UserError(last_error(log, before))
-        stopped = job is not None and read_status(job.path).get("state") == "preempted"
+            raise UserError(last_error(last_lines(log, before)) or f"see {log}")
+        stopped = planned is not None and read_status(planned.path).get("state") == "preempted"
         if self.stop.received is not None or stopped or process.exitcode in (PREEMPTED, INTERRUPTED):
             raise Interrupted
 
 
 def has_ended(status: Mapping[str, Any]) -> bool:
-    """Whether a run has a result; one that was interrupted at once, without a checkpoint, says that it failed."""
+    """Whether a run has a result; one that was interrupted without a checkpoint has none, though it is "failed"."""
     state, error = status.get("state"), str(status.get("error"))
     return state == "finished" or (state == "failed" and not error.startswith("KeyboardInterrupt"))
 
@@ -174,7 +180,7 @@ def lingers(run: Path, pid: int | None) -> bool:
 
 
 def train(path: Path, log: Path) -> None:
-    """What the process of a run does: the same as the command that goes on with it."""
+    """The body of a run's process: the same as the command that continues the run."""
     from trainer.cli.train import main  # it has Hydra's command line in it
 
     redirect(log)
@@ -183,6 +189,7 @@ def train(path: Path, log: Path) -> None:
 
 
 def build_all(configs: Sequence[Config], log: Path) -> None:
+    """The body of the process that builds every config; exits with USER_ERROR if one cannot be built."""
     from trainer.training.build import build
 
     redirect(log)
@@ -197,17 +204,8 @@ def build_all(configs: Sequence[Config], log: Path) -> None:
     sys.exit(FINISHED)
 
 
-def last_error(log: Path, start: int) -> str:
-    """The last error message in a file from this byte on."""
-    with log.open("rb") as file:
-        file.seek(start)
-        lines = file.read().decode(errors="replace").splitlines()
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return errors[-1] if errors else f"see {log}"
-
-
 def redirect(log: Path) -> None:
-    """Sends all that this process prints to the end of a file."""
+    """Sends all output of this process to the end of a file."""
     with log.open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)

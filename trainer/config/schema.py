@@ -1,11 +1,11 @@
-"""The typed config of a run: a schema for the fixed groups, and the checks that span several options."""
+"""The typed config of a run: dataclasses for the fixed groups, and the checks that span several options."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trainer.data import DATA
+from trainer.data import DATA, LoaderOptions
 from trainer.distributed.strategies import STRATEGIES
 from trainer.errors import ConfigError
 from trainer.models import MODELS
@@ -17,14 +17,16 @@ from trainer.registry import Registry
 REGISTRIES: dict[str, Registry] = {r.kind: r for r in (MODELS, DATA, OPTIMIZERS, SCHEDULES, STRATEGIES)}
 
 GROUPS = {*REGISTRIES, "precision"}
-"""Those whose choice has a name."""
+"""Config groups whose files have a ``name``."""
 
 DEFAULT_EPOCHS = 20
-"""The budget of a run that names none."""
+"""The budget of a run whose config sets none."""
 
 
 @dataclass(frozen=True)
 class LoopOptions:
+    """The config group ``loop``."""
+
     max_epochs: Count | None = None
     """Passes over the training set. At most one of the three budgets is set; with none it is 20 epochs."""
     max_steps: Count | None = None
@@ -40,15 +42,15 @@ class LoopOptions:
     log_every: Count = 10
     """Steps between records of training metrics."""
     ema: Fraction | None = None
-    """Decay per step of an exponential moving average of the weights, evaluated beside the raw ones."""
+    """Decay per step of an exponential moving average of the weights, evaluated in addition to the raw ones."""
     label_smoothing: Fraction = 0.0
-    """Share of the target probability that is spread over all classes, in training only."""
+    """Share of the target probability that is spread over all classes; in training only."""
     patience: Count | None = None
     """Evaluations without a new best metric after which training stops early."""
     max_bad_steps: Count = 10
-    """Non-finite losses or gradients in a row after which the run fails; each one's step is skipped."""
+    """Skipped steps in a row after which the run fails; a step is skipped if its loss or gradient is not finite."""
     activation_checkpointing: Literal["none", "full"] | Count = "none"
-    """Which blocks of the model keep their inputs only and run again in the backward pass: all, or every k-th."""
+    """Blocks of the model that keep only their inputs and run again in the backward pass: all, or every k-th."""
     compile: bool = False
     """Compile the model with torch.compile; block by block where it is sharded."""
     channels_last: bool = False
@@ -56,6 +58,11 @@ class LoopOptions:
 
     @property
     def eval_interval(self) -> tuple[int, Literal["steps", "epochs"]]:
+        """``eval_every`` as a number and its unit.
+
+        Raises:
+            ConfigError: it is neither a number of steps nor a text such as ``2 epochs``.
+        """
         if isinstance(self.eval_every, int):
             return self.eval_every, "steps"
         match = re.fullmatch(r"([1-9]\d*) (step|epoch)s?", self.eval_every)
@@ -68,37 +75,46 @@ class LoopOptions:
 
 @dataclass(frozen=True)
 class PrecisionOptions:
+    """The config group ``precision``."""
+
     name: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward and backward passes; parameters, optimizer and factors stay float32."""
 
 
 @dataclass(frozen=True)
 class CheckpointOptions:
+    """The config group ``checkpoint``."""
+
     every_steps: Count | None = None
     """Steps between checkpoints; there is always one at the end of the run and when a signal stops it."""
     every_minutes: Positive | None = 10.0
-    """Minutes between checkpoints, by the clock on the wall."""
+    """Minutes of wall-clock time between checkpoints."""
     async_: bool = False
-    """Copy what is saved and write it while training goes on."""
+    """Write checkpoints in the background, from a copy, while training continues."""
     keep_last: Count = 2
-    """Checkpoints that are kept, newest first."""
+    """The number of newest checkpoints that are kept."""
     keep_best: bool = True
-    """Write a checkpoint at each new best evaluation and keep the newest of them besides."""
+    """Write a checkpoint at each new best evaluation, and keep the newest of them in addition."""
     resume: str = "auto"
-    """``auto``: go on from the run directory's newest whole checkpoint, if any; ``none``; or the path of
-    another run or checkpoint, from which a new run directory starts."""
+    """``auto``: resume from the newest complete checkpoint in the run directory, if any; ``none``; or the path of
+    another run or checkpoint, from which a new run starts."""
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """A dry run that shows what a run on other ranks would hold."""
+    """A dry run that estimates the memory of each rank of a larger run."""
 
     world_size: Count
+    """The number of ranks."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """A run. The registry groups stay mappings, checked against what their component registered."""
+    """The config of a run.
+
+    ``model``, ``data``, ``optimizer``, ``schedule`` and ``parallel`` are mappings, ``{name: ..., option: value, ...}``,
+    checked against the options of the component that ``name`` picks.
+    """
 
     name: str
     model: dict[str, Any]
@@ -110,7 +126,7 @@ class Config:
     plugins: list[str] = field(default_factory=list)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     deterministic: bool = False
-    """Take only algorithms that give the same numbers every time, on a GPU too, where they are slower."""
+    """Use deterministic algorithms only, on a GPU too, where they are slower."""
     dry_run: bool | DryRun = False
     profile: bool = False
     loop: LoopOptions = field(default_factory=LoopOptions)
@@ -118,9 +134,15 @@ class Config:
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
 
+    @property
+    def loader(self) -> LoaderOptions:
+        """Of the group ``data``, the options that every data set has."""
+        loader: LoaderOptions = build_dataclass(LoaderOptions, self.data)
+        return loader
+
 
 def check_config(values: Mapping[str, Any]) -> Config:
-    """The typed config of plain, resolved values.
+    """Checks plain, resolved values and makes the typed config of them.
 
     Raises:
         ConfigError: an option is unknown, of the wrong type, out of range, or excludes another.
@@ -134,7 +156,7 @@ def check_config(values: Mapping[str, Any]) -> Config:
         checked[group] = registry.check(checked[group])
     config = build_dataclass(Config, checked)
     if not re.fullmatch(r"[\w.+-]+", config.name):
-        raise ConfigError(f"name={config.name} is wrong: it must be of letters, digits and . _ + -")
+        raise ConfigError(f"name={config.name} is wrong: it must consist of letters, digits and . _ + -")
     _check_loop(config.loop, config.schedule["warmup"])
     return config
 
@@ -143,7 +165,7 @@ def _check_loop(loop: LoopOptions, warmup: NonNegative) -> None:
     budgets = {key: getattr(loop, key) for key in ("max_epochs", "max_steps", "max_time")}
     given = [f"loop.{key}={value:g}" for key, value in budgets.items() if value is not None]
     if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} exclude each other: set all but one to null")
+        raise ConfigError(f"{' and '.join(given)} exclude each other: set all but one of them to null")
     if loop.max_time is not None and warmup >= 1:
         raise ConfigError(
             f"schedule.warmup={warmup:g} counts steps, which loop.max_time does not fix: give a share below 1"

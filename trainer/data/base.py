@@ -1,4 +1,4 @@
-"""What a data source gives the trainer: splits, whose batches are functions of sample numbers and a key."""
+"""The interface of data sets: splits, whose batches are functions of sample numbers and a key."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Split(ABC):
 
     @abstractmethod
     def batch(self, indices: Tensor, key: int | None) -> Batch:
-        """The samples of these numbers (int64 [B], on the CPU) as inputs and targets on the device.
+        """Returns the samples of these numbers as inputs and targets on the device.
 
         A batch may be asked for in parts, by several ranks: how a sample is augmented may depend only on the
         key and the sample's number (see :func:`trainer.data.random.uniform`), not on the global RNG.
@@ -42,13 +42,14 @@ class LazySplit(Split):
 
     @abstractmethod
     def read(self, indices: Tensor, key: int | None) -> Batch:
-        """What a worker process does of :meth:`batch`: tensors on the CPU, as small as they can be sent."""
+        """Reads what :meth:`batch` needs, in a worker process: tensors on the CPU, as small as they can be sent."""
 
     @abstractmethod
     def finish(self, inputs: Tensor, targets: Tensor) -> Batch:
-        """What remains of :meth:`batch`, on the device."""
+        """Makes of what :meth:`read` returned a batch on the device."""
 
     def batch(self, indices: Tensor, key: int | None) -> Batch:
+        """Reads and finishes the samples in this process."""
         return self.finish(*self.read(indices, key))
 
 
@@ -59,8 +60,8 @@ class Data:
     Args:
         train: what is trained on.
         evals: what is evaluated on, by name; the first one picks the best checkpoint.
-        model_defaults: what a model may need. Images: num_classes, in_channels, image_size (an int, or height and
-            width). Tokens: vocab_size, context_length.
+        model_defaults: values of model options that the user leaves null. Images: num_classes, in_channels,
+            image_size (an int, or height and width). Tokens: vocab_size, context_length.
         kind: what the inputs are.
         encode, decode: text to tokens (int64 [T]) and back, where tokens stand for text; encode raises ValueError
             for what the vocabulary lacks.
@@ -74,21 +75,19 @@ class Data:
     decode: Callable[[Tensor], str] | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoaderOptions:
-    """Options of every data set.
-
-    Args:
-        batch_size: samples per optimizer step, over all ranks and micro-batches.
-        eval_batch_size: samples per evaluation step, over all ranks.
-        num_workers: processes that decode samples; sets that live in memory need none.
-        holdout: share of the training set that becomes the split "val", which then picks the best checkpoint.
-    """
+    """Options of every data set, with the defaults of conf/_loader.yaml."""
 
     batch_size: Count = 128
+    """Samples per optimizer step, over all ranks and micro-batches."""
     eval_batch_size: Count = 512
+    """Samples per evaluation step, over all ranks; a rank takes at most its share, rounded up."""
     num_workers: Natural = 0
+    """Processes that read samples ahead, for splits that are read lazily."""
     holdout: Fraction = 0.0
+    """Share of the training set that becomes the split "val", which then picks the best checkpoint."""
 
 
 DATA = Registry("data", common=LoaderOptions, entry_points="trainer.data")
+"""Data sets by name: ``make(device, seed, *, options...) -> Data``."""

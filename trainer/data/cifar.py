@@ -72,7 +72,7 @@ def _load(name: str, root: Path, fetch: bool) -> list[tuple[Tensor, Tensor]]:
         parts = [dataset(root, train=train) for train in (True, False)]
     except RuntimeError:  # torchvision checks the files' MD5 sums
         raise DataError(
-            f"no whole {name} in {root / folder}: remove it if it is there, and fetch it with "
+            f"no complete {name} in {root / folder}: remove it if it is there, and fetch it with "
             f"data.download=true, or unpack {dataset.url} in data.root={root}"
         ) from None
     return [(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in parts]

@@ -1,4 +1,4 @@
-"""Fetching a torchvision set, whole or not at all."""
+"""Downloads a torchvision data set, completely or not at all."""
 
 import os
 from collections.abc import Callable

@@ -89,10 +89,10 @@ def read_idx(path: Path) -> Tensor:
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}): fetch it anew") from None
+        raise DataError(f"{path} cannot be read ({error}): download it again") from None
     dimensions = content[3] if content[:3] == b"\0\0\x08" else 0  # 8: unsigned bytes
     start = 4 + 4 * dimensions
     shape = np.frombuffer(content[4:start], ">u4").tolist()
     if not dimensions or len(content) != start + math.prod(shape):
-        raise DataError(f"{path} is not a whole IDX file of bytes: fetch it anew")
+        raise DataError(f"{path} is not a complete IDX file of bytes: download it again")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)

@@ -1,4 +1,4 @@
-"""A share of the training set that is held out as the split "val": to tune on, so that "test" stays unseen."""
+"""Holds a share of the training set out as the split "val": for tuning, so that "test" stays unseen."""
 
 from dataclasses import replace
 
@@ -15,8 +15,8 @@ class Subset(Split):
     """Some samples of a split, under new numbers.
 
     Args:
-        split: the whole.
-        numbers: int64 [N], the samples' numbers in it.
+        split: the split that they are a part of.
+        numbers: int64 [N], their numbers in it.
     """
 
     def __init__(self, split: Split, numbers: Tensor) -> None:
@@ -27,10 +27,13 @@ class Subset(Split):
         return len(self.numbers)
 
     def batch(self, indices: Tensor, key: int | None) -> Batch:
+        """Returns samples by their new numbers; augmentation depends on the old ones."""
         return self.split.batch(self.numbers[indices], key)
 
 
 class LazySubset(Subset, LazySplit):
+    """A `Subset` of samples that are read lazily."""
+
     split: LazySplit
 
     def __init__(self, split: LazySplit, numbers: Tensor) -> None:
@@ -38,30 +41,32 @@ class LazySubset(Subset, LazySplit):
         self.device = split.device
 
     def read(self, indices: Tensor, key: int | None) -> Batch:
+        """Reads samples by their new numbers, in a worker process."""
         return self.split.read(self.numbers[indices], key)
 
     def finish(self, inputs: Tensor, targets: Tensor) -> Batch:
+        """Finishes a batch as the split does that the samples are a part of."""
         return self.split.finish(inputs, targets)
 
 
 def hold_out(data: Data, share: float) -> Data:
-    """The data with a share of its training set as the first evaluation split, "val".
+    """Returns the data with a share of its training set as the first evaluation split, "val".
 
-    Images are held out at random; of tokens, whose neighbours are alike, the last ones. A split that was called
+    Images are held out at random; of tokens, whose neighbours are similar, the last ones. A split that was called
     "val" before is then "test".
 
     Args:
         share: 0 <= share < 1; 0 leaves the data as it is.
 
     Raises:
-        ConfigError: a side is left empty.
+        ConfigError: one of the two parts would be empty.
     """
     if not share:
         return data
     samples = len(data.train)
     held = round(samples * share)
     if not 0 < held < samples:
-        raise ConfigError(f"data.holdout={share} leaves a side of {samples} training samples empty")
+        raise ConfigError(f"data.holdout={share} leaves one part of the {samples} training samples empty")
     if data.kind == "tokens":
         order = torch.arange(samples)
     else:
@@ -72,4 +77,5 @@ def hold_out(data: Data, share: float) -> Data:
 
 
 def subset(split: Split, numbers: Tensor) -> Subset:
+    """Returns the samples of these numbers (int64 [N]) as a split, lazy if the split is."""
     return LazySubset(split, numbers) if isinstance(split, LazySplit) else Subset(split, numbers)

@@ -97,10 +97,12 @@ class ImageFiles(LazySplit):
         return len(self.paths)
 
     def read(self, indices: Tensor, key: int | None) -> Batch:
+        """Decodes and crops the images: uint8 [B, 3, H, W], int64 [B], on the CPU."""
         images = [self._decode(index, key) for index in indices.tolist()]
-        return torch.stack(images), self.labels[indices]  # uint8 [B, 3, H, W], int64 [B]
+        return torch.stack(images), self.labels[indices]
 
     def finish(self, inputs: Tensor, targets: Tensor) -> Batch:
+        """Moves a batch to the device and normalises it: float32 [B, 3, H, W], int64 [B]."""
         inputs = inputs.to(self.device, non_blocking=True).float().div_(255)
         if self.normalize:
             mean, std = (inputs.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
@@ -132,7 +134,7 @@ def decode(path: str) -> Image.Image:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draws of torch's CPU generator come from this seed; afterwards it is what it was."""
+    """Seeds torch's CPU generator within the context; afterwards its state is what it was."""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the devices' generators, too
     try:
@@ -142,7 +144,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def find_samples(root: Path) -> tuple[list[Sample], list[Sample], list[str]]:
-    """The training and the validation files with their labels, and the names of the classes.
+    """Returns the training and the validation files with their labels, and the names of the classes.
 
     Raises:
         DataError: a folder is missing or empty, or the two sets have different classes.
@@ -160,11 +162,11 @@ def find_samples(root: Path) -> tuple[list[Sample], list[Sample], list[str]]:
         if not samples:
             raise DataError(f"{root / name} has no images: {layout}")
     if classes != found:
-        odd = sorted(set(classes) ^ set(found))
-        side = "train" if odd[0] in classes else "val"
+        unmatched = sorted(set(classes) ^ set(found))
+        side = "train" if unmatched[0] in classes else "val"
         raise DataError(
             f"{root}: train has {len(classes)} classes and val {len(found)}; they must be the same, "
-            f"but {odd[0]} is in {side} only"
+            f"but {unmatched[0]} is in {side} only"
         )
     labels = {name: label for label, name in enumerate(classes)}
     return (

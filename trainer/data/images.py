@@ -13,13 +13,13 @@ from trainer.data.random import uniform
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image, in this order; zero or false is off.
+    """The random changes of a training image, in this order; zero or false is off.
 
     Args:
-        crop_padding: pixels of black put around, from which a window of the image's size is cut at random.
-        flip: mirrors left and right, every second time.
+        crop_padding: pixels of black around the image, of which a window of its size is cut at random.
+        flip: mirrors left and right with probability 1/2.
         cutout: side of one square set to zero after normalisation. Its centre is uniform over the image, so
-            that the square may stick out (DeVries and Taylor, Improved Regularization of Convolutional Neural
+            that the square may extend beyond it (DeVries and Taylor, Improved Regularization of Convolutional Neural
             Networks with Cutout, arXiv:1708.04552).
     """
 
@@ -34,7 +34,7 @@ class MemoryImages(Split):
     Args:
         images: uint8 [N, C, H, W].
         labels: integers [N].
-        scale, shift: what makes a stored value an input, per channel: value * scale + shift.
+        scale, shift: per channel; an input is stored value * scale + shift.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class MemoryImages(Split):
         return len(self.labels)
 
     def batch(self, indices: Tensor, key: int | None) -> Batch:
+        """Returns inputs, float32 [B, C, H, W], augmented unless the key is None, and labels, int64 [B]."""
         augmentation, home = self.augmentation, self.labels.device
         if key is None:
             top = left = torch.tensor(augmentation.crop_padding, device=home)
@@ -78,7 +79,7 @@ class MemoryImages(Split):
 
 
 def draw(augmentation: Augmentation, size: tuple[int, int], indices: Tensor, key: int) -> Tensor:
-    """What happens to each sample.
+    """Draws the augmentation of each sample.
 
     Returns:
         int64 [5, B]: the window's top and left in the padded image, whether it is mirrored, and the row and
@@ -96,7 +97,7 @@ def windows(images: Tensor, size: tuple[int, int], indices: Tensor, top: Tensor,
         images: [N, C, H, W], contiguous.
         size: height and width of the windows.
         indices: int64 [B], the chosen images.
-        top, left: int64 [B], the windows' places.
+        top, left: int64 [B], the windows' corners in each image.
 
     Returns:
         [B, C, height, width].
@@ -104,14 +105,14 @@ def windows(images: Tensor, size: tuple[int, int], indices: Tensor, top: Tensor,
     _, channels, _, _ = images.shape
     image, channel, row, _ = images.stride()
     extent = (channels - 1) * channel + (size[0] - 1) * row + size[1]
-    # Every window there could be, by the place of its first value: one index to gather with, where indexing
+    # All possible windows, by the position of their first value: one index to gather with, where indexing
     # by image, row and column takes four times as long.
     view = images.as_strided((images.numel() - extent + 1, channels, *size), (1, channel, row, 1))
     return view.index_select(0, indices * image + top * row + left)
 
 
 def flip(images: Tensor, mirrored: Tensor) -> Tensor:
-    """Mirrors left and right those of the images [B, C, H, W] where mirrored (int64 [B]) is 1, not 0."""
+    """Mirrors left and right the images [B, C, H, W] where mirrored (int64 [B]) is 1; elsewhere it is 0."""
     batch = len(images)
     chosen = torch.arange(batch, device=images.device) + batch * mirrored
     return torch.cat([images, images.flip(-1)]).index_select(
@@ -143,7 +144,7 @@ def memory_images(
     augmentation: Augmentation,
     device: torch.device,
 ) -> Data:
-    """Data of images (uint8 [N, C, H, W]) and labels (integers [N]) that live on the device.
+    """Builds a data set of images (uint8 [N, C, H, W]) and labels (integers [N]) that live on the device.
 
     Args:
         mean, std: of the training set, per channel, with values in [0, 1].

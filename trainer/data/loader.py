@@ -1,11 +1,11 @@
-"""Which samples make which batch on which rank: seeded, resumable anywhere, the same for any world size."""
+"""The batches of training and evaluation: seeded, resumable anywhere, the same for any world size."""
 
 import math
 from collections.abc import Generator, Iterable, Iterator
 
 import torch
 
-from trainer.data.base import Batch, LazySplit, Split
+from trainer.data.base import Batch, LazySplit, LoaderOptions, Split
 from trainer.data.random import mix
 from trainer.data.workers import Plan, read_ahead
 from trainer.errors import ConfigError
@@ -19,11 +19,10 @@ class TrainLoader:
 
     Args:
         split: the samples.
-        batch_size: samples per global batch, a multiple of world_size * micro_batches.
+        options: its ``batch_size`` is a multiple of world_size * micro_batches.
         seed: seeds the order and the augmentation.
         rank, world_size: which part of each global batch is ours.
         micro_batches: parts in which our part is handed out.
-        num_workers: processes that read samples ahead, for splits that are read lazily.
 
     Raises:
         ConfigError: the batch size does not divide, or exceeds the split.
@@ -32,14 +31,14 @@ class TrainLoader:
     def __init__(
         self,
         split: Split,
+        options: LoaderOptions,
         *,
-        batch_size: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
         micro_batches: int = 1,
-        num_workers: int = 0,
     ) -> None:
+        batch_size = options.batch_size
         parts = world_size * micro_batches
         if batch_size % parts:
             near = max(batch_size // parts, 1) * parts
@@ -50,21 +49,21 @@ class TrainLoader:
         if batch_size > len(split):
             raise ConfigError(f"data.batch_size={batch_size} exceeds the training set: at most {len(split)}")
         self.split = split
+        self.options = options
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.micro_batches = micro_batches
-        self.num_workers = num_workers
         self.batches_per_epoch = len(split) // batch_size
         self.epoch = 0
         self.batch = 0  # the next batch's number in its epoch
         self._stream: Generator[Batch, None, None] | None = None
 
     def next_batch(self) -> list[Batch]:
-        """This rank's micro-batches of the next global batch."""
+        """Returns this rank's micro-batches of the next global batch."""
         if self._stream is None:
-            self._stream = fetch(self.split, self._plans(self.epoch, self.batch), self.num_workers)
+            self._stream = fetch(self.split, self._plans(self.epoch, self.batch), self.options)
         batches = [next(self._stream) for _ in range(self.micro_batches)]
         self.batch += 1
         if self.batch == self.batches_per_epoch:
@@ -72,9 +71,11 @@ class TrainLoader:
         return batches
 
     def state_dict(self) -> dict[str, int]:
+        """Returns the position of the next batch: ``epoch`` and ``batch``."""
         return {"epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Moves to a position; batches that were read ahead are dropped."""
         self.close()
         self.epoch, self.batch = state["epoch"], state["batch"]
 
@@ -99,25 +100,22 @@ class TrainLoader:
 
 
 def eval_batches(
-    split: Split, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
+    split: Split, options: LoaderOptions, rank: int = 0, world_size: int = 1
 ) -> Generator[Batch, None, None]:
-    """Every sample exactly once over all ranks, in order, without augmentation.
+    """Yields every sample exactly once over all ranks, in order, without augmentation.
 
     All ranks get the same number of batches, since a sharded model's forward pass is a collective; the sizes
     of all batches differ by at most one.
-
-    Args:
-        batch_size: samples per step over all ranks; a rank takes at most its share, rounded up.
     """
-    steps = max(1, min(math.ceil(len(split) / batch_size), len(split) // world_size))
+    steps = max(1, min(math.ceil(len(split) / options.eval_batch_size), len(split) // world_size))
     parts = torch.arange(len(split)).tensor_split(steps * world_size)
-    return fetch(split, ((part, None) for part in parts[rank::world_size]), num_workers)
+    return fetch(split, ((part, None) for part in parts[rank::world_size]), options)
 
 
-def fetch(split: Split, plans: Iterable[Plan], num_workers: int) -> Generator[Batch, None, None]:
-    """Yields the planned batches on the device, in order; read ahead by worker processes where that helps."""
-    if num_workers and isinstance(split, LazySplit):
-        yield from read_ahead(split, plans, num_workers)
+def fetch(split: Split, plans: Iterable[Plan], options: LoaderOptions) -> Generator[Batch, None, None]:
+    """Yields the planned batches on the device, in order; worker processes read ahead where that helps."""
+    if options.num_workers and isinstance(split, LazySplit):
+        yield from read_ahead(split, plans, options.num_workers)
         return
     for indices, key in plans:
         yield split.batch(indices, key)

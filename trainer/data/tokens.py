@@ -1,4 +1,4 @@
-"""Tokens packed to a fixed length: each sample is a stretch of one long sequence."""
+"""Tokens packed to a fixed length: each sample is a part of one long sequence."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ class PackedTokens(Split):
 
     Args:
         tokens: integers [L].
-        context_length: T, the tokens a sample has; the targets are the tokens one further on.
+        context_length: T, the tokens a sample has; the targets are the tokens one position later.
     """
 
     def __init__(self, tokens: np.ndarray, context_length: int, device: torch.device) -> None:
@@ -24,6 +24,7 @@ class PackedTokens(Split):
         return (len(self.tokens) - 1) // self.context_length
 
     def batch(self, indices: Tensor, key: int | None) -> Batch:
+        """Returns tokens, int64 [B, T], and the tokens after each of them, int64 [B, T]."""
         places = indices[:, None] * self.context_length + self._span  # [B, T + 1]
         stretch = self.tokens[places.to(self.tokens.device)].long()
         return stretch[:, :-1].contiguous(), stretch[:, 1:].contiguous()  # [B, T] each

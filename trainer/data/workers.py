@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from trainer._private import worker_processes, worker_shutdown
 from trainer.data.base import Batch, LazySplit
 from trainer.errors import DataError
 from trainer.signals import signals_blocked
@@ -65,7 +66,7 @@ def next_item(batches: Any) -> Batch | DataError | None:
     try:
         return next(batches, None)
     except (RuntimeError, OSError, EOFError) as error:  # how a connection to a dead worker fails, too
-        death = death_of(batches._workers)
+        death = death_of(worker_processes(batches))
         if death is None:
             raise
         raise DataError(death) from error
@@ -88,8 +89,8 @@ def death_of(workers: list[Any]) -> str | None:
 
 def stop_workers(batches: Any) -> None:
     """Ends the workers of torch's iterator; those that do not end when they are asked are killed."""
-    batches._shutdown_workers()  # does nothing once Python is shutting down
-    for worker in batches._workers:
+    worker_shutdown(batches)()  # does nothing once Python is shutting down
+    for worker in worker_processes(batches):
         if worker.is_alive():
             worker.kill()
             worker.join()

@@ -1,1 +1,1 @@
-"""The processes of a run: who they are, how they fail together, how a model is spread over them."""
+"""The processes of a run: who they are, how they fail together, how a model is distributed over them."""

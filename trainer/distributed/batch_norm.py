@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainer._private import _BatchNorm
 
 
 def synchronize_batch_norms(model: nn.Module) -> None:

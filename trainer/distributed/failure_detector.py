@@ -1,4 +1,4 @@
-"""How the ranks of a run end together: one that dies, in whatever way, is missed at once by all others."""
+"""How the ranks of a run end together: the death of any rank, however it dies, is detected by all others at once."""
 
 import contextlib
 import os
@@ -16,15 +16,15 @@ GRACE = 1.0
 """Seconds from the first sign of a failure to the verdict on its cause, so that the signs of others count too."""
 
 BYE = "bye"
-SILENT = "ended without a word: killed, or out of memory"
+SILENT = "exited without reporting an error (killed or out of memory)"
 
 
 class PeerConnection:
     """A connection of this rank to the first one, watched by a thread of its own.
 
-    The kernel closes connections however a process ends. The first rank sees which one is gone, or is told by it
-    why it fails, and passes on the verdict; of its own end the others hear by themselves. A rank whose main thread
-    waits in a collective for one that is dead is ended by the watching thread.
+    The kernel closes connections however a process ends. The first rank sees which connection is closed, or is sent
+    the reason of a failure, and sends all others the verdict; its own end closes their connections. A rank whose main
+    thread waits in a collective for a dead one is ended by the watching thread.
 
     Args:
         rank: this process's.
@@ -35,7 +35,7 @@ class PeerConnection:
     def __init__(self, rank: int, host: str, port: int, timeout: float) -> None:
         self.rank = rank
         self.on_verdict: Callable[[str], None] = print_verdict
-        """Called on the first rank that lives before its process is ended, by the watching thread."""
+        """Called by the watching thread of the lowest rank that is alive, before it ends the process."""
         self._verdict = ""
         self._known = threading.Event()
         self._ending = threading.Lock()
@@ -44,18 +44,18 @@ class PeerConnection:
         self._socket.settimeout(None)
         close_in_forked_children(self._socket)
         send(self._socket, str(rank))
-        threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
+        threading.Thread(target=self._listen, name="peer connection", daemon=True).start()
 
     def fail(self, reason: str) -> str:
-        """Tells the other ranks why this one fails; returns which rank failed first, and why."""
-        with self._ending:  # whoever ends the process by the verdict never lets go of it
+        """Sends the reason why this rank fails to the others; returns which rank failed first, and why."""
+        with self._ending:  # a watching thread that ends the process never releases it
             self._main_thread_ends = True
         send(self._socket, f"failed {reason}")
         self._known.wait(5 * GRACE)
         return self._verdict or f"rank {self.rank}: {reason}"
 
     def close(self) -> None:
-        """Takes leave: the run is over."""
+        """Says goodbye: that this connection ends is no failure."""
         self._closed = True
         send(self._socket, BYE)
 
@@ -80,11 +80,12 @@ class PeerConnection:
 
 
 def print_verdict(verdict: str) -> None:
+    """Prints which rank failed first, and why."""
     print(f"crashed: {verdict}", file=sys.stderr)
 
 
 class FailureDetector:
-    """The first rank's end of all lifelines; a thread that ends when all have taken leave.
+    """The first rank's end of all connections, in a thread that ends when all ranks have said goodbye.
 
     Args:
         count: how many ranks there are.
@@ -98,11 +99,11 @@ class FailureDetector:
         self._ranks: dict[socket.socket, int] = {}
         self._left: set[int] = set()
         self._signs: dict[int, str] = {}
-        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="failure detector", daemon=True)
         self._thread.start()
 
     def join(self, timeout: float) -> None:
-        """Waits until all ranks have taken leave."""
+        """Waits at most that many seconds until all ranks have said goodbye."""
         self._thread.join(timeout)
 
     def _watch(self) -> None:
@@ -121,10 +122,10 @@ class FailureDetector:
             if self._signs:
                 verdict_at = min(verdict_at, time.monotonic() + GRACE)
         if self._signs:
-            self._pass_on()
+            self._send_verdict()
 
     def _hear(self, peer: socket.socket) -> bool:
-        """Takes in what a rank says; returns whether it is gone."""
+        """Notes what a rank has sent; returns whether it is gone."""
         rank, text = self._ranks[peer], receive(peer)
         if text.startswith("failed "):
             self._signs.setdefault(rank, f": {text.removeprefix('failed ')}")
@@ -134,8 +135,8 @@ class FailureDetector:
         self._left.add(rank)
         return True
 
-    def _pass_on(self) -> None:
-        """Whoever vanished is the cause of what others complain of; else it is the first that complained."""
+    def _send_verdict(self) -> None:
+        """A rank that vanished is the cause of the others' failures; without one it is the first that failed."""
         vanished = [rank for rank, sign in self._signs.items() if sign.endswith(SILENT)]
         rank = (vanished or list(self._signs))[0]
         for peer in self._ranks:
@@ -143,7 +144,8 @@ class FailureDetector:
 
 
 def send(peer: socket.socket, line: str) -> None:
-    with contextlib.suppress(OSError):  # it has ended, as its connection will tell
+    """Sends a line, if the other end is still there."""
+    with contextlib.suppress(OSError):  # if it is not, receiving from it will say so
         peer.sendall(f"{line}\n".encode())
 
 
@@ -162,7 +164,7 @@ def receive(peer: socket.socket) -> str:
 
 
 def close_in_forked_children(connection: socket.socket) -> None:
-    """Data workers, which are forked, do not hold it open; a machine that is cut off is missed in half a minute."""
+    """Closes a connection in forked data workers, which would hold it open; detects a lost machine in half a minute."""
     os.register_at_fork(after_in_child=connection.close)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):

@@ -1,4 +1,4 @@
-"""The processes of a run as ranks: who they are, what they agree on, how they end."""
+"""The processes of a run as ranks: who they are, what they exchange, how they end."""
 
 import os
 import pickle
@@ -35,10 +35,10 @@ class RankInfo:
 
 
 def rank_info_from(environ: MutableMapping[str, str]) -> RankInfo | None:
-    """The place that torchrun or srun gave this process; None if it was started alone.
+    """The rank that torchrun or srun gave this process; None if it was started alone.
 
-    Under srun the first node of the step and a port made of the job's number, which a requeue keeps, become
-    MASTER_ADDR and MASTER_PORT unless they are set.
+    Under srun MASTER_ADDR and MASTER_PORT are set, unless they are, to the first node of the step and to a port made
+    from the number of the job, which a requeue keeps.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
         world_size = int(environ["WORLD_SIZE"])
@@ -65,20 +65,30 @@ def first_host(nodelist: str) -> str:
 
 
 class Ranks:
-    """The processes that train together, as one of them sees them. A process alone is the first of one.
+    """The processes that train together, as one of them sees them. A single process is rank 0 of 1.
 
-    Leaving the context takes leave of the others; leaving it by an exception makes them end too.
+    Leaving the context says goodbye to the others; leaving it by an exception makes them end too.
+
+    Args:
+        info: this process's rank.
+        store: shared by the ranks; None for a single process.
+        connection: to the first rank, which detects failures; None for a single process.
+        detector: the other end of all connections, on the first rank.
     """
 
     def __init__(
-        self, place: RankInfo, store: dist.Store | None = None, connection: PeerConnection | None = None
+        self,
+        info: RankInfo,
+        store: dist.Store | None = None,
+        connection: PeerConnection | None = None,
+        detector: FailureDetector | None = None,
     ) -> None:
-        self.rank, self.world_size, self.local_rank = place.rank, place.world_size, place.local_rank
-        self.nodes = place.nodes
-        self.is_rank0 = place.rank == 0
+        self.rank, self.world_size, self.local_rank = info.rank, info.world_size, info.local_rank
+        self.nodes = info.nodes
+        self.is_rank0 = info.rank == 0
         self.store = store
         self.connection = connection
-        self._detector: FailureDetector | None = None
+        self._detector = detector
         self._exchanges = 0
 
     def __enter__(self) -> "Ranks":
@@ -91,7 +101,7 @@ class Ranks:
             self.fail(f"{type(error).__name__}: {one_line(error)}")
         elif self.connection:
             self.connection.close()
-            if self._detector:  # it is the first rank whose end the others would take for a failure
+            if self._detector:  # the others would take the end of the first rank for a failure
                 self._detector.join(RENDEZVOUS_TIMEOUT)
             if dist.is_initialized():
                 dist.destroy_process_group()
@@ -116,16 +126,16 @@ class Ranks:
             timeout=timedelta(seconds=timeout),
         )
 
-    # What all ranks call together
+    # Collectives: every rank calls them
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The tensor's sum over all ranks, in place."""
+        """The tensor's sum over all ranks, computed in place."""
         if dist.is_initialized():
             dist.all_reduce(tensor)
         return tensor
 
     def all_gather_object(self, value: T) -> list[T]:
-        """Every rank's value, by rank; for what is small and rare, as it goes through the first rank's store."""
+        """Every rank's value, by rank; for small values and rare calls, as it goes through the first rank's store."""
         if self.store is None:
             return [value]
         self._exchanges += 1
@@ -136,7 +146,11 @@ class Ranks:
         return values
 
     def run_on_all(self, action: Callable[[], T]) -> T:
-        """Does on every rank what may fail on some: a user's error on one of them is raised on all."""
+        """The result of an action on this rank, where it may fail on some of them.
+
+        Raises:
+            UserError: this rank's, or that of the first rank that failed with one.
+        """
         result: Any = None
         mine: UserError | None = None
         try:
@@ -152,18 +166,22 @@ class Ranks:
         return result
 
     def run_on_rank0(self, action: Callable[[], T]) -> T:
-        """What an action returns, or a user's error that it raises, on the first rank, which alone does it."""
+        """The result of an action that the first rank does for all; it must pickle.
+
+        Raises:
+            UserError: the first rank's.
+        """
         return self.all_gather_object(self.run_on_all(lambda: action() if self.is_rank0 else None))[0]  # type: ignore[return-value]
 
     # How they end
 
     def on_peer_failure(self, action: Callable[[str], None]) -> None:
-        """Has an action done, with the cause, when another rank's failure ends this one, the first that lives."""
+        """Sets what the lowest rank that is alive does, given the cause, before another rank's failure ends it."""
         if self.connection:
             self.connection.on_verdict = action
 
     def fail(self, reason: str) -> str:
-        """Makes all ranks end, since this one does; returns the cause: which rank failed first, and why."""
+        """Ends all ranks, since this one fails; returns the cause: which rank failed first, and why."""
         return self.connection.fail(reason) if self.connection else reason
 
 
@@ -171,29 +189,28 @@ SINGLE_PROCESS = Ranks(RankInfo())
 
 
 def join() -> Ranks:
-    """This process as one of the ranks that torchrun or srun started.
+    """This process as one of the ranks that torchrun or srun started, or as a single one.
 
     Raises:
-        UserError: the others did not come.
+        UserError: the others did not start in time.
     """
-    place = rank_info_from(os.environ)
-    if place is None:
+    info = rank_info_from(os.environ)
+    if info is None:
         return SINGLE_PROCESS
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        at_most = timedelta(seconds=RENDEZVOUS_TIMEOUT)
-        opened, _, _ = next(dist.rendezvous("env://", place.rank, place.world_size, timeout=at_most))
+        timeout = timedelta(seconds=RENDEZVOUS_TIMEOUT)
+        opened, _, _ = next(dist.rendezvous("env://", info.rank, info.world_size, timeout=timeout))
         store = dist.PrefixStore("trainer", opened)
-        detector = FailureDetector(place.world_size) if place.rank == 0 else None
+        detector = FailureDetector(info.world_size) if info.rank == 0 else None
         if detector:
-            store.set("lifeline", str(detector.port))
-        port = int(store.get("lifeline"))
+            store.set("failure detector", str(detector.port))
+        port = int(store.get("failure detector"))
         host = "localhost" if detector else os.environ["MASTER_ADDR"]
-        ranks = Ranks(place, store, PeerConnection(place.rank, host, port, RENDEZVOUS_TIMEOUT))
+        connection = PeerConnection(info.rank, host, port, RENDEZVOUS_TIMEOUT)
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(
-            f"rank {place.rank} of {place.world_size} on {socket.gethostname()} did not find the others at "
+            f"rank {info.rank} of {info.world_size} on {socket.gethostname()} did not find the others at "
             f"{where} within {RENDEZVOUS_TIMEOUT:.0f} s: {one_line(error)}"
         ) from None
-    ranks._detector = detector
-    return ranks
+    return Ranks(info, store, connection, detector)

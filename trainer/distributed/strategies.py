@@ -1,22 +1,16 @@
-"""How a model is spread over ranks, from outside the model: DDP, FSDP2 and HSDP by name."""
+"""Distribution strategies, applied to a model from outside: DDP, FSDP2 and HSDP by name."""
 
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-)
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer._private import _NormBase
 from trainer.distributed.batch_norm import synchronize_batch_norms
 from trainer.distributed.ranks import Ranks
 from trainer.distributed.wrapping import blocks_of, compile_each, units_of_size
@@ -24,11 +18,16 @@ from trainer.errors import ConfigError
 from trainer.options import Count, Positive
 from trainer.registry import Registry
 
+if TYPE_CHECKING:  # their import takes a second, and only FSDP needs them
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+
 STRATEGIES = Registry("parallel")
-"""Strategies by name: ``make(ranks, device, compute_dtype, *, options...) -> Strategy``."""
+"""Strategies by name, subclasses of `Strategy`; their keyword-only fields are the options of ``parallel=NAME``."""
 
 
 @STRATEGIES.register("none")
+@dataclass(eq=False, repr=False)
 class Strategy:
     """One process; the base of the strategies.
 
@@ -38,61 +37,94 @@ class Strategy:
         compute_dtype: of the forward and backward pass where autocast lowers it; None: that of the parameters.
     """
 
-    needs_rehearsal = False
-    """Whether the first backward pass adds gradients up in another order than all later ones."""
+    ranks: Ranks
+    device: torch.device
+    compute_dtype: torch.dtype | None
 
-    def __init__(self, ranks: Ranks, device: torch.device, compute_dtype: torch.dtype | None) -> None:
-        self.ranks = ranks
-        self.device = device
-        self.compute_dtype = compute_dtype
-        self.gradient_replicas = 1
+    min_ranks: ClassVar[int] = 1
+    """The smallest number of ranks that it is of use on; with 1, it is for a single process."""
+    shards_parameters: ClassVar[bool] = False
+    """Whether each rank holds only some rows of each parameter."""
+    settles_buckets: ClassVar[bool] = False
+    """Whether the first backward pass in a process sums gradients in another order than all later ones."""
+
+    module: nn.Module = field(init=False)
+    """What training calls, once the strategy is applied: the model, or what wraps it."""
+
+    @property
+    def gradient_replicas(self) -> int:
         """Ranks that hold the same gradient."""
-        self.module: nn.Module
-        """What training calls, once the model is spread."""
+        return 1
 
     def apply(self, model: nn.Module, *, compiled: bool) -> None:
-        """Moves a model to its device or devices, in place: optimizers are made afterwards."""
+        """Moves a model to its device or devices, in place; the optimizer is made afterwards.
+
+        Args:
+            model: as built, on the CPU.
+            compiled: compile its forward pass.
+
+        Raises:
+            ConfigError: the model cannot be distributed in this way.
+        """
         model.to(self.device)
         if compiled:
             model.compile()
         self.module = model
 
     def micro_batch(self, last: bool) -> AbstractContextManager[object]:
-        """Around the forward and backward pass of one of a step's micro-batches."""
+        """A context for the forward and backward pass of one of a step's micro-batches; ``last``: of the last one."""
         return nullcontext()
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Around forward passes without gradients, of the model itself."""
+        """A context for forward passes of the model itself, without gradients."""
         with torch.no_grad():
             yield
 
 
+@dataclass(eq=False, repr=False)
+class MultiRankStrategy(Strategy):
+    """Base of the strategies for several ranks: starts their process group.
+
+    Args:
+        sync_batch_norm: batch norms normalize by the statistics of all ranks' parts of a batch, so that results do not
+            depend on the number of ranks; with micro-batches, by those of a micro-batch.
+        timeout: seconds after which a collective that some rank does not join fails.
+    """
+
+    _: KW_ONLY
+    sync_batch_norm: bool = True
+    timeout: Positive = 600.0
+
+    min_ranks = 2
+
+    def __post_init__(self) -> None:
+        self.ranks.start(self.device, self.timeout)
+
+
 @STRATEGIES.register("ddp")
-class DDP(Strategy):
-    """The whole model on every rank; gradients are averaged while the backward pass goes on."""
+@dataclass(eq=False, repr=False)
+class DDP(MultiRankStrategy):
+    """The whole model on every rank; gradients are averaged during the backward pass.
 
-    needs_rehearsal = True  # torch sorts its messages by the order in which gradients came in the first pass
+    Args:
+        bucket_mb: MiB of gradients that are averaged at a time.
+        find_unused_parameters: look for parameters that a step does not use, which otherwise is an error.
+    """
 
-    def __init__(
-        self,
-        ranks: Ranks,
-        device: torch.device,
-        compute_dtype: torch.dtype | None,
-        *,
-        bucket_mb: Positive = 25.0,
-        find_unused_parameters: bool = False,
-        sync_batch_norm: bool = True,
-        timeout: Positive = 600.0,
-    ) -> None:
-        super().__init__(ranks, device, compute_dtype)
-        ranks.start(device, timeout)
-        self.bucket_mb = bucket_mb
-        self.find_unused_parameters = find_unused_parameters
-        self.sync_batch_norm = sync_batch_norm
-        self.gradient_replicas = ranks.world_size
+    _: KW_ONLY
+    bucket_mb: Positive = 25.0
+    find_unused_parameters: bool = False
+
+    settles_buckets = True
+
+    @property
+    def gradient_replicas(self) -> int:
+        """All ranks."""
+        return self.ranks.world_size
 
     def apply(self, model: nn.Module, *, compiled: bool) -> None:
+        """Moves the model to this rank's device and wraps it so that its backward pass averages gradients."""
         if self.sync_batch_norm:
             synchronize_batch_norms(model)
         super().apply(model, compiled=compiled)
@@ -109,42 +141,46 @@ class DDP(Strategy):
             )
 
     def micro_batch(self, last: bool) -> AbstractContextManager[object]:
+        """Gradients are averaged in the last micro-batch only."""
         assert isinstance(self.module, DistributedDataParallel)
         return nullcontext() if last else self.module.no_sync()
 
 
 @STRATEGIES.register("fsdp")
-class FSDP(Strategy):
-    """Parameters, gradients and optimizer state cut up over all ranks, gathered unit by unit (FSDP2)."""
+@dataclass(eq=False, repr=False)
+class FSDP(MultiRankStrategy):
+    """Parameters, gradients and optimizer state sharded over all ranks, gathered unit by unit (FSDP2).
 
-    def __init__(
-        self,
-        ranks: Ranks,
-        device: torch.device,
-        compute_dtype: torch.dtype | None,
-        *,
-        units: Literal["blocks"] | Count = "blocks",
-        reshard_after_forward: bool = True,
-        cpu_offload: bool = False,
-        sync_batch_norm: bool = True,
-        timeout: Positive = 600.0,
-    ) -> None:
-        super().__init__(ranks, device, compute_dtype)
-        ranks.start(device, timeout)
-        self.units = units
-        self.reshard_after_forward = reshard_after_forward
-        self.cpu_offload = cpu_offload
-        self.sync_batch_norm = sync_batch_norm
+    Args:
+        units: what is gathered at a time: the model's blocks, or modules of at least that many parameters.
+        reshard_after_forward: free a unit after its forward pass and gather it again for the backward pass.
+        cpu_offload: keep the shards in the CPU's memory.
+    """
+
+    _: KW_ONLY
+    units: Literal["blocks"] | Count = "blocks"
+    reshard_after_forward: bool = True
+    cpu_offload: bool = False
+
+    shards_parameters = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.mesh = self.make_mesh()
-        self.root: FSDPModule
 
-    def make_mesh(self) -> DeviceMesh:
+    def make_mesh(self) -> "DeviceMesh":
+        """The ranks in one row, over which parameters are sharded."""
+        from torch.distributed.device_mesh import init_device_mesh
+
         return init_device_mesh(self.device.type, (self.ranks.world_size,), mesh_dim_names=("shard",))
 
     def apply(self, model: nn.Module, *, compiled: bool) -> None:
+        """Shards the model's units and the rest of it, in place; only the shards stay on this rank's device."""
+        from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+
         for name, parameter in model.named_parameters():
             if parameter.ndim == 0:
-                raise ConfigError(f"parallel=fsdp cannot cut up the scalar {name}: give it the shape [1]")
+                raise ConfigError(f"cannot shard the 0-d parameter {name}: reshape it to [1]")
         if self.sync_batch_norm:
             synchronize_batch_norms(model)
         units = blocks_of(model) if self.units == "blocks" else units_of_size(model, self.units)
@@ -153,17 +189,19 @@ class FSDP(Strategy):
         options: dict[str, Any] = {"mesh": self.mesh, "mp_policy": self.mixed_precision(model)}
         if self.cpu_offload:
             options["offload_policy"] = CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
-        for unit in units:  # on their way to the device one by one: only the shards stay there
+        for unit in units:  # each goes to the device as a whole, and is sharded before the next one does
             fully_shard(unit, reshard_after_forward=self.reshard_after_forward, **options)
-        self.root = fully_shard(model, **options)
+        self.root: FSDPModule = fully_shard(model, **options)
         self.module = model
 
-    def mixed_precision(self, model: nn.Module) -> MixedPrecisionPolicy:
+    def mixed_precision(self, model: nn.Module) -> "MixedPrecisionPolicy":
         """Parameters are gathered in the precision of the computation, gradients summed in float32.
 
         Batch statistics are kept in float32, and torch's batch norm wants its parameters in that too: a model
         that has any gathers float32, and autocast does the rest.
         """
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
         keeps_statistics = any(isinstance(module, _NormBase) for module in model.modules())
         if self.compute_dtype is None or keeps_statistics:
             return MixedPrecisionPolicy()
@@ -171,6 +209,9 @@ class FSDP(Strategy):
 
     @contextmanager
     def inference(self) -> Iterator[None]:
+        """Without gradients, after which parameters are the shards again."""
+        from torch.distributed.fsdp import FSDPModule
+
         try:
             with torch.no_grad():
                 yield
@@ -181,44 +222,38 @@ class FSDP(Strategy):
 
 
 @STRATEGIES.register("hsdp")
+@dataclass(eq=False, repr=False)
 class HSDP(FSDP):
-    """Several copies of the model, each cut up as by FSDP over its own ranks; gradients are averaged over copies."""
+    """Several replicas of the model, each sharded as by FSDP over its own ranks; gradients are averaged over replicas.
 
-    def __init__(
-        self,
-        ranks: Ranks,
-        device: torch.device,
-        compute_dtype: torch.dtype | None,
-        *,
-        replicas: Count | None = None,
-        units: Literal["blocks"] | Count = "blocks",
-        reshard_after_forward: bool = True,
-        cpu_offload: bool = False,
-        sync_batch_norm: bool = True,
-        timeout: Positive = 600.0,
-    ) -> None:
-        self.replicas = ranks.nodes if replicas is None else replicas
-        if ranks.world_size % self.replicas:
+    Args:
+        replicas: how many; None: one a node.
+    """
+
+    _: KW_ONLY
+    replicas: Count | None = None
+
+    @property
+    def gradient_replicas(self) -> int:
+        """One rank of each replica."""
+        return self.ranks.nodes if self.replicas is None else self.replicas
+
+    def __post_init__(self) -> None:
+        if self.ranks.world_size % self.gradient_replicas:
             raise ConfigError(
-                f"parallel.replicas={self.replicas} copies do not fit on {ranks.world_size} ranks: "
-                f"it must divide their number"
+                f"parallel.replicas={self.gradient_replicas} does not divide the number of ranks, "
+                f"{self.ranks.world_size}"
             )
-        super().__init__(
-            ranks,
-            device,
-            compute_dtype,
-            units=units,
-            reshard_after_forward=reshard_after_forward,
-            cpu_offload=cpu_offload,
-            sync_batch_norm=sync_batch_norm,
-            timeout=timeout,
-        )
-        self.gradient_replicas = self.replicas
+        super().__post_init__()
 
-    def make_mesh(self) -> DeviceMesh:
-        shape = (self.replicas, self.ranks.world_size // self.replicas)
+    def make_mesh(self) -> "DeviceMesh":
+        """A row of ranks for each replica."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        shape = (self.gradient_replicas, self.ranks.world_size // self.gradient_replicas)
         return init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
 
     def micro_batch(self, last: bool) -> AbstractContextManager[object]:
-        self.root.set_requires_all_reduce(last)  # the sum over copies can wait, that over shards saves memory
+        """Gradients are averaged over replicas in the last micro-batch only; over shards always, which saves memory."""
+        self.root.set_requires_all_reduce(last)
         return nullcontext()

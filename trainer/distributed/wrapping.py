@@ -1,4 +1,4 @@
-"""The parts of a model that recur, found from outside: what is sharded, recomputed and compiled one by one."""
+"""The repeated blocks of a model, found from outside: what is sharded, recomputed and compiled one by one."""
 
 from collections import Counter
 from functools import partial
@@ -13,8 +13,8 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The outermost modules that have siblings of their class, such as transformer and residual blocks.
 
-    Single layers and plain containers are none; a lone one counts in a ``nn.ModuleList``. Blocks that share a
-    parameter with the rest of the model are left out.
+    Single layers and plain containers are no blocks; the only module of a ``nn.ModuleList`` is one. Blocks that share
+    a parameter with the rest of the model are left out.
     """
     found: list[nn.Module] = []
 
@@ -32,11 +32,16 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def units_of_size(model: nn.Module, minimum: int) -> list[nn.Module]:
-    """Disjoint parts of at least so many parameters each, not counting parts within them; innermost first."""
+    """Disjoint parts of a model, innermost first.
+
+    Args:
+        model: it is not one of them itself.
+        minimum: parameters of a part, not counting those of parts within it.
+    """
     found: list[nn.Module] = []
 
     def visit(module: nn.Module) -> int:
-        """The parameters that are in no part yet."""
+        """The number of parameters that are in no part yet."""
         count = sum(p.numel() for p in module.parameters(recurse=False))
         count += sum(visit(child) for child in module.children())
         callable_one = not isinstance(module, nn.ModuleList | nn.ModuleDict)
@@ -50,13 +55,13 @@ def units_of_size(model: nn.Module, minimum: int) -> list[nn.Module]:
 
 
 def recompute(blocks: list[nn.Module], every: int) -> None:
-    """Makes every so-many-th block keep its inputs only and run again in the backward pass."""
+    """Makes every ``every``-th block keep only its inputs, and run again in the backward pass."""
     for block in blocks[::every]:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def compile_each(blocks: list[nn.Module]) -> None:
-    """Compiles the blocks' forward passes; what is hooked to the blocks themselves stays outside."""
+    """Compiles the blocks' forward passes; hooks of the blocks themselves stay outside of the compiled part."""
     for block in blocks:
         block.forward = torch.compile(block.forward)
 

@@ -1,6 +1,11 @@
-"""Models, one file a family. Importing this package registers them."""
+"""Models, one file a family.
 
-from trainer.models import autoencoder, cnn, densenet, gpt, mlp, resnet, timm, torchvision
+Every module of this package is imported, so a new file with a class under ``@MODELS.register`` is a new model.
+"""
+
 from trainer.models.base import MODELS
+from trainer.registry import import_submodules
 
-__all__ = ["MODELS", "autoencoder", "cnn", "densenet", "gpt", "mlp", "resnet", "timm", "torchvision"]
+import_submodules(__name__)
+
+__all__ = ["MODELS"]

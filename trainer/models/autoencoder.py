@@ -28,6 +28,7 @@ class Autoencoder(nn.Module):
         self.decoder = _layers(sizes[::-1])
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> their reconstruction [B, C, H, W]."""
         code = self.encoder(images.flatten(1))  # [B, C, H, W] -> [B, C * H * W] -> [B, widths[-1]]
         return self.decoder(code).view_as(images)  # [B, C * H * W] -> [B, C, H, W]
 

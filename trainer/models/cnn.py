@@ -46,6 +46,7 @@ class CNN(nn.Module):
         self.head = nn.Linear(channels, required_from_data("num_classes", num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> logits [B, num_classes]."""
         x = self.features(images)  # [B, C, H, W] -> [B, widths[-1], h, w]
         x = x.mean(dim=(2, 3))  # [B, widths[-1]]
         return self.head(self.dropout(x))  # [B, num_classes]

@@ -19,7 +19,8 @@ class Dense(nn.Module):
         self.branch = nn.Sequential(*_norm_conv(channels, 4 * GROWTH, 1), *_norm_conv(4 * GROWTH, GROWTH, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.branch(x), x], dim=1)  # [B, channels, h, w] -> [B, channels + GROWTH, h, w]
+        """[B, channels, h, w] -> [B, channels + GROWTH, h, w]."""
+        return torch.cat([self.branch(x), x], dim=1)
 
 
 def _norm_conv(channels: int, width: int, kernel: int) -> list[nn.Module]:

@@ -22,6 +22,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, T, width] -> [B, T, width]."""
         batch, time, width = x.shape
         qkv = self.qkv(x).view(batch, time, 3, self.heads, width // self.heads)  # [B, T, 3, heads, D]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, T, D]
@@ -42,6 +43,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, T, width] -> [B, T, width]."""
         x = x + self.dropout(self.attention(self.attention_norm(x)))  # [B, T, width]
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # [B, T, width]
 
@@ -84,7 +86,7 @@ class GPT(nn.Module):
             self.head.weight = self.tokens.weight
 
     def _initialise(self) -> None:
-        """GPT-2's: N(0, 0.02), and less for what joins the residual stream, lest it grow with depth."""
+        """GPT-2's: N(0, 0.02), and less for what is added to the residual stream, which would grow with depth."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -95,12 +97,13 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * len(self.blocks)))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens, int64 [B, T] -> logits [B, T, vocab_size]; T is at most ``context_length``."""
         time = tokens.shape[1]
         if time > self.context_length:
             raise ConfigError(
                 f"model.context_length={self.context_length} is less than the {time} tokens of a sequence"
             )
-        # [B, T]: looked up for each sample, so that a layer's rows are samples for whoever watches it
+        # [B, T]: looked up for each sample, so that hooks on the layer see one row for each sample
         positions = torch.arange(time, device=tokens.device).expand(tokens.shape)
         x = self.dropout(self.tokens(tokens) + self.positions(positions))  # [B, T, width]
         for block in self.blocks:

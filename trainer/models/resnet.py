@@ -7,7 +7,7 @@ from trainer.options import Count
 
 
 class Basic(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions, added to a shortcut."""
 
     expansion = 1
 
@@ -19,11 +19,12 @@ class Basic(nn.Module):
         self.shortcut = _shortcut(channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.branch(x) + self.shortcut(x)).relu()  # [B, channels, h, w] -> [B, width, h', w']
+        """[B, channels, h, w] -> [B, width, h / stride, w / stride]."""
+        return (self.branch(x) + self.shortcut(x)).relu()
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution between two 1x1 beside a shortcut."""
+    """A 3x3 convolution between two 1x1 added to a shortcut."""
 
     expansion = 4
 
@@ -39,7 +40,8 @@ class Bottleneck(nn.Module):
         self.shortcut = _shortcut(channels, 4 * width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.branch(x) + self.shortcut(x)).relu()  # [B, channels, h, w] -> [B, 4 * width, h', w']
+        """[B, channels, h, w] -> [B, 4 * width, h / stride, w / stride]."""
+        return (self.branch(x) + self.shortcut(x)).relu()
 
 
 def _conv_norm(channels: int, width: int, kernel: int, stride: int) -> nn.Sequential:
@@ -78,6 +80,7 @@ class ResNet(nn.Module):
         self.head = nn.Linear(channels, required_from_data("num_classes", num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> logits [B, num_classes]."""
         x = self.stem(images)  # [B, C, H, W] -> [B, 64, H, W]
         x = self.blocks(x)  # [B, channels, H / 8, W / 8]
         return self.head(x.mean(dim=(2, 3)))  # [B, num_classes]

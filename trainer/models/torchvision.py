@@ -51,7 +51,7 @@ def torchvision(
 
 
 def _options(arch: str, size: tuple[int, int], pretrained: bool) -> dict[str, Any]:
-    """What an architecture must be told besides the number of classes."""
+    """Returns the arguments that an architecture needs in addition to the number of classes."""
     if arch in ("googlenet", "inception_v3"):
         return {"aux_logits": False, "init_weights": not pretrained, "transform_input": pretrained}
     if arch.startswith("vit_"):

@@ -1,14 +1,10 @@
-"""Where a run's numbers go: the terminal, TensorBoard, files. One sink a file.
+"""Where a run's numbers go: the terminal, TensorBoard, files. One file per sink.
 
 Every module of this package is imported, so a new file with a class under ``@SINKS.register`` is a new sink.
 """
 
-import importlib
-import pkgutil
-
 from trainer.monitor.base import (
     SINKS,
-    Best,
     MonitorOptions,
     Monitors,
     Progress,
@@ -17,13 +13,12 @@ from trainer.monitor.base import (
     Status,
 )
 from trainer.monitor.profile import Profile
+from trainer.registry import import_submodules
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+import_submodules(__name__)
 
 __all__ = [
     "SINKS",
-    "Best",
     "MonitorOptions",
     "Monitors",
     "Profile",

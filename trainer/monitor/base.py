@@ -1,14 +1,13 @@
-"""What the training loop tells, and the interface of those who listen."""
+"""What the training loop reports, and the interface of the sinks that receive it."""
 
-import math
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from trainer.metrics import higher_is_better
 from trainer.options import Count, Natural
 from trainer.registry import Registry
 
@@ -23,7 +22,7 @@ class MonitorOptions:
     """The config group ``monitor``.
 
     Raises:
-        ConfigError: a sink of that name does not exist.
+        ConfigError: a sink of this name does not exist.
     """
 
     sinks: list[str] = field(default_factory=lambda: ["console", "tensorboard", "jsonl", "runlog"])
@@ -33,15 +32,15 @@ class MonitorOptions:
     histograms: bool = False
     """Show histograms of the parameters at each evaluation."""
     curvature: bool = True
-    """Follow the optimizer's curvature layer by layer, where it reports any."""
+    """Record the optimizer's curvature layer by layer, if it reports any."""
     predictions: Natural = 18
     """Images shown with their predicted class at each evaluation, wrong ones first (classification)."""
     sample_tokens: Natural = 200
-    """Tokens that the model writes at each evaluation (text)."""
+    """Tokens that the model generates at each evaluation (text)."""
     sample_prompt: str | None = None
-    """What it goes on from; None: the beginning of the text that is evaluated on."""
+    """The text that it continues; None: the beginning of the text that is evaluated on."""
     profile_steps: Count = 10
-    """Steps that ``profile=true`` records."""
+    """Steps that are recorded under ``profile=true``."""
 
     def __post_init__(self) -> None:
         for name in self.sinks:
@@ -66,7 +65,7 @@ class RunInfo:
     primary: str
     """The metric that picks the best checkpoint, e.g. ``test/accuracy``."""
     resumed_step: int = 0
-    """The step of the checkpoint that this run goes on from; 0 for a new run."""
+    """The step of the checkpoint from which this run continues; 0 for a new run."""
 
 
 @dataclass(frozen=True)
@@ -79,22 +78,34 @@ class Progress:
     """Training seconds, evaluation excluded, summed over restarts."""
     fraction: float
     """Of the budget, 0 to 1."""
+    best: float | None = None
+    """The best value of the primary metric so far; None before the first that is a number."""
+    best_step: int = 0
+    """The step of the evaluation with the best value: ``step`` itself in the report of a new best."""
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the evaluation that is reported with this progress is the best so far."""
+        return self.best is not None and self.best_step == self.step
 
 
 class Sink:
     """Receives what a run reports. Every method does nothing here: a sink overrides those it needs.
 
     Calls come from one thread of the first rank, in the order of the steps. Metrics are the same numbers on
-    every execution of the same run; the clock holds what differs: ``samples_per_second``, ``memory_mib``.
+    every execution of the same run; what differs is in the clock: ``samples_per_second``, ``memory_mib``.
     Metric names are ``train/loss``, ``train/accuracy`` or ``train/perplexity``, ``lr``, ``grad_norm`` and,
     from evaluations, SPLIT/loss and so on; an accuracy is a fraction, 0 to 1.
     """
 
     def __init__(self, run: RunInfo) -> None:
-        """Opens the sink: a new run starts with nothing, a resumed one goes on after `load_state_dict`."""
+        """Opens the sink: a new run starts with nothing, a resumed one continues after `load_state_dict`."""
+
+    def attach(self, monitors: "Sink") -> None:
+        """Gives the sink all sinks of its run as one, once they are open, if it has something to report to them."""
 
     def tick(self, progress: Progress) -> None:
-        """After every step: must cost nothing that shows."""
+        """After every step: must take no noticeable time."""
 
     def train(self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
         """Every ``loop.log_every`` steps."""
@@ -105,7 +116,7 @@ class Sink:
         """After every evaluation, all splits at once."""
 
     def curvature(self, progress: Progress, layers: Mapping[str, Mapping[str, float]]) -> None:
-        """What the optimizer reports of each layer at a refresh, e.g. ``{"conv1": {"share": 0.3}}``."""
+        """The optimizer's report on each layer at a refresh, e.g. ``{"conv1": {"share": 0.3}}``."""
 
     def images(self, progress: Progress, tag: str, images: Tensor) -> None:
         """A batch of inputs [N, C, H, W], C = 1 or 3, in any range."""
@@ -113,10 +124,10 @@ class Sink:
     def predictions(
         self, progress: Progress, tag: str, images: Tensor, predicted: Tensor, targets: Tensor
     ) -> None:
-        """Images as in `images`, with the class that the model takes each for and the true one, int64 [N]."""
+        """Images as in `images`, with the predicted and the true class of each, int64 [N]."""
 
     def text(self, progress: Progress, tag: str, text: str) -> None:
-        """Lines to be read as they are, such as what a language model wrote."""
+        """Text to be shown verbatim, such as a sample of a language model."""
 
     def histograms(self, progress: Progress, parameters: Mapping[str, Tensor]) -> None:
         """The parameters by name."""
@@ -125,104 +136,61 @@ class Sink:
         """Something a person should read."""
 
     def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
-        """The run ends, in whatever way; metrics are those of its last evaluation. Closes the sink."""
+        """The run has ended; metrics are those of its last evaluation. Closes the sink."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the sink must know to go on from a checkpoint taken now; what it was told is on disk then."""
+        """The state from which the sink continues after a restart; all that was reported until now is on disk then."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes back to a checkpoint: what was written after it is undone, as the run will report it again."""
+        """Goes back to a checkpoint: removes what was written after it, which the run will report again."""
 
 
 class Monitors(Sink):
-    """All sinks of a run as one.
+    """All sinks of a run as one: every report to it is passed to each of them, in their order.
 
-    Whoever reports asks ``options`` first what is wanted beside metrics. Ranks other
-    than the first have the same options with no sinks.
+    Check ``options`` before computing optional records, such as images or histograms. Ranks other than the first have
+    the same options and no sinks.
+
+    Args:
+        run: the run that is reported.
+        options: the config group; its sinks are opened.
+        extra: further sinks by name, which come before those of the options.
     """
 
-    def __init__(self, run: RunInfo, options: MonitorOptions) -> None:
+    def __init__(
+        self, run: RunInfo, options: MonitorOptions, extra: Mapping[str, Sink] | None = None
+    ) -> None:
         self.options = options
-        self.sinks: dict[str, Sink] = {name: SINKS.build({"name": name}, run) for name in options.sinks}
-
-    def tick(self, progress: Progress) -> None:
+        registered = {name: SINKS.build({"name": name}, run) for name in options.sinks}
+        self.sinks: dict[str, Sink] = {**(extra or {}), **registered}
         for sink in self.sinks.values():
-            sink.tick(progress)
+            sink.attach(self)
 
-    def train(self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
-        for sink in self.sinks.values():
-            sink.train(progress, metrics, clock)
-
-    def evaluation(
-        self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]
-    ) -> None:
-        for sink in self.sinks.values():
-            sink.evaluation(progress, metrics, clock)
-
-    def curvature(self, progress: Progress, layers: Mapping[str, Mapping[str, float]]) -> None:
-        for sink in self.sinks.values():
-            sink.curvature(progress, layers)
-
-    def images(self, progress: Progress, tag: str, images: Tensor) -> None:
-        for sink in self.sinks.values():
-            sink.images(progress, tag, images)
-
-    def predictions(
-        self, progress: Progress, tag: str, images: Tensor, predicted: Tensor, targets: Tensor
-    ) -> None:
-        for sink in self.sinks.values():
-            sink.predictions(progress, tag, images, predicted, targets)
-
-    def text(self, progress: Progress, tag: str, text: str) -> None:
-        for sink in self.sinks.values():
-            sink.text(progress, tag, text)
-
-    def histograms(self, progress: Progress, parameters: Mapping[str, Tensor]) -> None:
-        for sink in self.sinks.values():
-            sink.histograms(progress, parameters)
-
-    def message(self, text: str, level: Level = "info") -> None:
-        for sink in self.sinks.values():
-            sink.message(text, level)
-
-    def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
-        for sink in self.sinks.values():
-            sink.finish(status, metrics)
+    def attach(self, monitors: Sink) -> None:
+        """Does nothing: these are all sinks of the run."""
 
     def state_dict(self) -> dict[str, Any]:
+        """The state of each sink by its name."""
         return {name: sink.state_dict() for name, sink in self.sinks.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As each sink's; one that the checkpoint does not know goes on with what it finds."""
+        """Gives each sink its state; one that is not in the checkpoint continues with what it finds."""
         for name in self.sinks.keys() & state.keys():
             self.sinks[name].load_state_dict(state[name])
 
 
-class Best:
-    """The best value of a metric so far, the step it was reached at, and all metrics of that evaluation."""
+def _passed_to_each(report: Callable[..., None]) -> Callable[..., None]:
+    """A method of `Monitors` that calls the method of this name of each sink."""
 
-    def __init__(self, metric: str) -> None:
-        self.metric = metric
-        self.step = 0
-        self.metrics: dict[str, float] = {}
+    @functools.wraps(report)
+    def method(self: Monitors, *args: Any, **options: Any) -> None:
+        for sink in self.sinks.values():
+            getattr(sink, report.__name__)(*args, **options)
 
-    @property
-    def value(self) -> float | None:
-        return self.metrics.get(self.metric)
+    return method
 
-    def update(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Whether this evaluation is better than all before; nan never is."""
-        new, old = metrics.get(self.metric, math.nan), self.value
-        if math.isnan(new):
-            return False
-        if old is not None and (new <= old if higher_is_better(self.metric) else new >= old):
-            return False
-        self.step, self.metrics = step, dict(metrics)
-        return True
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "metrics": self.metrics}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.step, self.metrics = state["step"], dict(state["metrics"])
+for _name, _report in vars(Sink).items():
+    if not _name.startswith("_") and _name not in vars(Monitors):
+        setattr(Monitors, _name, _passed_to_each(_report))

@@ -1,27 +1,25 @@
 """A run's numbers as files of JSON, one record a line.
 
 ``metrics.jsonl`` holds what is the same on every execution of the run; a run that is killed and resumed
-leaves the same bytes as one that is not::
+leaves the same bytes as one that was not interrupted::
 
     {"kind": "train", "step": 50, "epoch": 0.5, "train/loss": 0.31, "lr": 0.001, "grad_norm": 1.2}
     {"kind": "curvature", "step": 60, "epoch": 0.6, "layers": {"conv1": {"share": 0.27}}}
     {"kind": "evaluation", "step": 100, "epoch": 1.0, "test/loss": 0.25, "test/accuracy": 0.92}
 
-``clock.jsonl`` holds what is not: for the same train and evaluation records ``seconds`` (of training, summed
+``clock.jsonl`` holds what differs: for the same train and evaluation records ``seconds`` (of training, summed
 over restarts), ``samples_per_second``, ``memory_mib``.
 
-JSON has no name for numbers that are not finite: they are the strings "NaN", "Infinity" and "-Infinity",
-which ``float()`` in Python and ``Number()`` in JavaScript read.
+JSON has no numbers that are not finite: nan and the infinities are null.
 """
 
-import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.monitor.base import SINKS, Progress, RunInfo, Sink, Status
+from trainer.rundir.strict_json import dumps
 
 
 @SINKS.register("jsonl")
@@ -34,27 +32,33 @@ class Jsonl(Sink):
             self.load_state_dict(dict.fromkeys(self._files, 0))
 
     def train(self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
+        """Writes a record of kind "train"."""
         self._write("train", progress, metrics, clock)
 
     def evaluation(
         self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]
     ) -> None:
+        """Writes a record of kind "evaluation"."""
         self._write("evaluation", progress, metrics, clock)
 
     def curvature(self, progress: Progress, layers: Mapping[str, Mapping[str, float]]) -> None:
+        """Writes a record of kind "curvature", to metrics.jsonl alone."""
         place = {"kind": "curvature", "step": progress.step, "epoch": progress.epoch}
         self._files["metrics"].write({**place, "layers": layers})
 
     def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
+        """Closes the files."""
         for file in self._files.values():
             file.close()
 
     def state_dict(self) -> dict[str, Any]:
+        """The length of each file in bytes."""
         return {name: file.sync() for name, file in self._files.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Cuts each file back to its length."""
         for name, file in self._files.items():
-            file.cut(state[name])
+            file.truncate(state[name])
 
     def _write(
         self, kind: str, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]
@@ -65,35 +69,25 @@ class Jsonl(Sink):
 
 
 class Lines:
-    """A file of JSON records that can be cut back to an earlier length."""
+    """A file of JSON records, one a line, that can be cut back to an earlier length."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open for the whole run)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends the record in one system call: whoever reads meanwhile sees whole lines."""
-        self._file.write(json.dumps(finite(record), allow_nan=False).encode() + b"\n")
+        """Appends the record in one system call, so that a concurrent reader sees complete lines."""
+        self._file.write(dumps(record).encode() + b"\n")
 
     def sync(self) -> int:
         """The file's length in bytes, all of them on disk."""
         os.fsync(self._file.fileno())
         return self._file.seek(0, os.SEEK_END)
 
-    def cut(self, length: int) -> None:
-        """Drops what was written after the file had that length; a file that is shorter stays as it is."""
+    def truncate(self, length: int) -> None:
+        """Removes what was written after the file had this length; a shorter file stays as it is."""
         if length < self._file.seek(0, os.SEEK_END):
             self._file.truncate(length)
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
-
-
-def finite(value: Any) -> Any:
-    """The value with every number that JSON cannot write replaced by its name."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value

@@ -1,4 +1,4 @@
-"""run.log: what was said during a run, with the time of day."""
+"""run.log: the messages and evaluations of a run, with the time of day."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -8,7 +8,7 @@ from trainer.monitor.base import SINKS, Level, Progress, RunInfo, Sink, Status
 
 @SINKS.register("runlog")
 class RunLog(Sink):
-    """Appends messages and evaluations to run.log. A resumed run goes on in the same file: it is a diary."""
+    """Appends messages and evaluations to run.log, in the same file after each restart."""
 
     def __init__(self, run: RunInfo) -> None:
         self._file = open(run.directory / "run.log", "a", buffering=1)  # noqa: SIM115 (open for the whole run)
@@ -17,12 +17,15 @@ class RunLog(Sink):
     def evaluation(
         self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]
     ) -> None:
+        """Writes a line with six digits of each metric."""
         values = "  ".join(f"{name}={value:.6g}" for name, value in metrics.items())
         self.message(f"step {progress.step}  epoch {progress.epoch:.2f}  {progress.seconds:.1f} s  {values}")
 
     def message(self, text: str, level: Level = "info") -> None:
+        """Writes a line with time and level."""
         self._file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {level:<7} {text}\n")
 
     def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
+        """Writes the status and closes the file."""
         self.message(status)
         self._file.close()

@@ -1,12 +1,12 @@
 """TensorBoard: curves against steps and against training seconds, curvature, images, and runs compared.
 
-A tag ``test/loss`` has optimizer steps on its axis; ``by_seconds/test/loss`` has whole training seconds there
+A tag ``test/loss`` has optimizer steps on its axis; ``by_seconds/test/loss`` has training seconds, rounded down
 (evaluation excluded, summed over restarts): the fair comparison of optimizers whose steps differ in cost.
-TensorBoard's own "relative" axis is not that: it counts evaluation and downtime, and starts every curve at
-its first point. Of several values within a second the last one shows.
+TensorBoard's own "relative" axis includes evaluation and downtime, and starts every curve at its first point.
+Of several values within a second the last one is shown.
 
 Because two units share the axis, a resumed run cannot have TensorBoard purge what came after the checkpoint:
-``purge_step`` is one number for all tags. It cuts its event files to their length at the checkpoint instead.
+``purge_step`` is one number for all tags. Instead the run truncates its event files to their length at the checkpoint.
 
 There is no Experiment record for the HPARAMS page: without one TensorBoard takes the union of all runs'
 options as its columns, so that runs of different optimizers compare.
@@ -14,7 +14,7 @@ options as its columns, so that runs of different optimizers compare.
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,11 +25,13 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2  # ty
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from trainer.monitor.base import SINKS, Best, Progress, RunInfo, Sink, Status
-from trainer.monitor.pictures import grid, judged
+from trainer._private import event_file_writer
+from trainer.monitor.base import SINKS, Progress, RunInfo, Sink, Status
+from trainer.monitor.pictures import grid, predicted_grid
+from trainer.options import flatten
 
 COMPARED = ("seed", "model", "data", "optimizer", "schedule")
-"""What of the config the HPARAMS page shows."""
+"""Keys of the config that the HPARAMS page shows."""
 
 
 @SINKS.register("tensorboard")
@@ -38,10 +40,9 @@ class TensorBoard(Sink):
 
     def __init__(self, run: RunInfo) -> None:
         self._directory = run.directory
-        self._best = Best(run.primary)
         self._earlier = event_files(run.directory)
         if not run.resumed_step:
-            self._cut({})
+            self._truncate({})
         self._writer = SummaryWriter(str(run.directory), flush_secs=10)
         self._writer.add_text("summary", run.summary, run.resumed_step)
         yaml = OmegaConf.to_yaml(OmegaConf.create(dict(run.config)))
@@ -50,16 +51,19 @@ class TensorBoard(Sink):
         self._add(session_start(run.config))
 
     def train(self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
+        """Adds the metrics against steps and seconds, and the clock's numbers under ``speed/``."""
         self._scalars(progress, metrics, {f"speed/{name}": number for name, number in clock.items()})
 
     def evaluation(
         self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]
     ) -> None:
+        """Adds the metrics against steps and seconds, and under ``best/`` those of each new best evaluation."""
         self._scalars(progress, metrics, {})
-        if self._best.update(progress.step, metrics):
+        if progress.is_best:
             self._add(scalars({f"best/{name}": number for name, number in metrics.items()}), progress.step)
 
     def curvature(self, progress: Progress, layers: Mapping[str, Mapping[str, float]]) -> None:
+        """Adds each number by layer, and its least, median and largest over the layers."""
         values: dict[str, float] = {}
         for key in sorted({key for layer in layers.values() for key in layer}):
             by_layer = {name: layer[key] for name, layer in layers.items() if key in layer}
@@ -71,17 +75,21 @@ class TensorBoard(Sink):
         self._add(scalars(values), progress.step)
 
     def images(self, progress: Progress, tag: str, images: Tensor) -> None:
+        """Adds the first images side by side."""
         self._writer.add_image(tag, grid(images), progress.step)
 
     def predictions(
         self, progress: Progress, tag: str, images: Tensor, predicted: Tensor, targets: Tensor
     ) -> None:
-        self._writer.add_image(tag, judged(images, predicted, targets), progress.step)
+        """Adds the images, each below its predicted class."""
+        self._writer.add_image(tag, predicted_grid(images, predicted, targets), progress.step)
 
     def text(self, progress: Progress, tag: str, text: str) -> None:
+        """Adds the text verbatim."""
         self._writer.add_text(tag, verbatim(text), progress.step)
 
     def histograms(self, progress: Progress, parameters: Mapping[str, Tensor]) -> None:
+        """Adds a histogram of each parameter's finite values."""
         for name, parameter in parameters.items():
             values = parameter.detach().float()
             values = values[values.isfinite()]
@@ -89,20 +97,21 @@ class TensorBoard(Sink):
                 self._writer.add_histogram(f"parameters/{name}", values, progress.step)
 
     def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
+        """Records how the run ended, and closes the files."""
         self._add(session_end(status))
         self._writer.close()
 
     def state_dict(self) -> dict[str, Any]:
+        """The length of each event file in bytes, all of them on disk."""
         self._writer.flush()
-        lengths = {path.name: path.stat().st_size for path in event_files(self._directory)}
-        return {"lengths": lengths, "best": self._best.state_dict()}
+        return {path.name: path.stat().st_size for path in event_files(self._directory)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._best.load_state_dict(state["best"])
-        self._cut(state["lengths"])
+        """Cuts the event files of earlier sessions back to the checkpoint."""
+        self._truncate(state)
 
-    def _cut(self, lengths: Mapping[str, int]) -> None:
-        """Gives the event files of earlier sessions the lengths they had; those that were not there go."""
+    def _truncate(self, lengths: Mapping[str, int]) -> None:
+        """Cuts event files of earlier sessions back to these lengths in bytes, and removes those without one."""
         for path in self._earlier:
             if path.name in lengths:
                 os.truncate(path, min(lengths[path.name], path.stat().st_size))
@@ -117,22 +126,23 @@ class TensorBoard(Sink):
         self._add(scalars(by_seconds), int(progress.seconds))
 
     def _add(self, summary: Summary, step: int = 0) -> None:
-        self._writer._get_file_writer().add_summary(summary, step)
+        event_file_writer(self._writer).add_summary(summary, step)
 
 
 def event_files(directory: Path) -> list[Path]:
+    """The event files of a run, in the order of sessions."""
     return sorted(directory.glob("events.out.tfevents.*"))
 
 
 def scalars(values: Mapping[str, float]) -> Summary:
-    """Many scalars as one record, which costs a fraction of as many records."""
+    """Many scalars in one record, at a fraction of the cost of a record each."""
     return Summary(value=[Summary.Value(tag=tag, simple_value=number) for tag, number in values.items()])
 
 
 def session_start(config: Mapping[str, Any]) -> Summary:
     """The options of a run as a row of the HPARAMS page."""
     info = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
-    for name, option in flatten({group: config[group] for group in COMPARED if group in config}):
+    for name, option in flatten({group: config[group] for group in COMPARED if group in config}).items():
         if isinstance(option, bool):
             info.hparams[name].bool_value = option
         elif isinstance(option, int | float):
@@ -143,32 +153,25 @@ def session_start(config: Mapping[str, Any]) -> Summary:
 
 
 def session_end(status: Status) -> Summary:
+    """The end of a run, for the HPARAMS page."""
     name = {"finished": "STATUS_SUCCESS", "failed": "STATUS_FAILURE", "preempted": "STATUS_UNKNOWN"}[status]
     info = plugin_data_pb2.SessionEndInfo(status=api_pb2.Status.Value(name), end_time_secs=time.time())
     return hparams(metadata.SESSION_END_INFO_TAG, session_end_info=info)
 
 
 def hparams(tag: str, **content: Any) -> Summary:
+    """A record of TensorBoard's HPARAMS plugin."""
     record = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**content))
     return Summary(value=[Summary.Value(tag=tag, metadata=record, tensor=metadata.NULL_TENSOR)])
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every option with its dotted name."""
-    for key, option in config.items():
-        if isinstance(option, Mapping):
-            yield from flatten(option, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", option
-
-
 def verbatim(text: str) -> str:
-    """Markdown that shows the text as it is: lines that are indented are code, whatever is in them."""
+    """Markdown that shows the text verbatim: indented lines are code, whatever they contain."""
     return "".join(f"    {line}\n" for line in text.split("\n"))
 
 
 def layout(primary: str) -> dict[str, dict[str, list[Any]]]:
-    """The CUSTOM SCALARS page: what belongs together in one chart. Tags are regular expressions."""
+    """The CUSTOM SCALARS page: its charts and the tags in each, which are regular expressions."""
 
     def charts(metric: str) -> dict[str, list[Any]]:
         return {

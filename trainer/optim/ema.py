@@ -32,26 +32,29 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Moves the average towards the present weights: once after each optimizer step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(parts(self.average), parts(self._weights()), 1 - decay)
+        torch._foreach_lerp_(local_tensors(self.average), local_tensors(self._weights()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights within, and its own again afterwards, to the bit."""
-        weights = parts(self._weights())
+        """Gives the model the averaged weights within the context, and afterwards its own again, to the bit."""
+        weights = local_tensors(self._weights())
         own = [tensor.clone() for tensor in weights]
-        torch._foreach_copy_(weights, parts(self.average))
+        torch._foreach_copy_(weights, local_tensors(self.average))
         try:
             yield
         finally:
             torch._foreach_copy_(weights, own)
 
     def state_dict(self) -> dict[str, object]:
+        """Returns the number of updates and the average of each tensor by name."""
         return {"steps": self.steps, "average": self.average}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, object]) -> None:
+        """Copies what `state_dict` returned into the averages."""
         steps, average = state["steps"], state["average"]
         assert isinstance(steps, int)
         assert isinstance(average, dict)
@@ -60,6 +63,6 @@ class EMA:
             tensor.copy_(average[name])
 
 
-def parts(tensors: dict[str, Tensor]) -> list[Tensor]:
-    """What of the tensors is on this rank: all of them, or their shards."""
+def local_tensors(tensors: dict[str, Tensor]) -> list[Tensor]:
+    """Returns the parts of the tensors on this rank: all of each, or its shard."""
     return [local_tensor(tensor) for tensor in tensors.values()]

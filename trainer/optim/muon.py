@@ -1,23 +1,23 @@
 """Muon for the hidden matrices, AdamW for everything else, as one optimizer."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
-from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 from torch.optim.adamw import adamw
 
-Groups = list[dict[str, Any]]
+from trainer._private import _adjust_lr, _zeropower_via_newtonschulz
+from trainer.optim.base import OPTIMIZERS, Groups, fuses_by_default
+from trainer.options import Count, Fraction, NonNegative, Positive
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (https://kellerjordan.github.io/posts/muon/)."""
 
 
 def split_matrices(model: nn.Module, groups: Groups) -> Groups:
-    """Splits each group of named parameters in two, told apart by ``use_muon``.
+    """Splits each group of named parameters in two, which the key ``use_muon`` tells apart; none is empty.
 
     Hidden matrices are the weights of linear layers, of attention's input projections, and of convolutions,
     which count as [out, in * kernel]. Embeddings, the output layer (the model's last matrix), and grouped
@@ -40,7 +40,7 @@ def _hidden_matrices(model: nn.Module) -> set[int]:
         match module:
             case nn.Linear():
                 matrices.append(module.weight)
-            case _ConvNd(groups=1, transposed=False):
+            case nn.Conv1d(groups=1) | nn.Conv2d(groups=1) | nn.Conv3d(groups=1):
                 matrices.append(module.weight)
             case nn.MultiheadAttention() if module.in_proj_weight is not None:
                 matrices.append(module.in_proj_weight)
@@ -50,8 +50,9 @@ def _hidden_matrices(model: nn.Module) -> set[int]:
     return {id(p) for p in matrices} - {id(p) for p in [*embeddings, *output]}
 
 
+@OPTIMIZERS.register("muon")
 class MuonAdamW(Optimizer):
-    r"""Orthogonalises the momentum of matrices, and takes AdamW's step for the rest.
+    r"""Orthogonalises the momentum of hidden matrices, and takes AdamW's step for the rest.
 
     A matrix W [out, in], or a convolution's weight flattened to it, takes ``torch.optim.Muon``'s step
 
@@ -61,9 +62,10 @@ class MuonAdamW(Optimizer):
     shapes (``adjust_lr_fn``).
 
     Args:
-        params: groups with ``use_muon``, as ``split_matrices`` makes them.
-        lr, momentum, nesterov, ns_steps, adjust_lr_fn: of the groups that use Muon; see ``torch.optim.Muon``.
-        adamw_lr, betas, eps, fused: of the others; see ``torch.optim.AdamW``.
+        model: says which parameters are hidden matrices; see `split_matrices`.
+        params: groups of named parameters.
+        lr, momentum, nesterov, ns_steps, adjust_lr_fn: of hidden matrices; see ``torch.optim.Muon``.
+        adamw_lr, betas, eps, fused: of the others; see ``torch.optim.AdamW``. ``fused`` is None: where torch can.
         weight_decay: decoupled, of both.
 
     References: https://kellerjordan.github.io/posts/muon/ and arXiv 2502.16982.
@@ -71,27 +73,32 @@ class MuonAdamW(Optimizer):
 
     def __init__(
         self,
+        model: nn.Module,
         params: Groups,
         *,
-        lr: float,
-        momentum: float,
-        nesterov: bool,
-        ns_steps: int,
-        adjust_lr_fn: str,
-        adamw_lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        fused: bool | None,
+        lr: NonNegative = 1e-2,
+        momentum: Fraction = 0.95,
+        nesterov: bool = True,
+        ns_steps: Count = 5,
+        adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw",
+        adamw_lr: NonNegative = 3e-3,
+        betas: tuple[Fraction, Fraction] = (0.9, 0.95),
+        eps: Positive = 1e-8,
+        weight_decay: NonNegative = 0.1,
+        fused: bool | None = None,
     ) -> None:
+        if fused is None and fuses_by_default(params):
+            fused = True
         of_muon: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
         of_muon |= {"ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
         of_adamw = {"lr": adamw_lr, "betas": betas, "eps": eps, "fused": fused}
-        groups = [{**(of_muon if group["use_muon"] else of_adamw), **group} for group in params]
+        split = split_matrices(model, params)
+        groups = [{**(of_muon if group["use_muon"] else of_adamw), **group} for group in split]
         super().__init__(groups, {"weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Performs one optimization step and returns what the closure, if any, returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

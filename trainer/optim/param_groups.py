@@ -1,28 +1,19 @@
 """Parameter groups: what is trained, and which of it decays."""
 
-from dataclasses import dataclass
-from typing import Any
-
 from torch import nn
 
-
-@dataclass(frozen=True)
-class OptimizerOptions:
-    """Options that every optimizer's config group has."""
-
-    decay_norms_and_biases: bool = True
-    """False exempts norm scales and shifts and biases (parameters of fewer than 2 dimensions) from decay."""
+from trainer.optim.base import Groups
 
 
-def param_groups(model: nn.Module, decay_norms_and_biases: bool) -> list[dict[str, Any]]:
-    """The model's trainable parameters, each once and with its name, in groups as torch optimizers take them.
+def param_groups(model: nn.Module, decay_norms_and_biases: bool) -> Groups:
+    """Returns the model's trainable parameters, each once and with its name, in groups for an optimizer.
 
     A shared parameter goes by its first name; frozen ones are left out. Where norms and biases do not decay,
-    they have a group of their own with ``weight_decay`` 0.
+    they have a group of their own with ``weight_decay`` 0. No group is empty.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if decay_norms_and_biases:
-        return [{"params": named}]
+        return [{"params": named}] if named else []
     decaying = {"params": [(name, p) for name, p in named if p.ndim >= 2]}
     exempt = {"params": [(name, p) for name, p in named if p.ndim < 2], "weight_decay": 0.0}
     return [group for group in (decaying, exempt) if group["params"]]

@@ -7,15 +7,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainer.errors import ConfigError, MissingExtra, nearest, one_line
+from trainer.optim.base import OPTIMIZERS, Groups
 from trainer.optim.muon import split_matrices
-from trainer.optim.torch_optimizers import OPTIMIZERS, Groups
 from trainer.options import NonNegative
 
 CREATE_GRAPH = {"adahessian", "sophiah"}
 """Those that differentiate the gradient once more."""
 
 MUONS = {"adago", "adamuon", "muon", "muonclip", "normuon"}
-"""Those that are told by ``use_muon`` which groups are matrices."""
+"""Those that read from ``use_muon`` which groups are matrices."""
 
 _CLOSURE = "step() needs a closure that computes the loss again"
 _MODEL = "it takes the model instead of its parameters"
@@ -52,9 +52,14 @@ def pytorch_optimizer(
     weight_decay: NonNegative | None = None,
     options: dict[str, Any] = {},  # noqa: B006 (an option's default; it is copied, never changed)
 ) -> Optimizer:
-    """The optimizer that ``pytorch_optimizer.load_optimizer(algorithm)`` names.
+    """Builds the optimizer that ``pytorch_optimizer.load_optimizer(algorithm)`` names.
 
-    What is None or left out of ``options`` is the algorithm's own default.
+    Args:
+        model: read by algorithms that treat hidden matrices in their own way.
+        params: groups of named parameters.
+        algorithm: its name, in any case.
+        lr, weight_decay: None is the algorithm's default.
+        options: its other arguments; those left out have the algorithm's defaults.
 
     Raises:
         MissingExtra: the package is not installed.
@@ -66,7 +71,7 @@ def pytorch_optimizer(
         raise MissingExtra("optimizer=pytorch_optimizer", "pytorch-optimizer", "zoo") from None
     name = algorithm.lower()
     if name in UNSUPPORTED:
-        raise ConfigError(f"optimizer.algorithm={algorithm} cannot be used here: {UNSUPPORTED[name]}")
+        raise ConfigError(f"optimizer.algorithm={algorithm} is not supported: {UNSUPPORTED[name]}")
     if name not in get_supported_optimizers():
         known = set(get_supported_optimizers()) - UNSUPPORTED.keys()
         raise ConfigError(f"unknown optimizer.algorithm={algorithm}{nearest(name, known)}")
@@ -89,7 +94,7 @@ def _accepted(
     own = {"lr": lr, "weight_decay": weight_decay}
     for key in options:
         if key in own:
-            raise ConfigError(f"optimizer.options.{key} is set twice over: use optimizer.{key}")
+            raise ConfigError(f"optimizer.options.{key} is set twice: use optimizer.{key} only")
         if key not in taken:
             known = nearest(key, taken.keys() - own.keys())
             raise ConfigError(f"unknown option optimizer.options.{key} of {algorithm}{known}")

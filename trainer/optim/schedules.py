@@ -30,15 +30,15 @@ SCHEDULES = Registry("schedule", common=ScheduleOptions)
 
 
 class Schedule:
-    """Sets the learning rate of each of an optimizer's groups to its base rate times a factor.
+    """Sets the learning rate of each group of an optimizer to its base rate times a factor.
 
     The rate rises in a straight line during the warm-up, then follows ``factor`` over the rest of the budget.
     It depends on the arguments of ``update`` alone, so a resumed run needs nothing but the base rates.
 
     Args:
-        optimizer: its groups' present rates are the base rates.
+        optimizer: the rates that its groups have now are the base rates.
         factor: the schedule after the warm-up.
-        warmup: below 1 a fraction of the budget, else a number of steps, which asks for a budget in steps.
+        warmup: below 1 a fraction of the budget, else a number of steps, which needs a budget in steps.
     """
 
     def __init__(self, optimizer: Optimizer, factor: Factor, warmup: float = 0.0) -> None:
@@ -72,9 +72,11 @@ class Schedule:
         return self.factor(min(1.0, max(0.0, progress - share) / max(1.0 - share, 1e-12)))
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the base rates, which is all that a resumed run cannot compute."""
         return {"base_lrs": list(self.base_lrs)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the base rates of `state_dict`."""
         self.base_lrs = list(state["base_lrs"])
 
 
@@ -123,8 +125,10 @@ def one_cycle(
 
 @SCHEDULES.register("wsd")
 def wsd(*, decay: DecayShare = 0.2, min_factor: Fraction = 0.0) -> Factor:
-    """Warm-up, stable, decay: the base rate, then in the last ``decay`` of the budget a straight line down to
-    ``min_factor`` of it (arXiv 2404.06395)."""
+    """Warm-up, stable, decay (arXiv 2404.06395).
+
+    The base rate, then in the last ``decay`` of the budget a straight line down to ``min_factor`` of it.
+    """
     return lambda progress: 1 - (1 - min_factor) * max(0.0, progress - (1 - decay)) / decay
 
 

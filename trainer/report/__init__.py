@@ -1,4 +1,4 @@
-"""``python -m trainer.report``: what a set of runs shows, in tables, plots and words.
+"""``python -m trainer.report``: the results of a set of runs in tables, plots and sentences.
 
-Nothing here imports torch, so that the report starts at once.
+Imports no torch, so that it starts at once.
 """

@@ -1,6 +1,5 @@
 """``python -m trainer.report DIR…``: compares the runs in directories."""
 
-import json
 import sys
 from argparse import Namespace
 from importlib.util import find_spec
@@ -16,9 +15,11 @@ from trainer.report.render import show, to_stdout
 from trainer.report.serialize import as_json
 from trainer.report.summary import make_report
 from trainer.rundir.status import FINISHED
+from trainer.rundir.strict_json import dumps
 
 
 def parser() -> Parser:
+    """The command line's options."""
     parser = Parser(prog="python -m trainer.report", description="Compares runs, finished or not.")
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="run directories, or folders of them"
@@ -26,13 +27,13 @@ def parser() -> Parser:
     parser.add_argument(
         "--by",
         metavar="KEY[,KEY]",
-        help="options to group by, such as optimizer,data.batch_size (default: all that differ, but the seed)",
+        help="options to group by, such as optimizer,data.batch_size (default: all that differ but the seed)",
     )
     parser.add_argument(
         "--metric", help="to compare by, such as test/loss (default: the one that picks the best checkpoint)"
     )
     parser.add_argument(
-        "--target", type=number, help="value of the metric, such as 0.95 or 95%%: when do the runs reach it?"
+        "--target", type=value, help="value of the metric, such as 0.95 or 95%%: when did the runs reach it?"
     )
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="write report.md, report.csv and plots there"
@@ -41,7 +42,8 @@ def parser() -> Parser:
     return parser
 
 
-def number(text: str) -> float:
+def value(text: str) -> float:
+    """The number in ``0.95`` or ``95%``."""
     return float(text[:-1]) / 100 if text.endswith("%") else float(text)
 
 
@@ -51,6 +53,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: Namespace) -> int:
+    """Reads, compares, writes and prints; returns the exit code.
+
+    Raises:
+        UserError: the folders contain nothing to compare, or an option is wrong.
+    """
     if args.out and find_spec("matplotlib") is None:
         raise MissingExtra("--out", "matplotlib", "report")
     report = make_report(read_runs(args.folders), by=args.by, metric=args.metric, target=args.target)
@@ -58,7 +65,7 @@ def run(args: Namespace) -> int:
         write(report, args.out)
     with to_stdout():
         if args.json:
-            print(json.dumps(as_json(report), indent=2, allow_nan=False))
+            print(dumps(as_json(report), indent=2))
         else:
             show(report, Console())
     return FINISHED

@@ -1,14 +1,14 @@
-"""What a reader of the report must know besides its numbers."""
+"""Notes of the report: reasons to read its numbers with care."""
 
 import json
 from collections import Counter
 
-from trainer.report.grouping import Group, shown, swept_keys
+from trainer.report.grouping import Group, config_text, swept_keys
 from trainer.report.read_runs import RecordedRun
 from trainer.report.summary import Report
 
 MACHINE = ("host", "devices", "cpus", "threads", "torch")
-"""Facts of environment.json on which times depend."""
+"""Entries of environment.json on which times depend."""
 
 
 def notes(report: Report) -> list[str]:
@@ -17,7 +17,7 @@ def notes(report: Report) -> list[str]:
     found = [*edges(report), *failures(groups), *mixtures(groups), *repetitions(groups)]
     found += [*machines(report.runs), *shared_processes(groups)]
     found += [
-        f"{unreadable} unreadable line(s) left out: {run.path}"
+        f"{unreadable} unreadable line(s) skipped: {run.path}"
         for run in report.runs
         if (unreadable := run.unreadable)
     ]
@@ -25,8 +25,9 @@ def notes(report: Report) -> list[str]:
 
 
 def edges(report: Report) -> list[str]:
+    """Options whose best value is the least or the largest that was tried."""
     return [
-        f"The best {each.key} of {curve.label}, {shown(curve.best)}, lies at the edge of what was "
+        f"The best {each.key} of {curve.label}, {config_text(curve.best)}, is at the edge of the values "
         f"tried: a better one may lie beyond."
         for each in report.sensitivities
         for curve in each.curves
@@ -35,8 +36,9 @@ def edges(report: Report) -> list[str]:
 
 
 def failures(groups: list[Group]) -> list[str]:
+    """Groups with failed runs."""
     return [
-        f"{failed} of {len(group.runs)} runs of {group.label} failed: its means are those of the others."
+        f"{failed} of {len(group.runs)} runs of {group.label} failed: its means are over the others."
         for group in groups
         if (failed := sum(run.state == "failed" for run in group.runs))
     ]
@@ -49,6 +51,7 @@ def mixtures(groups: list[Group]) -> list[str]:
 
 
 def repetitions(groups: list[Group]) -> list[str]:
+    """Groups with several finished runs of the same config."""
     return [
         f"{group.repeated} finished run(s) of {group.label} repeat another's config: only the newest counts."
         for group in groups
@@ -57,22 +60,25 @@ def repetitions(groups: list[Group]) -> list[str]:
 
 
 def machines(runs: list[RecordedRun]) -> list[str]:
+    """Differences between the machines of the runs."""
     found = []
     for fact in MACHINE:
         counts = Counter(json.dumps(run.environment[fact]) for run in runs if fact in run.environment)
         if len(counts) > 1:
             values = ", ".join(f"{value} ({n} runs)" for value, n in counts.items())
-            found.append(f"Times may not compare, the runs' {fact} differ: {values}.")
+            found.append(f"Times may not be comparable: the runs differ in {fact}: {values}.")
     return found
 
 
 def shared_processes(groups: list[Group]) -> list[str]:
-    """A process's peak memory is that of the hungriest run it has trained so far."""
+    """Groups whose runs trained in one process: its peak memory is that of the run with the highest peak."""
     owners: dict[tuple[str, int], set[str]] = {}
     for group in groups:
         for run in group.runs:
             if run.process:
                 owners.setdefault(run.process, set()).add(group.label)
     if any(len(labels) > 1 for labels in owners.values()):
-        return ["Memory does not compare: runs of several groups shared a process, whose peak it is."]
+        return [
+            "Memory cannot be compared: runs of several groups shared a process, and it is the peak of the process."
+        ]
     return []

@@ -1,9 +1,10 @@
-"""Numbers and verdicts as a person reads them."""
+"""Intervals and verdicts as a person reads them."""
 
 import math
 import time
 
-from trainer import metrics
+from trainer.formatting import duration
+from trainer.metrics import Metric
 from trainer.report.read_runs import RecordedRun
 from trainer.report.statistics import CONFIDENCE, Difference, Interval
 from trainer.report.summary import LEVEL, MIN_SEEDS, PairwiseComparison, Report
@@ -11,58 +12,42 @@ from trainer.report.summary import LEVEL, MIN_SEEDS, PairwiseComparison, Report
 NONE = "–"
 
 
-def number(metric: str, value: float) -> str:
-    """A metric's value: an accuracy in percent, others with 4 decimals."""
-    if "accuracy" in metric:
-        return f"{100 * value:.2f}%"
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
-
-
-def interval(metric: str, value: Interval | None) -> str:
+def interval(metric: Metric, value: Interval | None) -> str:
+    """``97.22% ± 0.31%``; "diverged" for a mean that is not finite; `NONE` where nothing is known."""
     if value is None:
         return NONE
     if not math.isfinite(value.mean):
         return "diverged"
-    middle = number(metric, value.mean)
-    return middle if value.half is None else f"{middle} ± {number(metric, value.half)}"
+    mean = metric.text(value.mean)
+    return mean if value.half is None else f"{mean} ± {metric.text(value.half)}"
 
 
-def difference(metric: str, value: Interval) -> str:
-    """With its sign; that of accuracies in percentage points."""
+def difference(metric: Metric, value: Interval) -> str:
+    """A difference of means with its sign: ``+0.50 pp ± 0.20 pp``, in percentage points if values are percentages."""
     return f"{'+' * (value.mean >= 0)}{interval(metric, value)}".replace("%", " pp")
 
 
 def p_value(p: float) -> str:
+    """``p < 0.0001``, ``p = 0.012``, ``p = 0.45``."""
     return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def duration(seconds: float) -> str:
-    """``0.8 ms``, ``2.35 s``, then as `trainer.metrics.duration`."""
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    return metrics.duration(seconds)
-
-
 def basis(found: Difference) -> str:
-    """The test and its sample sizes."""
+    """The test and its sample sizes: ``paired t, n = 5``."""
     first, second = found.n
     return f"paired t, n = {first}" if found.kind == "paired" else f"Welch's t, n = {first} and {second}"
 
 
-def verdict(comparison: PairwiseComparison, metric: str) -> str:
-    """A comparison in a sentence that claims no more than it shows."""
+def verdict(comparison: PairwiseComparison, metric: Metric) -> str:
+    """A comparison in one sentence, which claims a difference only where one is shown."""
     best, other, found = comparison.best, comparison.other, comparison.difference
     if found is None:
-        return f"{other} cannot be compared: it has no finished run, or one that ended without a finite {metric}."
+        return f"{other} cannot be compared: no finished run, or one without a finite {metric.name}."
     if not comparison.enough:
-        return f"Too few runs for a claim about {best} and {other}: {min(found.n)}, and it takes {MIN_SEEDS} of each."
-    gap = f"{difference(metric, found.interval)} {metric}"
+        return f"Too few runs to compare {best} and {other}: {min(found.n)}, where {MIN_SEEDS} of each are needed."
+    gap = f"{difference(metric, found.interval)} {metric.name}"
     if comparison.p is None:
-        return (
-            f"No claim about {best} and {other}: {gap}, without any spread to judge it by ({basis(found)})."
-        )
+        return f"No claim about {best} and {other}: {gap}, but no variance to test it by ({basis(found)})."
     shown = f"{gap} ({p_value(comparison.p)}, {basis(found)})"
     if comparison.claimed:
         return f"{best} is better than {other}: {shown}."
@@ -71,7 +56,7 @@ def verdict(comparison: PairwiseComparison, metric: str) -> str:
 
 
 def method(report: Report) -> str:
-    """How the comparisons were made."""
+    """A sentence or two on how means and comparisons were computed."""
     means = "Mean ± half of the 95 % interval (Student's t) over finished runs."
     if not report.tests:
         return means
@@ -80,15 +65,15 @@ def method(report: Report) -> str:
 
 
 def remark(run: RecordedRun) -> str:
-    """What became of a run that has not finished."""
+    """What happened to a run that has not finished; empty if there is nothing to add to its state."""
     if run.state == "failed":
-        return run.error or "without a message"
-    if run.state == "running" and run.heard is not None and run.process is not None:
-        return f"last heard of {duration(max(0.0, time.time() - run.heard))} ago, on {run.process[0]}"
+        return run.error or "no error message"
+    if run.state == "running" and run.updated is not None and run.process is not None:
+        return f"last update {duration(max(0.0, time.time() - run.updated))} ago, on {run.process[0]}"
     return {
-        "preempted": "was stopped and can go on",
-        "lost": "says that it runs, but its process is gone",
+        "preempted": "stopped with a checkpoint: the same command continues it",
+        "vanished": "its status is running, but its process is gone",
         "queued": "has not started",
         "unknown": "has no readable status.json",
-        "unreadable": "its config.yaml cannot be read: it is in no group",
+        "unreadable": "its config.yaml cannot be read, so it is in no group",
     }.get(run.state, "")

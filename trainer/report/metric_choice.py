@@ -1,15 +1,17 @@
-"""The metric by which runs are compared: which it is, its last and best value, when a run reaches a target."""
+"""The metric by which runs are compared, and when a run reaches a target value of it."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 from trainer.errors import ConfigError, DataError, nearest
-from trainer.metrics import higher_is_better
+from trainer.metrics import METRICS, Metric, metric_of
 from trainer.report.read_runs import MetricPoint, RecordedRun
 
 
-def choose_metric(asked: str | None, runs: Sequence[RecordedRun]) -> str:
+def choose_metric(asked: str | None, runs: Sequence[RecordedRun]) -> Metric:
     """The metric asked for, or else the one by which most of the runs pick their best checkpoint.
+
+    Where no run says which that is, it is the first one that is better when higher, or else the first one.
 
     Raises:
         ConfigError: not every evaluated run has the metric asked for.
@@ -30,21 +32,19 @@ def choose_metric(asked: str | None, runs: Sequence[RecordedRun]) -> str:
     if asked is not None:
         if asked not in shared:
             raise ConfigError(f"the runs do not all have a metric {asked}{nearest(asked, shared)}")
-        return asked
+        return declared_by(runs, asked)
     primaries = Counter(run.primary for run in runs if run.primary in shared)
     if primaries:
-        return str(primaries.most_common(1)[0][0])
-    accuracies = sorted(name for name in shared if name.endswith("/accuracy"))
-    return accuracies[0] if accuracies else min(shared)
+        return declared_by(runs, str(primaries.most_common(1)[0][0]))
+    candidates = [declared_by(runs, name) for name in sorted(shared)]
+    return next((metric for metric in candidates if metric.higher_is_better), candidates[0])
 
 
-def best(metric: str, points: Sequence[MetricPoint]) -> float:
-    """The best value; nan if none is a number."""
-    values = [point.value for point in points if point.value == point.value]
-    return (max if higher_is_better(metric) else min)(values, default=float("nan"))
+def declared_by(runs: Sequence[RecordedRun], name: str) -> Metric:
+    """The metric of this name as the runs' own code declared it, which may know more than this process."""
+    return metric_of(name, METRICS | {key: metric for run in runs for key, metric in run.declared.items()})
 
 
-def first_at(metric: str, target: float, points: Sequence[MetricPoint]) -> MetricPoint | None:
-    """The first point that is at least as good as the target."""
-    sign = 1 if higher_is_better(metric) else -1
-    return next((point for point in points if sign * point.value >= sign * target), None)
+def first_reaching(metric: Metric, target: float, points: Sequence[MetricPoint]) -> MetricPoint | None:
+    """The first point that is at least as good as the target; None if there is none."""
+    return next((point for point in points if metric.reaches(point.value, target)), None)

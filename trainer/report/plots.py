@@ -1,4 +1,4 @@
-"""Learning curves: the median over a group's finished runs in a band from the lowest to the highest."""
+"""Plots of learning curves, medians over a group's finished runs in a band of their range, and of sensitivities."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
+from trainer.metrics import Metric
 from trainer.report.grouping import Group
+from trainer.report.metric_choice import declared_by
 from trainer.report.read_runs import MetricPoint, RecordedRun
 from trainer.report.sensitivity import Sensitivity
 from trainer.report.summary import Report
@@ -22,71 +24,82 @@ AXES: dict[Axis, str] = {"step": "optimizer steps", "seconds": "training seconds
 
 
 def plot_all(report: Report, folder: Path) -> list[str]:
-    """Writes PNGs of the metric that the report is about and of the training loss, and of the metric against each
-    option that was swept over numbers; returns their names."""
+    """Plots the report's metric, the training loss, and each sensitivity.
+
+    Returns:
+        The names of the PNG files, in the folder.
+    """
     names = []
-    for metric in dict.fromkeys([report.metric, "train/loss"]):
-        if any(curve(run, metric) for run in report.runs):
-            names.append(f"{metric.replace('/', '_')}.png")
+    for metric in dict.fromkeys([report.metric, declared_by(report.runs, "train/loss")]):
+        if any(curve(run, metric.name) for run in report.runs):
+            names.append(f"{file_stem(metric)}.png")
             plot(report, metric).savefig(folder / names[-1], dpi=150)
     for each in report.sensitivities:
-        names.append(f"{each.metric.replace('/', '_')}_against_{each.key}.png")
+        names.append(f"{file_stem(each.metric)}_against_{each.key}.png")
         plot_sensitivity(each).savefig(folder / names[-1], dpi=150)
     return names
 
 
+def file_stem(metric: Metric) -> str:
+    """``test_accuracy`` of ``test/accuracy``."""
+    return metric.name.replace("/", "_")
+
+
 def curve(run: RecordedRun, metric: str) -> list[MetricPoint]:
+    """A metric's values in evaluations or, where it has none, in training; empty if it has neither."""
     return run.evaluations.get(metric) or run.training.get(metric, [])
 
 
-def plot(report: Report, metric: str) -> Figure:
+def plot(report: Report, metric: Metric) -> Figure:
     """A metric against steps and against training seconds."""
     height = max(4.2, 0.5 + 0.22 * len(report.summaries))  # inches: the legend has a line for each group
     figure = Figure(figsize=(11, height), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, axis in zip(panels, AXES, strict=True):
         for number, summary in enumerate(report.summaries):
-            draw(panel, summary.group, metric, axis, look(number))
+            draw_group(panel, summary.group, metric.name, axis, line_style(number))
         if report.target is not None and metric == report.metric:
             panel.axhline(report.target, color="0.5", linewidth=0.8, label="target")
         panel.set_xlabel(AXES[axis])
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel(metric)
-    scale(panels[0], metric, [point.value for run in report.runs for point in curve(run, metric)])
+    panels[0].set_ylabel(metric.name)
+    set_scale(panels[0], metric, [point.value for run in report.runs for point in curve(run, metric.name)])
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
     return figure
 
 
-def look(number: int) -> dict[str, Any]:
-    """A line's colour and style."""
+def line_style(number: int) -> dict[str, Any]:
+    """Colour and dashes of line ``number``; 40 lines differ."""
     return {"color": COLORS[number % 10], "linestyle": STYLES[number // 10 % 4]}
 
 
 def plot_sensitivity(sensitivity: Sensitivity) -> Figure:
-    """Means against the option's values, in a band from the lowest to the highest; what diverged is left out."""
+    """Means against the option's values, in a band from the lowest to the highest, but where a run diverged."""
     height = max(4.2, 0.5 + 0.22 * len(sensitivity.curves))
     figure = Figure(figsize=(8, height), layout="constrained")
     panel = figure.subplots()
     means = [mean for curve in sensitivity.curves for mean in curve.means.values()]
     for number, curve in enumerate(sensitivity.curves):
         x = list(curve.means)
-        panel.plot(x, list(curve.means.values()), marker="o", markersize=4, label=curve.label, **look(number))
+        panel.plot(
+            x, list(curve.means.values()), marker="o", markersize=4, label=curve.label, **line_style(number)
+        )
         low, high = ([end(curve.finals[value]) for value in x] for end in (min, max))
-        panel.fill_between(x, low, high, color=look(number)["color"], alpha=0.15, linewidth=0)
+        panel.fill_between(x, low, high, color=line_style(number)["color"], alpha=0.15, linewidth=0)
     values = sorted(value for curve in sensitivity.curves for value in curve.finals)
     if values[0] > 0 and values[-1] >= 10 * values[0]:
         panel.set_xscale("log")
     panel.set_xlabel(sensitivity.key)
-    panel.set_ylabel(sensitivity.metric)
+    panel.set_ylabel(sensitivity.metric.name)
     panel.grid(alpha=0.3)
-    scale(panel, sensitivity.metric, means)
+    set_scale(panel, sensitivity.metric, means)
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
-def draw(panel: Axes, group: Group, metric: str, axis: Axis, style: dict[str, Any]) -> None:
-    """A group's median and band, and each run that has not finished as a thin line that ends in a cross."""
+def draw_group(panel: Axes, group: Group, metric: str, axis: Axis, style: dict[str, Any]) -> None:
+    """Draws a group's median and band, and each unfinished run as a thin line that ends in a cross."""
     finished = [xy for run in group.counted.values() if len(xy := coordinates(curve(run, metric), axis))]
     if finished:
         x, values = on_one_grid(finished)
@@ -101,15 +114,18 @@ def draw(panel: Axes, group: Group, metric: str, axis: Axis, style: dict[str, An
 
 
 def coordinates(points: Iterable[MetricPoint], axis: Axis) -> np.ndarray:
-    """Steps or seconds, and values, of shape [points, 2]."""
+    """Steps or seconds, and values, [points, 2]; without points whose time is not known."""
     pairs = [(getattr(point, axis), point.value) for point in points if getattr(point, axis) is not None]
     return np.array(pairs, dtype=float).reshape(-1, 2)
 
 
 def on_one_grid(curves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Curves of shape [points, 2] on the x that any of them has, from where all have begun: x [P], values [runs, P].
+    """Curves [points, 2] on one grid: every x of any of them, from the first that lies within all of them.
 
     Between its points a curve is linear; after the last it keeps its value, as the trained model does.
+
+    Returns:
+        x [P] and values [runs, P].
     """
     start = max(xy[0, 0] for xy in curves)
     x = np.unique(np.concatenate([xy[:, 0] for xy in curves]))
@@ -117,10 +133,10 @@ def on_one_grid(curves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return x, np.stack([np.interp(x, xy[:, 0], xy[:, 1]) for xy in curves])
 
 
-def scale(panel: Axes, metric: str, values: Sequence[float]) -> None:
-    """Accuracies in percent; what spans more than a decade, such as a loss, on a logarithmic scale."""
+def set_scale(panel: Axes, metric: Metric, values: Sequence[float]) -> None:
+    """Percentages as such; values over more than a decade, such as losses, on a logarithmic scale."""
     finite = [value for value in values if np.isfinite(value)]
-    if "accuracy" in metric:
+    if metric.format == "percent":
         panel.yaxis.set_major_formatter(PercentFormatter(1.0))
     elif finite and min(finite) > 0 and max(finite) > 10 * min(finite):
         panel.set_yscale("log")

@@ -1,9 +1,8 @@
-"""Reads run directories as they are: finished or not, with half-written files."""
+"""Reads run directories in any state: finished or not, with half-written files."""
 
 import json
 import os
 import re
-import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +12,21 @@ import yaml
 
 from trainer.cli.common import progress
 from trainer.errors import DataError
+from trainer.metrics import Metric, read_declarations
+from trainer.options import flatten
 from trainer.rundir.files import CONFIG, METRICS, STATUS
+from trainer.rundir.status import process_is_alive, read_status
+from trainer.rundir.strict_json import as_float
 
-STATES = ("finished", "failed", "preempted", "running", "lost", "queued", "unknown", "unreadable")
-"""What status.json says; but lost: it says running, and the process is gone; queued: there is only a config yet;
-unknown: status.json cannot be read; unreadable: config.yaml cannot, so that the run belongs to no group."""
+STATES = ("finished", "failed", "preempted", "running", "vanished", "queued", "unknown", "unreadable")
+"""Those of `trainer.rundir.status.STATES` that the files of a run can show, in the order of tables.
+
+vanished: status.json says running, and the process is gone; queued: there is only a config yet; unknown: status.json
+cannot be read, or another version wrote it; unreadable: config.yaml cannot, so that the run belongs to no group.
+"""
 
 STARTED = {STATUS, METRICS}
-"""Files of which a run that has begun has at least one."""
+"""Files of which a started run has at least one."""
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -36,6 +42,8 @@ class MetricPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class RecordedRun:
+    """A run, as far as the files in its directory tell."""
+
     path: Path
     config: dict[str, Any]
     """Every option by its dotted name."""
@@ -44,8 +52,10 @@ class RecordedRun:
     step: int = 0
     error: str | None = None
     primary: str | None = None
-    """The metric that picks the best checkpoint, as far as the run's status says."""
-    heard: float | None = None
+    """The metric that picks the best checkpoint; None if status.json does not say."""
+    declared: Mapping[str, Metric] = field(default_factory=dict)
+    """Direction and format of its metrics, by name without a split."""
+    updated: float | None = None
     """When status.json was written, in seconds since 1970."""
     process: tuple[str, int] | None = None
     """Host and process number."""
@@ -61,11 +71,12 @@ class RecordedRun:
 
     @property
     def seed(self) -> Any:
+        """The option seed; None if the config has none."""
         return self.config.get("seed")
 
 
 def read_runs(folders: Iterable[Path]) -> list[RecordedRun]:
-    """The runs in these folders and below, each once, by the numbers in their names.
+    """The runs in these folders and below, each once, in the numerical order of their names.
 
     Raises:
         DataError: a folder does not exist or has no run in it.
@@ -74,21 +85,22 @@ def read_runs(folders: Iterable[Path]) -> list[RecordedRun]:
     for folder in folders:
         if not folder.is_dir():
             raise DataError(
-                f"{folder} is no directory: give directories of runs, such as outputs/sweeps/DATE"
+                f"{folder} is not a directory: give directories of runs, such as outputs/sweeps/DATE"
             )
         found = sorted(find_runs(folder), key=natural)
         if not found:
             raise DataError(
-                f"{folder} has no run in it: a run is a directory with config.yaml and status.json"
+                f"{folder} contains no run: a run is a directory with config.yaml and status.json"
             )
         paths |= dict.fromkeys(path.resolve() for path in found)
     runs = [read_run(path) for path in progress(paths, "reading")]
     if all(run.state == "unreadable" for run in runs):
-        raise DataError(f"{runs[0].path / CONFIG} cannot be read as a run's config, nor can any other one")
+        raise DataError(f"{runs[0].path / CONFIG} cannot be read as the config of a run, nor can any other")
     return runs
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
+    """The run directories in a folder and below; none within another."""
     for place, folders, files in os.walk(folder):
         if CONFIG in files and (STARTED & set(files) or is_frozen(Path(place))):
             folders.clear()
@@ -96,20 +108,20 @@ def find_runs(folder: Path) -> Iterator[Path]:
 
 
 def is_frozen(path: Path) -> bool:
-    """Whether a directory's config is a run's, as a launcher leaves it: resolved, with all its parts."""
+    """Whether a directory's config is that of a run, as a launcher writes it: resolved, with all its parts."""
     config = read_config(path) or {}
     return isinstance(config.get("model.name"), str) and "seed" in config
 
 
 def natural(path: Path) -> list[Any]:
-    """A key that sorts 10_run behind 9_run."""
+    """A sort key that puts 10_run after 9_run."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
 
 
 def read_run(path: Path) -> RecordedRun:
-    """One run, as far as its files can be read."""
+    """The run in a directory, as far as its files can be read."""
     config = read_config(path)
-    status = read_json(path / STATUS)
+    status = read_status(path)
     started = any((path / name).exists() for name in STARTED)
     metrics, bad_metrics = read_lines(path / "metrics.jsonl")
     clock, bad_clock = read_lines(path / "clock.jsonl")
@@ -121,7 +133,8 @@ def read_run(path: Path) -> RecordedRun:
         step=max([status.get("step", 0), *(record["step"] for record in metrics)]),
         error=status.get("error"),
         primary=status.get("primary"),
-        heard=status.get("time"),
+        declared=read_declarations(status.get("declared")),
+        updated=status.get("time"),
         process=(status["host"], status["pid"]) if "pid" in status else None,
         environment=read_json(path / "environment.json"),
         evaluations=points(metrics, "evaluation", seconds),
@@ -141,16 +154,8 @@ def read_config(path: Path) -> dict[str, Any] | None:
     return flatten(config) if isinstance(config, Mapping) else None
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config's values by their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """A file's object; empty where there is none."""
+    """The object in a JSON file; empty if there is none."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -159,7 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The records of a file but for the curvature's, which are long, and the number of lines that are none."""
+    """The records of a JSON Lines file but curvature's, which are long, and the number of lines that are no record."""
     records, bad = [], 0
     try:
         lines = path.read_bytes().splitlines()
@@ -181,19 +186,22 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 def points(
     records: Iterable[Mapping[str, Any]], kind: str, seconds: Mapping[tuple[str, int], float]
 ) -> dict[str, list[MetricPoint]]:
-    """The metrics of the records of a kind; numbers that are not finite are strings there."""
+    """The metrics in the records of a kind; what was not finite is nan."""
     metrics: dict[str, list[MetricPoint]] = {}
     for record in records:
         if record["kind"] == kind:
             step = record["step"]
             for name in record.keys() - {"kind", "step", "epoch"}:
-                point = MetricPoint(step, seconds.get((kind, step)), float(record[name]))
+                point = MetricPoint(step, seconds.get((kind, step)), as_float(record[name]))
                 metrics.setdefault(name, []).append(point)
     return metrics
 
 
 def seconds_per_step(clock: list[dict[str, Any]]) -> float | None:
-    """From the first record to the last: the first steps, which compile and warm up, do not count."""
+    """Training seconds per step between the first record and the last; None if there is but one.
+
+    The steps before the first record, which include compilation and warm-up, do not count.
+    """
     if len(clock) < 2 or clock[0]["step"] == clock[-1]["step"]:
         return None
     first, last = clock[0], clock[-1]
@@ -201,19 +209,9 @@ def seconds_per_step(clock: list[dict[str, Any]]) -> float | None:
 
 
 def state_of(status: Mapping[str, Any]) -> str:
-    """What the status says, but for a run of this machine whose process is gone."""
+    """The state in status.json, or vanished if the process that should be running is gone."""
     state = status.get("state")
     if state not in STATES:
         return "unknown"
-    here = status.get("host") == socket.gethostname()
-    return "lost" if state == "running" and here and not alive(status["pid"]) else state
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    gone = state == "running" and not process_is_alive(status.get("host"), status["pid"])
+    return "vanished" if gone else state

@@ -1,4 +1,4 @@
-"""The report for a reader: in the terminal and as a Markdown page."""
+"""The report for people: in the terminal and as a Markdown page."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ from trainer.report.tables import tables
 
 @contextmanager
 def to_stdout() -> Iterator[None]:
-    """What is printed within may go to a pipe that is closed early, as by ``head``: then the rest is dropped."""
+    """A context for printing to a pipe that may be closed early, as by ``head``: the rest is then dropped."""
     try:
         yield
         sys.stdout.flush()
@@ -60,4 +60,5 @@ def markdown(report: Report, figures: list[str]) -> str:
 
 
 def verdicts(report: Report) -> list[str]:
+    """A sentence for each comparison."""
     return [verdict(comparison, report.metric) for comparison in report.comparisons]

@@ -1,4 +1,4 @@
-"""How the metric depends on an option that was swept over numbers, such as the learning rate."""
+"""How the metric depends on an option with numeric values, such as the learning rate."""
 
 import math
 from collections.abc import Sequence
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from trainer.metrics import higher_is_better
-from trainer.report.grouping import Group, group, is_number
+from trainer.metrics import Metric
+from trainer.options import is_number
+from trainer.report.grouping import Group, group
 from trainer.report.read_runs import RecordedRun
 
 MIN_VALUES = 3
@@ -16,7 +17,7 @@ MIN_VALUES = 3
 
 @dataclass(frozen=True)
 class Curve:
-    """The runs that differ in nothing else that was swept, but for the seed."""
+    """The metric over an option, of runs with the same values of the other swept options but for the seed."""
 
     label: str
     finals: dict[float, list[float]]
@@ -36,13 +37,13 @@ class Curve:
 class Sensitivity:
     """Curves of a metric against an option."""
 
-    metric: str
+    metric: Metric
     key: str
     """The option."""
     curves: list[Curve]
 
 
-def sensitivities(runs: Sequence[RecordedRun], keys: Sequence[str], metric: str) -> list[Sensitivity]:
+def sensitivities(runs: Sequence[RecordedRun], keys: Sequence[str], metric: Metric) -> list[Sensitivity]:
     """One for each of the options by which the runs are grouped that has curves."""
     found = []
     for key in keys:
@@ -55,16 +56,20 @@ def sensitivities(runs: Sequence[RecordedRun], keys: Sequence[str], metric: str)
     return found
 
 
-def curve_of(group: Group, key: str, metric: str) -> Curve:
-    tried = finals(group.runs, key, metric)
+def curve_of(group: Group, key: str, metric: Metric) -> Curve:
+    """The curve of a group's runs over an option."""
+    tried = finals(group.runs, key, metric.name)
     means = {value: fmean(found) for value, found in tried.items() if found}
     means = {value: mean for value, mean in means.items() if math.isfinite(mean)}
-    best = (max if higher_is_better(metric) else min)(means, key=means.__getitem__, default=None)
+    best = (max if metric.higher_is_better else min)(means, key=means.__getitem__, default=None)
     return Curve(group.label, tried, means, best)
 
 
 def finals(runs: Sequence[RecordedRun], key: str, metric: str) -> dict[float, list[float]]:
-    """The last value of the metric of each run that counts, by the option's value; runs under way are left out."""
+    """The metric's last value in each counted run, by the option's value, ascending.
+
+    A value whose runs have all failed has an empty list; one at which no run has ended is left out.
+    """
     found: dict[float, list[float]] = {}
     for each in sorted(group(runs, [key]), key=lambda each: each.values[key]):
         counted = [run.evaluations[metric][-1].value for run in each.counted.values() if run.evaluations]
@@ -74,9 +79,9 @@ def finals(runs: Sequence[RecordedRun], key: str, metric: str) -> dict[float, li
 
 
 def as_record(sensitivity: Sensitivity) -> dict[str, Any]:
-    """For a program: the curves by their means."""
+    """The curves' means, for JSON."""
     return {
-        "metric": sensitivity.metric,
+        "metric": sensitivity.metric.name,
         "option": sensitivity.key,
         "curves": [
             {

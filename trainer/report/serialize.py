@@ -1,8 +1,7 @@
-"""The report for a program: as CSV and JSON, in full precision."""
+"""The report for programs: CSV and JSON, in full precision."""
 
 import csv
 import io
-import math
 from collections import Counter
 from typing import Any
 
@@ -20,11 +19,16 @@ def records(report: Report) -> list[dict[str, Any]]:
 
 
 def record(summary: Summary, report: Report) -> dict[str, Any]:
+    """The flat record of a group."""
     counts = Counter(run.state for run in summary.group.runs)
-    found: dict[str, Any] = {"group": summary.group.label, **summary.group.values, "metric": report.metric}
+    found: dict[str, Any] = {
+        "group": summary.group.label,
+        **summary.group.values,
+        "metric": report.metric.name,
+    }
     found |= {"runs": len(summary.group.runs), "counted": len(summary.finals)}
     found |= {state: counts[state] for state in STATES}
-    found |= {**spread("final", summary.final), **spread("best", summary.best)}
+    found |= {**interval_record("final", summary.final), **interval_record("best", summary.best)}
     if reached := summary.reached:
         found |= {"target": report.target, "reached": reached.reached, "settled": reached.settled}
         found |= {"steps_to_target": reached.steps, "seconds_to_target": reached.seconds}
@@ -32,12 +36,14 @@ def record(summary: Summary, report: Report) -> dict[str, Any]:
     return found | {"seconds_per_step": summary.seconds_per_step, "memory_mib": summary.memory_mib}
 
 
-def spread(name: str, value: Interval | None) -> dict[str, float | None]:
+def interval_record(name: str, value: Interval | None) -> dict[str, float | None]:
+    """``NAME_mean`` and ``NAME_half_interval``."""
     mean, half = (value.mean, value.half) if value else (None, None)
     return {f"{name}_mean": mean, f"{name}_half_interval": half}
 
 
 def csv_text(report: Report) -> str:
+    """The records as CSV with a header; empty cells for None."""
     rows = records(report)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
@@ -47,42 +53,32 @@ def csv_text(report: Report) -> str:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """All of the report for a program; numbers that are not finite are null."""
-    return without_nan(
-        {
-            "metric": report.metric,
-            "by": report.keys,
-            "groups": records(report),
-            "comparisons": [
-                {
-                    "best": c.best,
-                    "other": c.other,
-                    "claimed": c.claimed,
-                    "p": c.p,
-                    **(spread("difference", c.difference.interval) if c.difference else {}),
-                    "verdict": verdict(c, report.metric),
-                }
-                for c in report.comparisons
-            ],
-            "sensitivities": [as_record(each) for each in report.sensitivities],
-            "runs": [
-                {
-                    "path": str(run.path),
-                    "state": run.state,
-                    "step": run.step,
-                    "seed": run.seed,
-                    "error": run.error,
-                }
-                for run in report.runs
-            ],
-            "notes": notes(report),
-        }
-    )
-
-
-def without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """The entire report as a nested record, for JSON."""
+    return {
+        "metric": report.metric.name,
+        "by": report.keys,
+        "groups": records(report),
+        "comparisons": [
+            {
+                "best": c.best,
+                "other": c.other,
+                "claimed": c.claimed,
+                "p": c.p,
+                **(interval_record("difference", c.difference.interval) if c.difference else {}),
+                "verdict": verdict(c, report.metric),
+            }
+            for c in report.comparisons
+        ],
+        "sensitivities": [as_record(each) for each in report.sensitivities],
+        "runs": [
+            {
+                "path": str(run.path),
+                "state": run.state,
+                "step": run.step,
+                "seed": run.seed,
+                "error": run.error,
+            }
+            for run in report.runs
+        ],
+        "notes": notes(report),
+    }

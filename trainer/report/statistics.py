@@ -7,7 +7,7 @@ from statistics import fmean, stdev, variance
 from typing import Literal
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""Coverage of all intervals."""
 
 
 @dataclass(frozen=True)
@@ -19,25 +19,26 @@ class Interval:
 
     @property
     def ends(self) -> tuple[float, float] | None:
+        """Lower and upper end; None for a mean of one value."""
         return None if self.half is None else (self.mean - self.half, self.mean + self.half)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two samples' means, and a two-sided test of whether there is one."""
+    """The difference of two samples' means, with its two-sided t test."""
 
     kind: Literal["paired", "Welch"]
     n: tuple[int, int]
     """Values of each sample that were used; a pair counts in both."""
     interval: Interval
-    """The first sample's mean less the second's."""
+    """The first sample's mean minus the second's."""
     p: float | None
-    """Probability of a difference at least as large between equals; None where nothing can be tested: a
-    sample of one, or values without spread."""
+    """Probability of a difference at least as large between equal means; None where nothing can be tested: a sample
+    of one, or values without variance."""
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """The mean with its interval, for values drawn independently from about a normal distribution."""
+    """The mean with its interval, for independent values from a roughly normal distribution."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return Interval(sum(values) / len(values), None)
     error = stdev(values) / math.sqrt(len(values))
@@ -45,7 +46,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 MIN_PAIRS = 3
-"""Shared keys from which on a comparison is paired; with fewer it uses all values, unpaired."""
+"""Fewest shared keys for a paired test; with fewer of them the test is unpaired and uses all values."""
 
 
 def compare(first: Mapping[object, float], second: Mapping[object, float]) -> Difference:
@@ -80,7 +81,7 @@ def welch_test(first: Sequence[float], second: Sequence[float]) -> Difference:
 
 
 def _judge(mean: float, error: float | None, df: float, scale: float) -> tuple[Interval, float | None]:
-    """A difference's interval and p value from its standard error; rounding errors are not a spread."""
+    """A difference's interval and p value from its standard error; rounding errors do not count as variance."""
     if error is None:
         return Interval(mean, None), None
     interval = Interval(mean, t_quantile(df) * error)
@@ -94,7 +95,7 @@ def _largest(*samples: Sequence[float]) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p values corrected for their number: the chance of any false claim stays below the level (Holm, 1979)."""
+    """The p values corrected for their number: the chance of any false claim stays below the level (Holm, 1979)."""
     corrected, largest = [0.0] * len(ps), 0.0
     for rank, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
         largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
@@ -108,7 +109,7 @@ def t_two_sided(t: float, df: float) -> float:
 
 
 def t_quantile(df: float, confidence: float = CONFIDENCE) -> float:
-    """The t > 0 between whose negative and itself Student's t lies with that probability, by bisection."""
+    """The t > 0 for which Student's t lies between -t and t with this probability, by bisection."""
     low, high = 0.0, 1.0
     while t_two_sided(high, df) > 1 - confidence:
         low, high = high, 2 * high

@@ -1,4 +1,4 @@
-"""What the runs of each group come to, and how the groups differ."""
+"""The results of each group of runs, and the tests of their differences."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -6,48 +6,52 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import fmean, median
 
-from trainer.metrics import higher_is_better
+from trainer.metrics import Metric
 from trainer.report.grouping import Group, group, group_keys
-from trainer.report.metric_choice import best, choose_metric, first_at
+from trainer.report.metric_choice import choose_metric, first_reaching
 from trainer.report.read_runs import RecordedRun
 from trainer.report.sensitivity import Sensitivity, sensitivities
 from trainer.report.statistics import Difference, Interval, compare, holm, mean_interval
 
 LEVEL = 0.005
 """Corrected p value below which a difference is claimed (Benjamin et al., Redefine statistical significance, 2018).
-At the usual 0.05, two of three times one of 20 reports on contenders that do not differ would claim a difference."""
+At the usual 0.05, the chance is two in three that one of 20 reports on equal contenders would claim a difference."""
 
 MIN_SEEDS = 3
-"""Runs of each contender below which nothing is claimed."""
+"""Runs of each group that a claim takes."""
 
 
 @dataclass(frozen=True)
 class Reached:
-    """When the runs of a group reach the target."""
+    """When the runs of a group reached the target."""
 
     reached: int
+    """Number of runs."""
     settled: int
-    """Runs that reached it or have ended without: those that may still reach it do not count."""
+    """Number of runs that reached it or ended without: those that may still reach it do not count."""
     steps: float | None
-    """Median over the settled runs, one that never reaches it being the latest; None: not even half of them do."""
+    """Median over the settled runs, where one that never reached it comes last; None: less than half of them did."""
     seconds: float | None
+    """Of training, in the same way."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A group in numbers: of its finished runs, but for ``reached``, and cost, which are those of all runs."""
+    """The numbers of a group: of its counted runs, but ``reached`` and the cost are those of all its runs."""
 
     group: Group
     finals: dict[Hashable, float]
     """The metric's last value of each counted run."""
     final: Interval | None
+    """Mean of the last values; None: no run counts."""
     best: Interval | None
+    """Mean of each counted run's best value."""
     reached: Reached | None
     """None: no target was given."""
     steps: float | None
-    """Median over the finished runs, and so are the seconds."""
+    """Median over the counted runs."""
     seconds: float | None
-    """Of training."""
+    """Of training: median over the counted runs."""
     seconds_per_step: float | None
     """Median over the runs."""
     memory_mib: float | None
@@ -61,25 +65,29 @@ class PairwiseComparison:
     best: str
     other: str
     difference: Difference | None
-    """None: one of them has no finished run or a last value that is not finite."""
+    """None: one of them has no counted run, or one whose last value is not finite."""
     p: float | None
     """Corrected for the number of all pairs of groups, since the data decided which group is the best."""
 
     @property
     def enough(self) -> bool:
+        """Whether both groups have the runs that a claim takes."""
         return self.difference is not None and min(self.difference.n) >= MIN_SEEDS
 
     @property
     def claimed(self) -> bool:
+        """Whether a difference is shown at `LEVEL`."""
         return self.enough and self.p is not None and self.p < LEVEL
 
 
 @dataclass(frozen=True)
 class Report:
+    """A set of runs, grouped, summarised and compared."""
+
     runs: list[RecordedRun]
     keys: list[str]
     """The options by which the runs are grouped."""
-    metric: str
+    metric: Metric
     target: float | None
     summaries: list[Summary]
     comparisons: list[PairwiseComparison]
@@ -87,7 +95,7 @@ class Report:
     """Pairs of groups that were tested, for which the p values are corrected."""
     sensitivities: list[Sensitivity]
     protocol: list[str] = field(default_factory=list)
-    """How the runs were made, in sentences, where that is known."""
+    """Sentences on how the runs were made; empty if that is not known."""
 
 
 def make_report(
@@ -97,7 +105,7 @@ def make_report(
 
     Args:
         by: options to group by, separated by commas; None: all that were swept but the seed.
-        metric: to compare by; None: the one by which the runs pick their best checkpoint.
+        metric: name of the metric to compare by; None: the one by which the runs pick their best checkpoint.
         target: value of the metric to be reached.
 
     Raises:
@@ -105,18 +113,19 @@ def make_report(
     """
     readable = [run for run in runs if run.state != "unreadable"]
     keys = group_keys(by, readable)
-    metric = choose_metric(metric, readable)
-    summaries = [summarise(each, metric, target) for each in group(readable, keys)]
-    comparisons, tests = compare_all(summaries, metric)
-    curves = sensitivities(readable, keys, metric)
-    return Report(runs, keys, metric, target, summaries, comparisons, tests, curves)
+    chosen = choose_metric(metric, readable)
+    summaries = [summarise(each, chosen, target) for each in group(readable, keys)]
+    comparisons, tests = compare_all(summaries, chosen)
+    curves = sensitivities(readable, keys, chosen)
+    return Report(runs, keys, chosen, target, summaries, comparisons, tests, curves)
 
 
-def summarise(group: Group, metric: str, target: float | None) -> Summary:
-    curves = {unit: run.evaluations[metric] for unit, run in group.counted.items() if run.evaluations}
+def summarise(group: Group, metric: Metric, target: float | None) -> Summary:
+    """The numbers of a group."""
+    curves = {unit: run.evaluations[metric.name] for unit, run in group.counted.items() if run.evaluations}
     ends = {unit: points[-1] for unit, points in curves.items()}
     finals = {unit: end.value for unit, end in ends.items()}
-    bests = [best(metric, points) for points in curves.values()]
+    bests = [metric.best(point.value for point in points) for points in curves.values()]
     seconds = [point.seconds for point in ends.values() if point.seconds is not None]
     speeds = [run.seconds_per_step for run in group.runs if run.seconds_per_step is not None]
     return Summary(
@@ -132,8 +141,9 @@ def summarise(group: Group, metric: str, target: float | None) -> Summary:
     )
 
 
-def reach(group: Group, metric: str, target: float) -> Reached:
-    done = [first_at(metric, target, run.evaluations.get(metric, [])) for run in group.runs]
+def reach(group: Group, metric: Metric, target: float) -> Reached:
+    """When the runs of a group reached the target."""
+    done = [first_reaching(metric, target, run.evaluations.get(metric.name, [])) for run in group.runs]
     ended = sum(
         run.state in ("finished", "failed") for run, at in zip(group.runs, done, strict=True) if not at
     )
@@ -148,13 +158,12 @@ def reach(group: Group, metric: str, target: float) -> Reached:
     return Reached(len(points), len(points) + ended, middle([float(p.step) for p in points]), middle(seconds))
 
 
-def compare_all(summaries: Sequence[Summary], metric: str) -> tuple[list[PairwiseComparison], int]:
-    """Compares the group of the best mean with every other, and tells how many pairs were tested."""
+def compare_all(summaries: Sequence[Summary], metric: Metric) -> tuple[list[PairwiseComparison], int]:
+    """Comparisons of the group with the best mean to every other, and the number of pairs tested."""
     sound = [s for s in summaries if s.finals and all(map(math.isfinite, s.finals.values()))]
     if not sound or len(summaries) < 2:
         return [], 0
-    sign = 1 if higher_is_better(metric) else -1
-    ranked = sorted(sound, key=lambda s: sign * fmean(s.finals.values()), reverse=True)
+    ranked = sorted(sound, key=lambda s: fmean(s.finals.values()), reverse=metric.higher_is_better)
     labels = [s.group.label for s in ranked]
     differences = {
         (a.group.label, b.group.label): compare(a.finals, b.finals) for a, b in combinations(ranked, 2)

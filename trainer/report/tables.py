@@ -3,9 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from trainer.metrics import memory
-from trainer.report.formatting import NONE, basis, difference, duration, interval, number, p_value, remark
-from trainer.report.grouping import shown
+from trainer.formatting import duration, memory
+from trainer.metrics import Metric
+from trainer.report.formatting import NONE, basis, difference, interval, p_value, remark
+from trainer.report.grouping import config_text
 from trainer.report.read_runs import STATES
 from trainer.report.sensitivity import Curve, Sensitivity
 from trainer.report.summary import Report, Summary
@@ -13,13 +14,15 @@ from trainer.report.summary import Report, Summary
 
 @dataclass(frozen=True)
 class Table:
+    """A title, and rows of cells below their heads."""
+
     title: str
     heads: list[str]
     rows: list[list[str]]
 
 
 def tables(report: Report) -> list[Table]:
-    """Of results, costs, swept options, differences and unfinished runs, as far as there are any."""
+    """The tables of results, costs, sensitivities, differences and unfinished runs; without those that are empty."""
     found = [result_table(report), cost_table(report)]
     found += [sensitivity_table(each) for each in report.sensitivities]
     if report.comparisons:
@@ -30,31 +33,39 @@ def tables(report: Report) -> list[Table]:
 
 
 def result_table(report: Report) -> Table:
+    """Each group's runs by state, and its final and best mean of the metric."""
     by = ", ".join(key.removesuffix(".name") for key in report.keys)
     rows = [
         [s.group.label, states(s), interval(report.metric, s.final), interval(report.metric, s.best)]
         for s in report.summaries
     ]
     return Table(
-        f"{report.metric} of {len(report.runs)} runs by {by}", ["group", "runs", "final", "best"], rows
+        f"{report.metric.name} of {len(report.runs)} runs by {by}", ["group", "runs", "final", "best"], rows
     )
 
 
 def states(summary: Summary) -> str:
-    """``3 finished, 1 failed``."""
+    """The number of a group's runs in each state: ``3 finished, 1 failed``."""
     counts = Counter(run.state for run in summary.group.runs)
     return ", ".join(f"{n} {state}" for state in STATES if (n := counts[state]))
 
 
 def cost_table(report: Report) -> Table:
+    """Each group's steps, times and memory and, where there is a target, when its runs reached it."""
     heads = ["group", "steps", "training time", "time/step", "overhead", "memory"]
     if report.target is not None:
-        heads += [f"reached {number(report.metric, report.target)}", "after steps", "after time"]
+        heads += [f"reached {report.metric.text(report.target)}", "after steps", "after time"]
     fastest = min((s.seconds_per_step for s in report.summaries if s.seconds_per_step), default=None)
     return Table("Cost", heads, [cost_row(summary, fastest) for summary in report.summaries])
 
 
 def cost_row(summary: Summary, fastest: float | None) -> list[str]:
+    """The cells of a group in the table of costs.
+
+    Args:
+        summary: of the group.
+        fastest: seconds per step of the fastest group.
+    """
     speed, peak, reached = summary.seconds_per_step, summary.memory_mib, summary.reached
     row = [
         summary.group.label,
@@ -78,21 +89,24 @@ def sensitivity_table(sensitivity: Sensitivity) -> Table:
     """A row for each value of the option, a column for each curve, whose best value has a star."""
     metric, curves = sensitivity.metric, sensitivity.curves
     values = sorted({value for curve in curves for value in curve.finals})
-    rows = [[shown(value), *(tried(metric, curve, value) for curve in curves)] for value in values]
+    rows = [
+        [config_text(value), *(result_cell(metric, curve, value) for curve in curves)] for value in values
+    ]
     heads = [sensitivity.key, *(curve.label for curve in curves)]
-    return Table(f"{metric} against {sensitivity.key}", heads, rows)
+    return Table(f"{metric.name} against {sensitivity.key}", heads, rows)
 
 
-def tried(metric: str, curve: Curve, value: float) -> str:
-    """What became of a value of the option."""
+def result_cell(metric: Metric, curve: Curve, value: float) -> str:
+    """A curve's mean at a value of the option, or why it has none."""
     if value not in curve.finals:
         return NONE
     if value in curve.means:
-        return "★ " * (value == curve.best) + number(metric, curve.means[value])
+        return "★ " * (value == curve.best) + metric.text(curve.means[value])
     return "diverged" if curve.finals[value] else "failed"
 
 
 def comparison_table(report: Report) -> Table:
+    """The best group's difference to each other one, with its test."""
     rows = []
     for comparison in report.comparisons:
         cells = [NONE] * 3
@@ -102,17 +116,18 @@ def comparison_table(report: Report) -> Table:
         rows.append([comparison.other, *cells, "yes" if comparison.claimed else "no"])
     best = report.comparisons[0].best
     return Table(
-        f"{best} less each other group: {report.metric}",
+        f"{best} minus each other group: {report.metric.name}",
         ["group", "difference", "test", "p", "claimed"],
         rows,
     )
 
 
 def unfinished_table(report: Report) -> Table:
+    """Each run that has not finished, with its last value and a remark."""
     rows = []
     for run in report.runs:
         if run.state != "finished":
-            points = run.evaluations.get(report.metric)
-            value = number(report.metric, points[-1].value) if points else NONE
+            points = run.evaluations.get(report.metric.name)
+            value = report.metric.text(points[-1].value) if points else NONE
             rows.append([str(run.path), run.state, str(run.step), value, remark(run)])
-    return Table("Runs that have not finished", ["run", "state", "step", report.metric, "remark"], rows)
+    return Table("Runs that have not finished", ["run", "state", "step", report.metric.name, "remark"], rows)

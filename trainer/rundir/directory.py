@@ -1,4 +1,4 @@
-"""The run directory: what a run leaves behind, besides what its monitors and checkpoints write."""
+"""The run directory: made, locked, described, and removed again if it was not used."""
 
 import itertools
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import UserError
-from trainer.rundir.files import atomic_write_text
+from trainer.rundir.files import atomic_write_text, make_directories, remove_empty
 from trainer.rundir.frozen_config import freeze
 from trainer.rundir.lock import LOCK, DirectoryLock
 from trainer.rundir.provenance import environment
@@ -21,13 +21,14 @@ class RunDirectory:
 
     Args:
         path: made if it does not exist.
-        unique: the path is a suggestion: if it exists, take it with a number behind.
+        unique: the path is a suggestion: if it exists, take it with a number appended.
 
     Raises:
         UserError: another process trains there, or the directory cannot be made.
     """
 
     path: Path
+    """Absolute."""
 
     def __init__(self, path: Path, *, unique: bool) -> None:
         path = path.absolute()
@@ -52,34 +53,30 @@ class RunDirectory:
         raise AssertionError
 
     def _make(self, path: Path, unique: bool) -> Path:
-        missing = [parent for parent in (path, *path.parents) if not parent.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not unique:
-            path.mkdir(exist_ok=True)
-            self._made = missing
-            return path
-        numbered = (path.with_name(f"{path.name}_{number}") for number in itertools.count(1))
-        for free in itertools.chain([path], numbered):
-            with suppress(FileExistsError):
-                free.mkdir()
-                break
-        self._made = [free, *(parent for parent in missing if parent != path)]
-        return free
+        for number in itertools.count():
+            free = path.with_name(f"{path.name}_{number}") if number else path
+            try:
+                self._made = make_directories(free, exist_ok=not unique)
+            except FileExistsError:
+                if not unique or not free.parent.is_dir():
+                    raise
+            else:
+                return free
+        raise AssertionError
 
     def release(self) -> None:
         """Lets other processes train here."""
         self._lock.release()
 
     def remove_if_unused(self) -> None:
-        """Takes the directory away again, and the parents made for it, if nothing was written; before `release`."""
-        with suppress(OSError):  # another process has made something in it
+        """Removes the directory, and the parents that were made for it, if nothing was written; before `release`."""
+        with suppress(OSError):  # somebody else removed it
             if self._made and [entry.name for entry in self.path.iterdir()] == [LOCK]:
                 self._lock.path.unlink()
-                for made in self._made:
-                    made.rmdir()
+                remove_empty(self._made)
 
     def log(self, text: str) -> None:
-        """Appends to run.log, past the monitors."""
+        """Appends to run.log directly, when the monitors may be closed."""
         with (self.path / "run.log").open("a") as log:
             log.write(f"{text.rstrip()}\n")
 
@@ -90,13 +87,13 @@ class RunDirectory:
 
 
 class VisitedRunDirectory(RunDirectory):
-    """A run directory that another rank has made and locked."""
+    """A run directory that another rank has made and locked, and will release."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def release(self) -> None:
-        """The other rank does."""
+        """Does nothing."""
 
     def remove_if_unused(self) -> None:
-        """The other rank does."""
+        """Does nothing."""

@@ -1,11 +1,66 @@
-"""The files of a run directory by name, and how they are written."""
+"""The files of a run directory by name, how they are written, and the number of their format. Imports no torch."""
 
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from trainer.errors import UserError
 
 CONFIG = "config.yaml"
 OVERRIDES = "overrides.yaml"
 STATUS = "status.json"
 METRICS = "metrics.jsonl"
+
+FORMAT = 1
+"""Of the records that this version writes, under the key ``format``; it grows when an old reader would misread one."""
+
+
+def check_format(record: Any, path: Path) -> None:
+    """Refuses a record that another version of this program has written.
+
+    Args:
+        record: what was read, a mapping with the key ``format``.
+        path: the file that it was read from.
+
+    Raises:
+        UserError: it has no format number, or another one than `FORMAT`.
+    """
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != FORMAT:
+        what = "no format number" if found is None else f"format {found}"
+        raise UserError(
+            f"{path} has {what}, but this version of the trainer reads format {FORMAT} only: "
+            f"use the version that wrote it, or choose another directory"
+        )
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write a file, link or directory to, renamed to ``path`` at the end.
+
+    A reader sees what was at ``path`` before or all of the new content. After an error nothing of it is left.
+
+    Raises:
+        OSError: it cannot be renamed, for instance a directory onto one that is not empty.
+    """
+    part = path.with_name(f".{path.name}.part")
+    _remove(part)  # of a process that was killed
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        _remove(part)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -14,6 +69,41 @@ def atomic_write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; the old file is as it was.
     """
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.rename(path)
+    with atomic_path(path) as part:
+        part.write_text(text)
+
+
+def fsync(path: Path) -> None:
+    """Returns once a file's content, or a directory's list of names, is on the disk: it survives a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directories(path: Path, mode: int = 0o777, *, exist_ok: bool = False) -> list[Path]:
+    """Makes a directory, with this mode, and its missing parents; returns those that were missing, the path first.
+
+    Raises:
+        OSError: one cannot be made, or the path exists already; nothing is left behind.
+    """
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode, exist_ok=exist_ok)
+    except OSError:
+        remove_empty(missing[1:])
+        raise
+    return missing
+
+
+def remove_empty(directories: Iterable[Path]) -> None:
+    """Removes directories, the innermost first, up to the first one that is not empty."""
+    for directory in directories:
+        try:
+            directory.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return

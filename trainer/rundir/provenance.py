@@ -1,4 +1,4 @@
-"""Where a run comes from: its code with commit and uncommitted changes, versions, host and devices."""
+"""Provenance of a run: commit and uncommitted changes of its code, versions, host and devices."""
 
 import json
 import os
@@ -14,18 +14,18 @@ CODE = Path(__file__).resolve().parents[2]
 """The directory of the packages."""
 
 MARK = ".copied.json"
-"""In a copy of the code that is whole: commit and changes that it was made of."""
+"""In a complete copy of the code: the commit and the changes that it was made from."""
 
 
 def source() -> dict[str, str | None]:
-    """Commit and changes of the code; None where it is not in a git repository."""
+    """``git_commit`` and ``git_diff`` of the code; None where it is not in a git repository."""
     if (CODE / MARK).exists():
         return json.loads((CODE / MARK).read_text())
     return {"git_commit": git("rev-parse", "HEAD"), "git_diff": git("diff", "HEAD")}
 
 
 def git(*arguments: str) -> str | None:
-    """What git says of the code; None where it is not in a repository."""
+    """The output of a git command on the code; None where git fails, as outside of a repository."""
     try:
         done = subprocess.run(["git", *arguments], cwd=CODE, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
@@ -34,8 +34,8 @@ def git(*arguments: str) -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit and uncommitted changes, host and devices."""
-    import torch  # takes seconds, and who reads run directories does not need it
+    """Versions, commit and uncommitted changes, host and devices: what goes into environment.json."""
+    import torch  # takes seconds, and is not needed to read run directories
 
     cuda = torch.cuda.is_available()
     return {

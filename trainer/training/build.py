@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: models, data, optimizer and so on by name, put together for training."""
+"""From a config to the parts of a run: model, data, optimizer and so on by name, ready for training."""
 
 import os
 
@@ -14,16 +14,18 @@ from trainer.data.random import mix
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
 from trainer.distributed.strategies import STRATEGIES, Strategy
 from trainer.distributed.wrapping import blocks_of, recompute
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, nearest
 from trainer.models import MODELS
 from trainer.optim import OPTIMIZERS, SCHEDULES, Schedule, param_groups
 from trainer.optim.ema import EMA
-from trainer.training.loop import Budget, Trainer
-from trainer.training.objectives import OBJECTIVES
+from trainer.optim.protocols import ReadsLossScale, differentiates_gradient
+from trainer.training.objectives import OBJECTIVES, Objective
+from trainer.training.parts import Budget, RunParts
 from trainer.training.precision import Precision
+from trainer.training.samples import SampleOutputs
 
 
-def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> Trainer:
+def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> RunParts:
     """Builds a run's parts, with Python's, NumPy's and torch's random numbers seeded; writes nothing.
 
     All ranks build the same model; from then on each has random numbers of its own.
@@ -31,9 +33,10 @@ def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> Trainer:
     Raises:
         UserError: an option does not fit the others, data is missing, a package is not installed.
     """
+    objective = objective_of(config)
     check_ranks(config, ranks)
     choose_algorithms(config.deterministic)
-    device, data, model = ranks.run_on_all(lambda: build_parts(config, ranks))
+    device, data, model = ranks.run_on_all(lambda: build_on_rank(config, ranks))
     precision = Precision(config.precision.name, device)
     strategy: Strategy = STRATEGIES.build(config.parallel, ranks, device, precision.compute_dtype)
     strategy.apply(model, compiled=config.loop.compile)
@@ -41,14 +44,13 @@ def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> Trainer:
     optimizer = build_optimizer(config, model)
     loader = TrainLoader(
         data.train,
-        batch_size=config.data["batch_size"],
+        config.loader,
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
         micro_batches=config.loop.accumulate,
-        num_workers=config.data["num_workers"],
     )
-    if hasattr(optimizer, "grad_scaler"):  # an optimizer that reads the loss scale
+    if isinstance(optimizer, ReadsLossScale):
         optimizer.grad_scaler = precision.scaler
     if not ranks.is_rank0:
         seed_all(mix(config.seed, ranks.rank))
@@ -60,26 +62,32 @@ def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> Trainer:
         loader=loader,
         ema=ema,
     )
-    return Trainer(
-        state,
-        data=data,
-        objective=OBJECTIVES[objective_of(config)](config.loop.label_smoothing),
-        precision=precision,
-        budget=budget_of(config, loader.batches_per_epoch),
+    return RunParts(
         config=config,
+        state=state,
+        data=data,
+        objective=objective,
+        precision=precision,
         strategy=strategy,
+        budget=budget_of(config, loader.batches_per_epoch),
+        samples=SampleOutputs(
+            model, data=data, objective=objective, precision=precision, strategy=strategy, config=config
+        ),
     )
 
 
 def choose_algorithms(deterministic: bool) -> None:
-    """For this process, before it does anything on a GPU: cuBLAS looks at its variable but once."""
+    """Sets torch to deterministic algorithms, or back.
+
+    It comes before anything is done on a GPU: cuBLAS reads CUBLAS_WORKSPACE_CONFIG only once per process.
+    """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
 
 
-def build_parts(config: Config, ranks: Ranks) -> tuple[torch.device, Data, nn.Module]:
-    """What a rank builds on its own: it finds its device and its data, and makes the model on the CPU."""
+def build_on_rank(config: Config, ranks: Ranks) -> tuple[torch.device, Data, nn.Module]:
+    """What a rank builds without the others: its device, its data, and the model, which is on the CPU still."""
     device = pick_device(config.device, ranks)
     seed_all(config.seed)
     data = load_data(config, device)
@@ -94,16 +102,21 @@ def build_parts(config: Config, ranks: Ranks) -> tuple[torch.device, Data, nn.Mo
 
 
 def load_data(config: Config, device: torch.device) -> Data:
-    return hold_out(DATA.build(config.data, device, config.seed), config.data["holdout"])
+    """The data on a device, with a part of the training set held out if ``data.holdout`` says so."""
+    return hold_out(DATA.build(config.data, device, config.seed), config.loader.holdout)
 
 
 def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
-    """The optimizer of a model that is where and in such shards as it will be trained."""
+    """The optimizer of a model that is on its device and sharded as it will be trained.
+
+    Raises:
+        ConfigError: there is nothing to train, or the optimizer does not fit the strategy.
+    """
     groups = param_groups(model, config.optimizer["decay_norms_and_biases"])
     if not groups:
         raise ConfigError(f"model={config.model['name']} has no trainable parameter")
     optimizer: Optimizer = OPTIMIZERS.build(config.optimizer, model, groups)
-    if getattr(optimizer, "needs_create_graph", False) and config.parallel["name"] != "none":
+    if differentiates_gradient(optimizer) and strategy_of(config).min_ranks > 1:
         raise ConfigError(
             f"optimizer={config.optimizer['name']} differentiates the gradient again, which parallel="
             f"{config.parallel['name']} does not allow: use parallel=none"
@@ -112,6 +125,11 @@ def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
 
 
 def blocks_to_recompute(model: nn.Module, config: Config) -> list[nn.Module]:
+    """The blocks of a model that activation checkpointing may run again.
+
+    Raises:
+        ConfigError: it has none.
+    """
     blocks = blocks_of(model)
     if not blocks:
         raise ConfigError(
@@ -124,14 +142,17 @@ def blocks_to_recompute(model: nn.Module, config: Config) -> list[nn.Module]:
 def pick_device(name: str, ranks: Ranks) -> torch.device:
     """The device of that name; ``auto`` takes an accelerator where there is one.
 
-    Each rank of a node has a GPU of its own, whether the launcher shows it that one alone or all of the node.
+    Each rank of a node gets a GPU of its own, whether the launcher shows it only that one or all of the node.
+
+    Raises:
+        ConfigError: this machine has no such device, or too few of them.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
-        there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise ConfigError(f"device={name} is not available on this machine: it has {there}")
+        kinds = ", ".join(kind for kind, there in available.items() if there)
+        raise ConfigError(f"device={name} is not available on this machine: it has {kinds}")
     if name == "mps" and ranks.world_size > 1:
         raise ConfigError("device=mps trains on one rank only: use device=cpu or parallel=none")
     if name == "cuda" and ranks.store:
@@ -145,23 +166,45 @@ def pick_device(name: str, ranks: Ranks) -> torch.device:
     return torch.device(name)
 
 
+def strategy_of(config: Config) -> type[Strategy]:
+    """The class of the run's strategy."""
+    strategy: type[Strategy] = STRATEGIES.get(config.parallel["name"]).target
+    return strategy
+
+
 def check_ranks(config: Config, ranks: Ranks) -> None:
-    name = config.parallel["name"]
-    if name == "none" and ranks.world_size > 1:
+    """Checks that the strategy fits the ranks that were started.
+
+    Raises:
+        ConfigError: it does not, or it does not fit the memory format.
+    """
+    name, strategy = config.parallel["name"], strategy_of(config)
+    if strategy.min_ranks == 1 and ranks.world_size > 1:
         raise ConfigError(f"{ranks.world_size} ranks were started: choose parallel=ddp, fsdp or hsdp")
-    if name != "none" and not ranks.store:
+    if strategy.min_ranks > 1 and not ranks.store:
         raise ConfigError(
             f"parallel={name} needs more than one rank: start it with torchrun --nproc-per-node N -m trainer "
             f"or srun, or use parallel=none"
         )
-    if name in ("fsdp", "hsdp") and config.loop.channels_last:
+    if strategy.shards_parameters and config.loop.channels_last:
         raise ConfigError(
-            f"loop.channels_last=true does not go with parallel={name}, which cuts up weights in rows"
+            f"loop.channels_last=true does not work with parallel={name}, which shards weights by rows"
         )
 
 
-def objective_of(config: Config) -> str:
-    return MODELS.get(config.model["name"]).tags.get("objective", "classification")
+def objective_of(config: Config) -> Objective:
+    """The objective that the model was registered with.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    model = config.model["name"]
+    name = MODELS.get(model).tags.get("objective", "classification")
+    if name not in OBJECTIVES:
+        raise ConfigError(
+            f"model={model} is registered with an unknown objective={name}{nearest(name, OBJECTIVES)}"
+        )
+    return OBJECTIVES[name](config.loop.label_smoothing)
 
 
 def build_model(config: Config, data: Data) -> nn.Module:
@@ -170,8 +213,7 @@ def build_model(config: Config, data: Data) -> nn.Module:
     Raises:
         ConfigError: the model reads something else than the data gives, or has another number of classes.
     """
-    name = config.model["name"]
-    kind = "tokens" if objective_of(config) == "language" else "images"
+    name, kind = config.model["name"], objective_of(config).reads
     if kind != data.kind:
         raise ConfigError(
             f"model={name} reads {kind}, but data={config.data['name']} gives {data.kind}: "
@@ -193,17 +235,22 @@ def build_model(config: Config, data: Data) -> nn.Module:
 
 @torch.no_grad()
 def initialize_lazy_layers(model: nn.Module, data: Data) -> None:
-    """Shows a sample to a model with layers such as ``nn.LazyLinear``, which learn their shapes from it."""
+    """Runs a model with layers such as ``nn.LazyLinear`` on one sample, from which they take their shapes."""
     if any(is_lazy(parameter) for parameter in model.parameters()):
         model.eval()(data.train.batch(torch.arange(1), None)[0].cpu())
 
 
 def fits(fact: str, option: int, value: int) -> bool:
-    """More classes or tokens than the data has do no harm; channels must be the same."""
+    """Whether a model can have that option: more classes or tokens than the data has, but just as many channels."""
     return option == value if fact == "in_channels" else option >= value
 
 
 def budget_of(config: Config, batches_per_epoch: int) -> Budget:
+    """Where the run ends; without any budget in the config after ``DEFAULT_EPOCHS``.
+
+    Raises:
+        ConfigError: the warm-up is longer.
+    """
     loop = config.loop
     if loop.max_time is not None:
         return Budget(None, loop.max_time)

@@ -1,4 +1,4 @@
-"""Finding the layer where numbers stopped being finite."""
+"""Steps whose loss or gradient is not finite: how many are skipped, and in which layer it began."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,13 +8,72 @@ from torch import Tensor, nn
 
 from trainer.data import Batch
 from trainer.distributed.dtensor import local_tensor
-from trainer.distributed.strategies import Strategy
-from trainer.training.precision import Precision
+from trainer.errors import UserError
+from trainer.training.parts import RunParts
+from trainer.training.step_sync import StepSync
+
+
+class TrainingFailed(UserError):
+    """Too many steps in a row had losses or gradients that are not finite."""
+
+
+def count_skipped_step(parts: RunParts, batches: list[Batch], sync: StepSync) -> str | None:
+    """Counts a step that was skipped because it was not finite. Every rank calls it, with its gradients in place.
+
+    Returns:
+        A warning; None for an overflow under a loss scale, which the next, smaller scale will mend.
+
+    Raises:
+        TrainingFailed: it is the ``loop.max_bad_steps``-th in a row; the message names the layer where it began.
+    """
+    scaler, counters = parts.precision.scaler, parts.counters
+    if scaler.is_enabled() and scaler.get_scale() > 1 and sync.losses_finite:
+        return None
+    counters.skipped_steps += 1
+    counters.skipped_in_a_row += 1
+    step, loss = counters.step + 1, parts.objective.metrics(sync.totals)["loss"]
+    if counters.skipped_in_a_row < parts.config.loop.max_bad_steps:
+        return f"step {step} skipped: non-finite loss or gradient (loss {loss:g})"
+    where = first_non_finite(parts, batches)
+    raise TrainingFailed(
+        f"{counters.skipped_in_a_row} steps in a row were not finite, the last at step {step}: "
+        f"loss {loss:g}, first in {where}; lower optimizer.lr, set loop.clip_norm, or look at the data"
+    )
+
+
+def first_non_finite(parts: RunParts, batches: list[Batch]) -> str:
+    """Names the first layer whose output or gradient is not finite, by running the batch again on all ranks."""
+    model, ranks = parts.model, parts.ranks
+    found: list[str] = []
+    with (
+        watching_outputs(model, found),
+        parts.strategy.inference(),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        for inputs, _ in batches:
+            if inputs.is_floating_point() and not inputs.isfinite().all():
+                found.insert(0, "")  # and on: a sharded model needs all ranks in its forward pass
+            with parts.precision.autocast():
+                model(inputs)
+    places = ranks.all_gather_object(found[:1])
+    for rank, place in enumerate(places):
+        if place:  # a gradient would say less: it is a sum over all ranks
+            what = f"the output of {place[0]}" if place[0] else "the inputs"
+            return what if all(other == place for other in places) else f"{what} on rank {rank}"
+    named = [(name, local_tensor(p.grad)) for name, p in model.named_parameters() if p.grad is not None]
+    mine = [name for name, grad in named if not grad.isfinite().all()]
+    bad = {name for names in ranks.all_gather_object(mine) for name in names}
+    return next((f"the gradient of {name}" for name, _ in reversed(named) if name in bad), "the loss")
 
 
 @contextmanager
 def watching_outputs(model: nn.Module, found: list[str]) -> Iterator[None]:
-    """Collects the names of modules whose output is not finite, in the order of the forward pass."""
+    """Collects the names of modules whose output is not finite, in the order of the forward pass.
+
+    Args:
+        model: its modules are watched within the context.
+        found: the names are appended to it.
+    """
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
@@ -29,23 +88,3 @@ def watching_outputs(model: nn.Module, found: list[str]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def first_non_finite(model: nn.Module, batches: list[Batch], precision: Precision, strategy: Strategy) -> str:
-    """Names the first layer whose output or gradient is not finite, by running the batch again on all ranks."""
-    found: list[str] = []
-    with watching_outputs(model, found), strategy.inference(), torch.compiler.set_stance("force_eager"):
-        for inputs, _ in batches:
-            if inputs.is_floating_point() and not inputs.isfinite().all():
-                found.insert(0, "")  # all the same the ranks run through the model together
-            with precision.autocast():
-                model(inputs)
-    places = strategy.ranks.all_gather_object(found[:1])
-    for rank, place in enumerate(places):
-        if place:  # a gradient would tell less: all ranks have a share in it
-            what = f"the output of {place[0]}" if place[0] else "the inputs"
-            return what if all(other == place for other in places) else f"{what} on rank {rank}"
-    named = [(name, local_tensor(p.grad)) for name, p in model.named_parameters() if p.grad is not None]
-    mine = [name for name, grad in named if not grad.isfinite().all()]
-    bad = {name for names in strategy.ranks.all_gather_object(mine) for name in names}
-    return next((f"the gradient of {name}" for name, _ in reversed(named) if name in bad), "the loss")

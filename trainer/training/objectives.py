@@ -1,8 +1,8 @@
-"""What a model is trained for: its loss, and the metrics by which it is judged."""
+"""Objectives: the loss that a model minimises, and the metrics by which it is judged."""
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,29 +14,44 @@ class Objective:
     """Base of the objectives. They add up *totals*: a float tensor whose last entry counts samples.
 
     An empty batch has totals of zero; its loss is not a number.
+
+    Args:
+        label_smoothing: the share of the target probability that is spread over all classes, in [0, 1).
     """
 
     primary: ClassVar[str] = "loss"
     """The metric by which the best model is picked."""
+    reads: ClassVar[Literal["images", "tokens"]] = "images"
+    """The kind of data that models with this objective take."""
 
     label_smoothing: float = 0.0
 
     def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss over the batch, a scalar, and the batch's totals, of shape [2] or [3]."""
+        """The mean loss over a batch, and the totals from which `metrics` are computed.
+
+        Args:
+            outputs: of the model, [B, ...].
+            inputs: of the model, [B, ...].
+            targets: as the data gives them.
+
+        Returns:
+            The loss, a scalar with a gradient, and the totals, [2] or [3], without one.
+        """
         raise NotImplementedError
 
     def metrics(self, totals: Tensor) -> dict[str, float]:
-        """Means from added totals."""
+        """The metrics by name, such as ``loss``, from the sum of the totals of any number of batches."""
         loss, count = totals[0].item(), totals[-1].item()
         return {"loss": loss / count}
 
 
 class Classification(Objective):
-    """Cross-entropy of logits [B, K] against classes [B]; accuracy as a share of 1."""
+    """Cross-entropy of logits [B, K] against classes [B]; accuracy."""
 
     primary = "accuracy"
 
     def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As of the base; the totals are loss, correct predictions and samples."""
         smoothing = self.label_smoothing
         loss = F.cross_entropy(wide(outputs), targets, label_smoothing=smoothing, reduction="sum")
         correct = (outputs.detach().argmax(-1) == targets).sum()
@@ -44,6 +59,7 @@ class Classification(Objective):
         return loss / count, torch.stack([loss.detach(), correct, loss.new_tensor(count)])
 
     def metrics(self, totals: Tensor) -> dict[str, float]:
+        """``loss`` and ``accuracy``, the latter from 0 to 1."""
         loss, correct, count = totals.tolist()
         return {"loss": loss / count, "accuracy": correct / count}
 
@@ -51,13 +67,17 @@ class Classification(Objective):
 class Language(Objective):
     """Cross-entropy in nats per token of logits [B, T, V] against next tokens [B, T]; perplexity."""
 
+    reads = "tokens"
+
     def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As of the base; the totals are loss and tokens."""
         logits, smoothing = wide(outputs).flatten(0, 1), self.label_smoothing  # [B T, V]
         loss = F.cross_entropy(logits, targets.flatten(), label_smoothing=smoothing, reduction="sum")
         count = targets.numel()
         return loss / count, torch.stack([loss.detach(), loss.new_tensor(count)])
 
     def metrics(self, totals: Tensor) -> dict[str, float]:
+        """``loss`` in nats per token, and ``perplexity``, its exponential."""
         loss = totals[0].item() / totals[-1].item()
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # exp(710) overflows a float
 
@@ -66,13 +86,14 @@ class Reconstruction(Objective):
     """Mean squared error of the output against the input, both [B, ...], per element."""
 
     def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As of the base; the totals are loss and samples."""
         loss = F.mse_loss(wide(outputs), inputs, reduction="sum") / inputs[0:1].numel()
         count = len(inputs)
         return loss / count, torch.stack([loss.detach(), loss.new_tensor(count)])
 
 
 def wide(outputs: Tensor) -> Tensor:
-    """In float32, or the float64 that it is already in."""
+    """The outputs in float32, or in float64 if they are in that."""
     return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 

@@ -10,7 +10,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """Autocast and loss scaling by the name of a precision. Parameters stay float32 under all of them.
+    """Autocast and loss scaling by the name of a precision. Parameters stay float32 in all of them.
 
     Args:
         name: ``fp32``, ``tf32``, ``bf16`` or ``fp16``. fp16 works on CPUs too, slowly.
@@ -29,6 +29,7 @@ class Precision:
             warnings.warn(f"precision=tf32 changes nothing on {device.type}: it is fp32 there", stacklevel=2)
 
     def autocast(self) -> AbstractContextManager[object]:
+        """A context for forward passes, which lowers their precision if this one does."""
         if self.compute_dtype is None:
             return nullcontext()
         return torch.autocast(self.device_type, self.compute_dtype)

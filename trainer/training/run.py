@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import storage
+from trainer.checkpoint.manager import CheckpointManager
+from trainer.checkpoint.restore import restore
 from trainer.config.schema import Config
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
 from trainer.errors import ConfigError, UserError, one_line
-from trainer.monitor import Monitors, Profile, RunInfo, Status
+from trainer.monitor import Monitors, Profile, RunInfo, Sink, Status
 from trainer.monitor.status_file import StatusSink
 from trainer.options import to_dict
 from trainer.rundir.directory import RunDirectory
@@ -20,7 +22,9 @@ from trainer.rundir.frozen_config import again
 from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, read_status, write_status
 from trainer.signals import Preempted, StopSignal
 from trainer.training.build import build
-from trainer.training.loop import Trainer, TrainingFailed
+from trainer.training.loop import Trainer
+from trainer.training.nonfinite import TrainingFailed
+from trainer.training.parts import RunParts
 
 
 @dataclass(frozen=True)
@@ -28,61 +32,58 @@ class Result:
     """How a run ended."""
 
     code: int
+    """The exit code."""
     metrics: dict[str, float]
     """Of the last evaluation."""
     primary: str
     """The name of the metric that picks the best."""
 
 
-def describe(trainer: Trainer, directory: Path, resumed_step: int) -> RunInfo:
-    """What the monitors may know of a run before its first step."""
-    config = trainer.config
-    count = sum(p.numel() for p in trainer.model.parameters())
-    return RunInfo(
-        directory=directory,
-        name=config.name,
-        config=to_dict(config),
-        summary=f"{config.model['name']} ({count:,} parameters) on {config.data['name']} "
-        f"({len(trainer.data.train):,} samples) with {config.optimizer['name']}, "
-        f"{trainer.device.type}, {config.precision.name}",
-        total_steps=trainer.budget.steps,
-        total_seconds=trainer.budget.seconds,
-        steps_per_epoch=trainer.state.loader.batches_per_epoch,
-        primary=trainer.primary,
-        resumed_step=resumed_step,
-    )
-
-
 def run(
     config: Config, directory: RunDirectory, overrides: list[str], ranks: Ranks = SINGLE_PROCESS
 ) -> Result:
-    """Trains in a run directory.
+    """Trains in a run directory, from its newest checkpoint if it has one.
+
+    Args:
+        config: of the run.
+        directory: which this process, or the first rank, has locked.
+        overrides: what the user typed, to be written down.
+        ranks: every one of them calls this.
 
     Raises:
         UserError: the config cannot be run; nothing was written then.
     """
-    found, status, own = ranks.run_on_rank0(lambda: look_into(config, directory.path))
+    found, status, own = ranks.run_on_rank0(lambda: inspect_directory(config, directory.path))
     if status.get("state") == "finished" and found == own:
         if ranks.is_rank0:
             print(f"finished already at step {status.get('step')}: {directory.path}")
         return Result(FINISHED, status["metrics"], status["primary"])
     with StopSignal() as stop:
-        return _run(config, directory, overrides, found, stop, ranks)
+        parts = build(config, ranks)
+        trainer = prepare(parts, directory, overrides, found, stop)
+        code = fit(trainer, directory)
+        return Result(code, parts.counters.evaluated, parts.primary)
 
 
-def look_into(config: Config, directory: Path) -> tuple[list[Path], dict[str, Any], list[Path]]:
-    """What a run directory holds: checkpoints to go on from, the status, the checkpoints of its own."""
-    return (
-        resumable(config, directory),
-        read_status(directory),
-        storage.list_checkpoints(directory / "checkpoints"),
-    )
+def inspect_directory(config: Config, directory: Path) -> tuple[list[Path], dict[str, Any], list[Path]]:
+    """What a run directory holds: checkpoints to resume from, the status, the checkpoints of its own.
+
+    Raises:
+        UserError: the run cannot be resumed, as the config wants it, or its files have another format.
+    """
+    status = read_status(directory)
+    if status.get("state") == "unknown":
+        raise UserError(status["error"])
+    return resumable(config, directory), status, storage.list_checkpoints(directory / "checkpoints")
 
 
 def resumable(config: Config, directory: Path) -> list[Path]:
-    """The checkpoints that the run goes on from, best first; none for a new run.
+    """The checkpoints to resume from, best first; none for a new run.
 
-    A run that started from another's checkpoint and was stopped goes on from its own.
+    A run that started from another's checkpoint and was stopped resumes from its own.
+
+    Raises:
+        UserError: ``checkpoint.resume`` leads nowhere, or would overwrite a run.
     """
     resume = config.checkpoint.resume
     own = storage.list_checkpoints(directory / "checkpoints")
@@ -93,73 +94,114 @@ def resumable(config: Config, directory: Path) -> list[Path]:
         )
     if own or resume in ("auto", "none"):
         return own
-    return storage.candidates(Path(resume))
+    return storage.find_checkpoints(Path(resume), "checkpoint.resume=")
 
 
-def _run(
-    config: Config,
-    directory: RunDirectory,
-    overrides: list[str],
-    found: list[Path],
-    stop: StopSignal,
-    ranks: Ranks,
-) -> Result:
-    trainer = build(config, ranks)
+def prepare(
+    parts: RunParts, directory: RunDirectory, overrides: list[str], found: list[Path], stop: StopSignal
+) -> Trainer:
+    """Restores the run from the first checkpoint that can be read, opens its monitors, describes it on disk.
+
+    Args:
+        parts: of the run, as built.
+        directory: of the run.
+        overrides: what the user typed.
+        found: the checkpoints to resume from; none for a new run.
+        stop: read between two steps.
+
+    Raises:
+        UserError: a checkpoint does not fit the run; nothing was written then.
+    """
+    ranks = parts.ranks
     same_run = bool(found) and found[0].absolute().parent.parent == directory.path
-    restored = storage.restore(found, trainer.state, same_run=same_run, ranks=ranks) if found else None
+    restored = restore(found, parts.state, same_run=same_run, ranks=ranks) if found else None
+    resumed_step = parts.counters.step if same_run else None
 
     if ranks.is_rank0:
-        directory.write_description(to_dict(config), overrides)
-    info = describe(trainer, directory.path, trainer.counters.step if same_run else 0)
-    monitors = Monitors(
-        info, config.monitor if ranks.is_rank0 else dataclasses.replace(config.monitor, sinks=[])
-    )
-    if config.profile and ranks.is_rank0:
-        profile = Profile(info, config.monitor.profile_steps, monitors)
-        monitors.sinks = {"profile": profile, **monitors.sinks}
+        directory.write_description(to_dict(parts.config), overrides)
+    monitors = open_monitors(parts, directory.path, resumed_step or 0)
     if restored is not None:
         if same_run:
             monitors.load_state_dict(restored.monitors)
         for warning in restored.warnings:
             monitors.message(warning, "warning")
         monitors.message(f"going on from {restored.checkpoint}")
-    return Result(fit(trainer, directory, monitors, stop), trainer.counters.evaluated, trainer.primary)
+    checkpoints = CheckpointManager(
+        directory.path / "checkpoints", ranks, parts.config.checkpoint, saved_step=resumed_step
+    )
+    return Trainer(parts, monitors=monitors, checkpoints=checkpoints, stop=stop)
 
 
-def fit(trainer: Trainer, directory: RunDirectory, monitors: Monitors, stop: StopSignal) -> int:
+def describe(parts: RunParts, directory: Path, resumed_step: int) -> RunInfo:
+    """What the monitors may know of a run before its first step.
+
+    Args:
+        parts: of the run.
+        directory: of the run.
+        resumed_step: the step of its own checkpoint that it resumes from; 0 for a new run.
+    """
+    config = parts.config
+    count = sum(p.numel() for p in parts.model.parameters())
+    return RunInfo(
+        directory=directory,
+        name=config.name,
+        config=to_dict(config),
+        summary=f"{config.model['name']} ({count:,} parameters) on {config.data['name']} "
+        f"({len(parts.data.train):,} samples) with {config.optimizer['name']}, "
+        f"{parts.device.type}, {config.precision.name}",
+        total_steps=parts.budget.steps,
+        total_seconds=parts.budget.seconds,
+        steps_per_epoch=parts.state.loader.batches_per_epoch,
+        primary=parts.primary,
+        resumed_step=resumed_step,
+    )
+
+
+def open_monitors(parts: RunParts, directory: Path, resumed_step: int) -> Monitors:
+    """The monitors of a run; ranks other than the first have none that write."""
+    config = parts.config
+    info = describe(parts, directory, resumed_step)
+    if not parts.ranks.is_rank0:
+        return Monitors(info, dataclasses.replace(config.monitor, sinks=[]))
+    extra: dict[str, Sink] = {}
+    if config.profile:
+        extra["profile"] = Profile(info, config.monitor.profile_steps)
+    extra["status"] = StatusSink(directory, parts.counters.evaluated, parts.primary)
+    return Monitors(info, config.monitor, extra)
+
+
+def fit(trainer: Trainer, directory: RunDirectory) -> int:
     """Trains to the end, however it comes, and writes down how it came; returns the exit code.
 
     The data workers end with the run, not with the process, which may wait for them before it ends them.
     """
-    counters, ranks = trainer.counters, trainer.ranks
-    if ranks.is_rank0:
-        monitors.sinks["status"] = StatusSink(
-            directory.path, counters.step, counters.evaluated, trainer.primary
-        )
+    parts, counters, ranks, monitors = trainer.parts, trainer.counters, trainer.parts.ranks, trainer.monitors
 
-    def write_end(status: Status, error: str | None = None) -> None:
-        ending = {"metrics": counters.evaluated, "primary": trainer.primary, "error": error}
-        write_status(directory.path, status, step=counters.step, **ending)
+    def write_state(state: str, error: str | None = None) -> None:
+        fields = {"metrics": counters.evaluated, "primary": parts.primary, "error": error}
+        write_status(directory.path, state, step=counters.step, **fields)
 
     def end(status: Status, error: str | None = None) -> None:
         if ranks.is_rank0:
-            write_end(status, error)
+            write_state(status, error)
         monitors.finish(status, counters.evaluated)
 
-    def end_with_another(cause: str) -> None:
-        write_end("failed", cause)
+    def end_with_peer(cause: str) -> None:
+        write_state("failed", cause)
         directory.log(cause)
         print(f"crashed: {cause}", file=sys.stderr)
 
-    ranks.on_peer_failure(end_with_another)
+    if ranks.is_rank0:
+        write_state("running")
+    ranks.on_peer_failure(end_with_peer)
     try:
-        with closing(trainer.state.loader):
-            trainer.fit(directory.path / "checkpoints", monitors, stop)
+        with closing(parts.state.loader):
+            trainer.fit()
     except Preempted as stopped:
         monitors.message(f"{stopped}; go on with: {again(directory.path)}", "warning")
         end("preempted", str(stopped))
         return PREEMPTED
-    except TrainingFailed as error:  # on all ranks alike
+    except TrainingFailed as error:  # on every rank
         monitors.message(str(error), "error")
         end("failed", str(error))
         if ranks.is_rank0:
@@ -167,7 +209,7 @@ def fit(trainer: Trainer, directory: RunDirectory, monitors: Monitors, stop: Sto
         return CRASHED
     except BaseException as error:
         if isinstance(error, Exception):
-            save_last_step(trainer, monitors)
+            save_last_step(trainer)
         cause = ranks.fail(error_line(error))
         monitors.message(cause, "error")
         end("failed", cause)
@@ -185,22 +227,23 @@ def fit(trainer: Trainer, directory: RunDirectory, monitors: Monitors, stop: Sto
     return FINISHED
 
 
-def save_last_step(trainer: Trainer, monitors: Monitors) -> None:
+def save_last_step(trainer: Trainer) -> None:
     """Saves what a failed run has reached, unless it failed in the middle of a step; a failure of this is a warning.
 
     One of several ranks does not do it: the others are somewhere else.
     """
     step = trainer.counters.step
-    if trainer.mid_step or trainer.ranks.world_size > 1 or step in (0, trainer.saved_step):
+    if step == 0 or trainer.train_step.is_under_way or trainer.parts.ranks.world_size > 1:
         return
     try:
         trainer.save()
         trainer.checkpoints.wait()
-        monitors.message(f"step {step} is saved")
+        trainer.monitors.message(f"step {step} is saved")
     except Exception as error:
-        monitors.message(f"step {step} is not saved: {one_line(error)}", "warning")
+        trainer.monitors.message(f"step {step} is not saved: {one_line(error)}", "warning")
 
 
 def error_line(error: BaseException) -> str:
+    """An error on one line, with its type unless it is a user's mistake."""
     text = one_line(error)
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

@@ -1,4 +1,4 @@
-"""What a model makes of a few samples, for a person to look at: predictions for images, text that goes on."""
+"""Outputs of a model on a few samples, for a person to look at: predictions for images, continuations of text."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -15,16 +15,24 @@ from trainer.training.objectives import Classification, Objective
 from trainer.training.precision import Precision
 
 CANDIDATES = 128
-"""Images among which wrong predictions are looked for."""
+"""Images that are searched for wrong predictions."""
 PROMPT = 32
-"""Tokens of the evaluated text that the model goes on from."""
+"""Tokens of the evaluated text that the model continues."""
 
 
 class SampleOutputs:
-    """Shows predictions and samples at evaluations, always of the same images and from the same beginning.
+    """Shows predictions and samples at evaluations, always of the same images and from the same prompt.
 
-    All ranks take part, since a sharded model needs them; the first one's monitors show it. Whatever is random has
-    a generator of its own, so that training goes on as if nothing had been shown.
+    All ranks compute them, since a sharded model needs that; the monitors of the first one show them. Random draws
+    have a generator of their own, so that training is the same as if nothing had been shown.
+
+    Args:
+        model: its outputs are shown.
+        data: the first of its evaluation splits is used.
+        objective: predictions are shown of classifiers only.
+        precision: of the forward passes.
+        strategy: how the model is distributed.
+        config: the seed, and the prompt in ``monitor.sample_prompt``.
 
     Raises:
         ConfigError: ``monitor.sample_prompt`` cannot be written in the data's tokens.
@@ -50,6 +58,7 @@ class SampleOutputs:
         self.prompt = self._prompt(config.monitor.sample_prompt)
 
     def show(self, progress: Progress, monitors: Monitors) -> None:
+        """Sends the monitors what their options ask for; all ranks call it."""
         options = monitors.options
         if options.predictions and self.classifies:
             monitors.predictions(
@@ -59,14 +68,14 @@ class SampleOutputs:
             monitors.text(progress, f"{self.split}/sample", self.sample(options.sample_tokens))
 
     def predictions(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Images [N, C, H, W], predicted classes and true ones [N], N at most ``count``, wrong ones first."""
+        """Images [N, C, H, W], predicted and true classes [N]; N is at most ``count``, wrong predictions come first."""
         images, targets = self.candidates
         predicted = self._outputs(images).argmax(-1)
         chosen = wrong_and_right(predicted == targets, count)
         return images[chosen], predicted[chosen], targets[chosen]
 
     def sample(self, length: int) -> str:
-        """The prompt and what the model writes after it."""
+        """The prompt and its continuation by the model, of ``length`` tokens, as text."""
         assert self.data.decode is not None
         generator = torch.Generator().manual_seed(self.seed)
         context = self.data.model_defaults["context_length"]
@@ -97,7 +106,12 @@ class SampleOutputs:
 
 
 def wrong_and_right(correct: Tensor, count: int) -> Tensor:
-    """Places of ``count`` samples: first the wrong ones, up to half as many or to what right ones leave free."""
+    """The indices of at most ``count`` samples: first wrong ones, half of them or more if there are too few right ones.
+
+    Args:
+        correct: whether each prediction is right, bool [N].
+        count: how many to choose.
+    """
     right = correct.nonzero().flatten()
     wrong = (~correct).nonzero().flatten()[: max(count // 2, count - len(right))]
     return torch.cat([wrong, right[: count - len(wrong)]])
@@ -106,10 +120,13 @@ def wrong_and_right(correct: Tensor, count: int) -> Tensor:
 def generate(
     outputs: Callable[[Tensor], Tensor], prompt: Tensor, length: int, context: int, generator: torch.Generator
 ) -> Tensor:
-    """Draws tokens one after the other as the model believes: [T] -> [T + length].
+    """Draws tokens one after the other from the model's distribution: [T] -> [T + length].
 
     Args:
         outputs: tokens [1, T] to logits [1, T, vocabulary], T at most ``context``.
+        prompt: tokens [T] to continue.
+        length: tokens to draw.
+        context: the most tokens that ``outputs`` takes.
         generator: on the CPU.
     """
     tokens = prompt

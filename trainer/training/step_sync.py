@@ -1,7 +1,8 @@
-"""What all ranks must know alike of a training step, in one all-reduce."""
+"""The all-reduce of a training step: what every rank must know before the parameters change."""
 
 import math
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,63 +13,85 @@ from trainer.signals import StopSignal
 
 
 @dataclass(frozen=True)
+class Requests:
+    """What a rank wants to be done after the step."""
+
+    save: bool = False
+    """A checkpoint; only that of the first rank counts."""
+    stop: signal.Signals | None = None
+    """The signal that the rank has received; that of any rank counts."""
+
+
+@dataclass(frozen=True)
+class StepResults:
+    """What one rank saw in a step."""
+
+    losses: Tensor
+    """Of its micro-batches, [M]."""
+    totals: Tensor
+    """Of their metrics, [n]."""
+    squared_norm: Tensor
+    """This rank's share of the squared norm of the gradient, a scalar."""
+    seconds: float
+    """Training time since the last synchronisation; that of the first rank counts."""
+    requests: Requests
+
+
+@dataclass(frozen=True)
 class StepSync:
+    """What all ranks together saw in a step, the same on each of them."""
+
     totals: Tensor
     """Of the training metrics over all ranks, float64 [n], on the CPU."""
     grad_norm: float
     losses_finite: bool
     """Whether every loss of every rank is finite."""
     seconds: float
-    """Training time since the last agreement, by the first rank's clock."""
-    save: bool
-    """The first rank wants a checkpoint."""
-    stop: signal.Signals | None
-    """A signal that some rank has received."""
+    """Training time since the last synchronisation, by the first rank's clock."""
+    requests: Requests
 
     @property
     def finite(self) -> bool:
+        """Whether losses and gradient are finite on all ranks."""
         return self.losses_finite and math.isfinite(self.grad_norm)
 
 
-def sync_step(
-    ranks: Ranks,
-    *,
-    losses: Tensor,
-    totals: Tensor,
-    squared_norm: Tensor,
-    seconds: float,
-    save: bool,
-    stop: signal.Signals | None,
-    buffers: list[Tensor],
-) -> StepSync:
-    """Adds up over all ranks what each of them saw in a step; averages the buffers, in place.
+def sync_step(ranks: Ranks, own: StepResults, buffers: Sequence[Tensor]) -> StepSync:
+    """Sums over all ranks what each of them saw in a step, and averages the buffers, all in one all-reduce.
 
     Args:
-        losses: of this rank's micro-batches, [M].
-        totals: of their metrics, [n].
-        squared_norm: this rank's share of that of the gradient, a scalar.
-        seconds, save: those of the first rank count.
-        stop: the signal that this rank has received.
-        buffers: floating-point tensors that depend on the data, such as running statistics.
+        ranks: every one of them calls this.
+        own: this rank's results.
+        buffers: floating-point tensors that depend on the data, such as running statistics; averaged in place.
     """
-    device = losses.device
+    device = own.losses.device
     precise = torch.float32 if device.type == "mps" else torch.float64
-    signals = [float(stop == number) for number in StopSignal.SIGNALS]
-    clock = torch.tensor([seconds * ranks.is_rank0, float(save and ranks.is_rank0), *signals], dtype=precise)
-    averaged = buffers if ranks.world_size > 1 else []
-    parts = [(~losses.isfinite()).sum(), squared_norm, clock, totals, *averaged]
-    summed = ranks.sum(torch.cat([part.to(device, precise).flatten() for part in parts]))
+    clock = [own.seconds, float(own.requests.save)] if ranks.is_rank0 else [0.0, 0.0]
+    signals = [float(own.requests.stop == number) for number in StopSignal.SIGNALS]
+    averaged = list(buffers) if ranks.world_size > 1 else []
+    sent = [
+        (~own.losses.isfinite()).sum(),
+        own.squared_norm,
+        torch.tensor(clock, dtype=precise),
+        torch.tensor(signals, dtype=precise),
+        own.totals,
+        *averaged,
+    ]
+    summed = ranks.sum(torch.cat([part.to(device, precise).flatten() for part in sent]))
 
-    known, *means = summed.split([4 + len(signals) + len(totals), *map(Tensor.numel, averaged)])
-    for buffer, mean in zip(averaged, means, strict=True):
+    count = sum(part.numel() for part in averaged)
+    known, means = summed.split([summed.numel() - count, count])
+    for buffer, mean in zip(averaged, means.split([b.numel() for b in averaged]), strict=True):
         buffer.copy_(mean.view_as(buffer) / ranks.world_size)
-    known = known.cpu().double()
-    bad, square, elapsed, due, *received = known[: 4 + len(signals)].tolist()
+    bad, square, clock_sum, signal_sum, totals = (
+        known.cpu().double().split([1, 1, len(clock), len(signals), own.totals.numel()])
+    )
+    seconds, save = clock_sum.tolist()
+    received = [number for number, n in zip(StopSignal.SIGNALS, signal_sum.tolist(), strict=True) if n]
     return StepSync(
-        known[4 + len(signals) :],
-        math.sqrt(square) if square >= 0 else math.nan,
+        totals=totals,
+        grad_norm=math.sqrt(square) if square >= 0 else math.nan,
         losses_finite=not bad,
-        seconds=elapsed,
-        save=due > 0,
-        stop=next((s for s, count in zip(StopSignal.SIGNALS, received, strict=True) if count), None),
+        seconds=seconds,
+        requests=Requests(save=save > 0, stop=received[0] if received else None),
     )

@@ -14,6 +14,7 @@ update_kernel = pytest.importorskip("trainer.optim.adafisher.update_triton", rea
 squares_kernel = pytest.importorskip(
     "trainer.optim.adafisher.mean_squares_triton", reason="Triton is not installed"
 )
+pytestmark = pytest.mark.slow  # by the interpreter
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

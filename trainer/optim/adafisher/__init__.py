@@ -1,5 +1,14 @@
-"""AdaFisher. This folder depends on torch alone: it can be copied into any program as it is."""
+"""AdaFisher. This folder depends on torch alone: it can be copied into any program as it is.
 
-from trainer.optim.adafisher.optimizer import AdaFisher, AdaFisherW
+Where to find what: ``reference.py`` the default rule in plain code · ``optimizer.py`` the optimizer · ``rules.py``
+what the rules differ in · ``layers.py``, ``convolutions.py`` the factors of each layer type · ``update.py`` the update.
+"""
 
-__all__ = ["AdaFisher", "AdaFisherW"]
+from .adafisherw import AdaFisherW
+from .layers import Layer, register_layer
+from .limits import Interval
+from .optimizer import AdaFisher
+from .state import StateLayout
+from .views import View
+
+__all__ = ["AdaFisher", "AdaFisherW", "Interval", "Layer", "StateLayout", "View", "register_layer"]

@@ -1,20 +1,29 @@
-"""Parameters that FSDP shards: which of their rows are here, and what this rank adds to a sum over all ranks.
+"""Parameters that FSDP shards: which of their rows this rank holds, and what it adds to a sum over all ranks.
 
-Rows are entries of axis 0, the only axis that FSDP2 shards unless it is told otherwise.
+Rows are entries of axis 0, the only axis that FSDP2 shards by default.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple, TypeGuard, TypeVar
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from trainer.optim.adafisher.layers import View
+from ._torch_private import flattened, local_shape_and_offset
+from .views import Pair, View
 
-Key = TypeVar("Key", bound=Hashable)
+if TYPE_CHECKING:  # its import takes a second, and only sharded models need it
+    from torch.distributed.tensor import DTensor
+
+
+def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is a DTensor, which none is before their module is imported."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
@@ -23,7 +32,7 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     Raises:
         RuntimeError: it is sharded along another axis.
     """
-    if not isinstance(tensor, DTensor):
+    if not is_dtensor(tensor):
         return False
     if any((p.is_shard() and not p.is_shard(0)) or p.is_partial() for p in tensor.placements):
         raise RuntimeError(
@@ -33,33 +42,35 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    """The rows that this rank holds of a DTensor; any other tensor itself."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """All rows of a DTensor, for which all of its ranks must call this; any other tensor itself."""
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def rows(param: DTensor) -> slice:
     """The rows of a sharded parameter that this rank holds."""
-    shape, offset = compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
+    shape, offset = local_shape_and_offset(param)
     first = min(offset[0], param.shape[0])
     return slice(first, first + shape[0])
 
 
 def is_primary_replica(param: DTensor) -> bool:
-    """Whether this rank is_primary_replica for its rows: of the ranks that hold the same ones, one does."""
+    """Whether this rank is the first of those that hold the same rows; in a sum over ranks it alone counts them."""
     coordinate = param.device_mesh.get_coordinate()
     assert coordinate is not None
     return not any(
         index
         for index, placement in zip(coordinate, param.placements, strict=True)
-        if not isinstance(placement, Shard)
+        if not placement.is_shard()
     )
 
 
 def zero_padded_rows(param: DTensor, part: Tensor) -> Tensor:
-    """Rows of this rank at their place among all rows, the others zero; all zero off the primary replica."""
+    """All rows of a tensor of which this rank holds ``part``: the others are zero, all are off the primary replica."""
     full = part.new_zeros(param.shape[0], *part.shape[1:])
     if is_primary_replica(param):
         full[rows(param)] = part
@@ -68,50 +79,48 @@ def zero_padded_rows(param: DTensor, part: Tensor) -> Tensor:
 
 def shard_like(param: DTensor, full: Tensor) -> DTensor:
     """A tensor with as many rows as the parameter, sharded like it."""
+    from torch.distributed.tensor import DTensor
+
     part = full[rows(param)].clone()
     return DTensor.from_local(
         part, param.device_mesh, param.placements, run_check=False, shape=full.shape, stride=full.stride()
     )
 
 
-# Views of a parameter, cut to its rows -------------------------------------------------------------------------
+def S_is_sharded(param: Tensor, view: View) -> TypeGuard[DTensor]:
+    """Whether S has an entry for each row, and is sharded with them."""
+    return is_sharded(param) and view.S_has_rows(param)
 
 
-def _splits_rows(param: Tensor, view: View) -> bool:
-    """Whether the view has two axes, groups and the rows of each, where the parameter has one."""
-    return len(view.shape) == param.dim() + 1
+# Views of a parameter, reduced to the rows on this rank ---------------------------------------------------------
 
 
-def local_shape(param: DTensor, view: View) -> tuple[int, ...]:
-    """The shape of the view for the rows that are here, groups and rows in one axis."""
+def local_shape(param: Tensor, view: View) -> tuple[int, ...]:
+    """The shape of the view for the rows on this rank; where only some are, groups and their rows are one axis."""
+    if not is_sharded(param):
+        return view.shape
     here = rows(param)
-    return (here.stop - here.start, *view.shape[1 + _splits_rows(param, view) :])
+    return (here.stop - here.start, *view.shape[view.row_axes :])
 
 
-def local_pair(param: DTensor, view: View, pair: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """H and S, in shapes that broadcast against the whole view, for the rows that are here."""
+def local_pair(param: DTensor, view: View, pair: Pair) -> Pair:
+    """H and S, in shapes that broadcast against the full view, for the rows on this rank."""
     here = rows(param)
-    if not _splits_rows(param, view):
-        H, S = (f if f.shape[0] == 1 else f[here] for f in pair)
+    if view.row_axes == 1:
+        H, S = (factor if factor.shape[0] == 1 else factor[here] for factor in pair)
         return H, S
     index = torch.arange(here.start, here.stop, device=pair[0].device)
     group, row = index // view.shape[1], index % view.shape[1]
 
-    def cut(factor: Tensor) -> Tensor:
+    def of_these(factor: Tensor) -> Tensor:
         if factor.shape[:2] == (1, 1):
             return factor[0]
         return factor[group if factor.shape[0] > 1 else 0, row if factor.shape[1] > 1 else 0]
 
-    return cut(pair[0]), cut(pair[1])
+    return of_these(pair[0]), of_these(pair[1])
 
 
-def S_is_sharded(param: Tensor, view: View) -> TypeGuard[DTensor]:
-    """Whether S has an entry for each row, and is sharded with them."""
-    leading = view.S[0] * view.S[1] if _splits_rows(param, view) else view.S[0] if view.S else 0
-    return is_sharded(param) and view.S_size == (param.shape[0],) and leading == param.shape[0]
-
-
-# Over ranks -----------------------------------------------------------------------------------------------------
+# Sums over ranks ------------------------------------------------------------------------------------------------
 
 
 class ReduceGroup(NamedTuple):
@@ -122,42 +131,52 @@ class ReduceGroup(NamedTuple):
 
 
 def ranks_of(params: Sequence[Tensor]) -> ReduceGroup | None:
-    """The ranks of the mesh that the parameters are on; else all ranks. None for a single one."""
+    """The ranks of the mesh that the parameters are on; without a mesh all ranks. None for a single one."""
     if not params or not (dist.is_available() and dist.is_initialized()):
         return None
-    mesh = next((p.device_mesh for p in params if isinstance(p, DTensor)), None)
+    mesh = next((p.device_mesh for p in params if is_dtensor(p)), None)
     size = dist.get_world_size() if mesh is None else mesh.size()
     if size == 1:
         return None
     if mesh is None or size == dist.get_world_size():
         group = dist.group.WORLD
     else:
-        group = mesh.get_group() if mesh.ndim == 1 else mesh._flatten().get_group()
+        group = mesh.get_group() if mesh.ndim == 1 else flattened(mesh).get_group()
     assert group is not None
     return ReduceGroup(group, params[0].device if mesh is None else torch.device(mesh.device_type))
 
 
-def summed(parts: Mapping[Key, tuple[Tensor, ...]], ranks: ReduceGroup) -> dict[Key, tuple[Tensor, ...]]:
-    """Sums tensors over ranks, all of them by one all-reduce of their numbers in a row.
+Tensors = Mapping[Any, tuple[Tensor, ...]]
+
+
+def sum_over_ranks(mappings: Sequence[Tensors], ranks: ReduceGroup) -> list[dict[Any, tuple[Tensor, ...]]]:
+    """Sums tensors over ranks, all of them in one all-reduce.
 
     Args:
-        parts: the same keys in the same order, with tensors of the same shapes, on every rank.
+        mappings: the same keys in the same order, with tensors of the same shapes, on every rank.
+
+    Returns:
+        the mappings, with sums for tensors.
     """
-    tensors = [tensor for several in parts.values() for tensor in several]
+    tensors = [tensor for mapping in mappings for several in mapping.values() for tensor in several]
+    if not tensors:
+        return [{} for _ in mappings]
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
     flat = torch.cat([t.reshape(-1).to(ranks.device, dtype) for t in tensors])
     dist.all_reduce(flat, group=ranks.group)
-    pieces = flat.split([t.numel() for t in tensors])
-    sums = iter([p.view(t.shape).to(t.device, t.dtype) for p, t in zip(pieces, tensors, strict=True)])
-    return {key: tuple(next(sums) for _ in several) for key, several in parts.items()}
+    parts = zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)
+    sums = (part.view(t.shape).to(t.device, t.dtype) for part, t in parts)
+    return [
+        {key: tuple(next(sums) for _ in several) for key, several in mapping.items()} for mapping in mappings
+    ]
 
 
-def total(values: Tensor, params: Sequence[Tensor]) -> Tensor:
+def sum_over_shards(values: Tensor, params: Sequence[Tensor]) -> Tensor:
     """Sums a value of each parameter, [parameters], over the ranks that hold different rows of it."""
     ranks = ranks_of(params)
     sharded = [is_sharded(param) for param in params]
     if ranks is None or not any(sharded):
         return values
-    speaking = [is_sharded(param) and is_primary_replica(param) for param in params]
-    ((sums,),) = summed({0: (values * values.new_tensor(speaking),)}, ranks).values()
+    counted = [is_sharded(param) and is_primary_replica(param) for param in params]
+    ((sums,),) = sum_over_ranks([{0: (values * values.new_tensor(counted),)}], ranks)[0].values()
     return torch.where(torch.tensor(sharded, device=values.device), sums, values)

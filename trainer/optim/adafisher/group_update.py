@@ -1,135 +1,141 @@
-"""What updates a group's parameters until the next refresh, in the fastest way there is.
+"""The update of a parameter group: its parameters, gradients and factors as lists, and the fastest way to update them.
 
-On a GPU by kernels of Triton; compiled, if asked for; else block by block.
+On a GPU that is by kernels of Triton; compiled, if asked for; else block by block.
 """
 
+from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from trainer.optim.adafisher import dtensor, update
-from trainer.optim.adafisher.mean_squares import has_triton
-from trainer.optim.adafisher.update import Pair
+from . import dtensor, update_blocked, update_compiled
+from .mean_squares import has_triton
+from .preconditioners import Curvatures
+from .state import Tracked
+from .views import Pair
 
 if TYPE_CHECKING:
-    from trainer.optim.adafisher.update_triton import Kernels
+    from .update_triton import Kernels
 
 
-class Work:
-    """The parameters of a group that have a gradient, with their state and factors.
+class GroupUpdate:
+    """Updates the parameters of a group that have a gradient, until `is_current` says that another one must be made.
 
     Args:
         group: of the optimizer; its rates are looked up at every step.
-        states: of the parameters that have a gradient; so are the other lists.
-        shapes: in which the rows here broadcast against the factors.
-        factors: H' and S' of the rows here.
-        decoupled: weight decay.
+        tracked: those of its parameters that have a gradient.
+        curvatures: H' and S' of all of them, which stay where they are in memory.
+        decoupled: whether weight decay bypasses the preconditioner.
         compile: the updates.
     """
 
     def __init__(
         self,
         group: dict[str, Any],
-        states: list[dict[str, Any]],
-        shapes: list[tuple[int, ...]],
-        factors: list[list[Pair]],
-        dampings: list[float],
+        tracked: Sequence[Tracked],
+        curvatures: Curvatures,
         *,
         decoupled: bool,
         compile: bool,
     ) -> None:
-        self.group = group
-        self.damping = group["damping"]
-        self.present = [param.grad is not None for param in group["params"]]
-        self.owners = [param for param in group["params"] if param.grad is not None]
-        self.sizes = [owner.numel() for owner in self.owners]
-        self.steps = torch.stack([state["step"] for state in states]) if states else torch.empty(0)
-        for state, step in zip(states, self.steps.unbind(), strict=True):
-            state["step"] = step  # a view, so that all are counted at once
-        self.params = _cut(self.owners, shapes)
-        self.places = [param.data_ptr() for param in self.params]
-        self.sharded = any(dtensor.is_sharded(owner) for owner in self.owners)
-        self.viewed = [i for i, owner in enumerate(self.owners) if owner.shape != shapes[i]]
-        self.exp_avgs = _cut([state["exp_avg"] for state in states], shapes)
-        self.factors = factors
-        self.dampings = dampings
-        self.decoupled = decoupled
-        self.compile = compile
-        self.kernels = (
-            None if compile else gpu_kernels(self.params, self.exp_avgs, factors, dampings, self.sizes)
-        )
+        self._group = group
+        self._damping = group["damping"]
+        self._has_gradient = [param.grad is not None for param in group["params"]]
+        self._decoupled = decoupled
+        self.owners = [t.param for t in tracked]
+        """The parameters as the optimizer has them, which may be sharded."""
+        self.is_sharded = any(dtensor.is_sharded(owner) for owner in self.owners)
+        self._steps = torch.stack([t.state["step"] for t in tracked]) if tracked else torch.empty(0)
+        for t, step in zip(tracked, self._steps.unbind(), strict=True):
+            t.state["step"] = step  # a view, so that all are counted at once
 
-    def holds(self) -> bool:
+        shapes = [dtensor.local_shape(t.param, t.view) for t in tracked]
+        self._params = _local_views(self.owners, shapes)
+        self._places = [param.data_ptr() for param in self._params]
+        self._viewed = [i for i, owner in enumerate(self.owners) if owner.shape != shapes[i]]
+        self._exp_avgs = _local_views([t.state["exp_avg"] for t in tracked], shapes)
+        self._factors = [curvatures[t.param].local for t in tracked]
+        self._dampings = [t.damping for t in tracked]
+        self._floors = [curvatures[t.param].floor for t in tracked]
+        self._sizes = [owner.numel() for owner in self.owners]
+        self._functions: ModuleType = update_compiled if compile else update_blocked
+        self._kernels = None
+        if not compile:
+            lists = (self._factors, self._dampings, self._floors, self._sizes)
+            self._kernels = gpu_kernels(self._params, self._exp_avgs, *lists)
+
+    def is_current(self) -> bool:
         """Whether the same parameters still have gradients, and are where they were."""
-        grads = [param.grad for param in self.group["params"]]
+        grads = [param.grad for param in self._group["params"]]
+        params = map(dtensor.local_tensor, self.owners) if self.is_sharded else self.owners
         return (
-            self.present == [grad is not None for grad in grads]
-            and self.damping == self.group["damping"]
+            self._has_gradient == [grad is not None for grad in grads]
+            and self._damping == self._group["damping"]
             and not any(grad.is_sparse for grad in grads if grad is not None)
-            and [
-                p.data_ptr()
-                for p in (map(dtensor.local_tensor, self.owners) if self.sharded else self.owners)
-            ]
-            == self.places
+            and [param.data_ptr() for param in params] == self._places
         )
 
-    def grads(self) -> list[Tensor]:
-        """Of the rows here."""
-        grads = [owner.grad for owner in self.owners]
-        if self.sharded:
+    def count_step(self) -> None:
+        """Adds one to the step of every parameter."""
+        self._steps += 1
+
+    def sum_of_squares(self) -> Tensor:
+        """Σ u² over the rows of each parameter on this rank, [parameters]."""
+        grads, beta = self._grads(), self._group["beta"]
+        if self._kernels:
+            return self._kernels.sum_of_squares(grads, beta=beta)
+        return self._functions.sum_of_squares(grads, self._exp_avgs, self._factors, self._dampings, beta=beta)
+
+    def normalized_update(self, sums: Tensor | None) -> None:
+        """`update.normalized_update` of all parameters, given Σ u² over all rows of each where they are sharded."""
+        grads, options = self._grads(), {**self._options(), "sums": sums}
+        if self._kernels:
+            self._kernels.normalized_update(grads, **options)
+            return
+        lists = (self._params, grads, self._exp_avgs, self._factors, self._dampings)
+        self._functions.normalized_update(*lists, torch.stack(self._floors), self._sizes, **options)
+
+    def bias_corrected_update(self) -> None:
+        """`update.bias_corrected_update` of all parameters."""
+        grads, options = self._grads(), {**self._options(), "decoupled": self._decoupled}
+        options["corrections"] = [1 - self._group["beta"] ** step for step in self._steps.tolist()]
+        if self._kernels:
+            self._kernels.bias_corrected_update(grads, **options)
+            return
+        lists = (self._params, grads, self._exp_avgs, self._factors, self._dampings)
+        self._functions.bias_corrected_update(*lists, **options)
+
+    def _options(self) -> dict[str, Any]:
+        group = self._group
+        return {"lr": float(group["lr"]), "beta": group["beta"], "weight_decay": group["weight_decay"]}
+
+    def _grads(self) -> list[Tensor]:
+        """Gradients of the rows on this rank, in the shapes of the views."""
+        grads: list[Any] = [owner.grad for owner in self.owners]
+        if self.is_sharded:
             grads = [dtensor.local_tensor(grad) for grad in grads]
-        for i in self.viewed:
-            grads[i] = grads[i].view(self.params[i].shape)
+        for i in self._viewed:
+            grads[i] = grads[i].view(self._params[i].shape)
         return grads
 
-    def measured(self, grads: list[Tensor]) -> Tensor:
-        """Σ u² of the rows here, [parameters]."""
-        beta = self.group["beta"]
-        if self.kernels:
-            return self.kernels.measured(grads, beta=beta)
-        measure = update.compiled(update.measured_graph) if self.compile else update.measured
-        return measure(grads, self.exp_avgs, self.factors, self.dampings, beta=beta)
 
-    def calibrated(self, grads: list[Tensor], squares: Tensor | None) -> None:
-        """Updates as the rule does. ``squares``: Σ u² of all rows, where there are others elsewhere."""
-        options: dict[str, Any] = {
-            "lr": float(self.group["lr"]),
-            "beta": self.group["beta"],
-            "weight_decay": self.group["weight_decay"],
-            "squares": squares,
-        }
-        if self.kernels:
-            self.kernels.calibrated(grads, **options)
-        else:
-            lists = (self.params, grads, self.exp_avgs, self.factors, self.dampings)
-            update.calibrated(*lists, sizes=self.sizes, compile=self.compile, **options)
-
-    def momentum(self, grads: list[Tensor]) -> None:
-        """Updates as the two other rules do."""
-        lr, beta = float(self.group["lr"]), self.group["beta"]
-        options = {
-            "lr": lr,
-            "beta": beta,
-            "weight_decay": self.group["weight_decay"],
-            "decoupled": self.decoupled,
-            "step_sizes": [lr / (1 - beta**step) for step in self.steps.tolist()],
-        }
-        if self.kernels:
-            self.kernels.momentum(grads, **options)
-        else:
-            apply = update.compiled(update.momentum_graph) if self.compile else update.momentum
-            apply(self.params, grads, self.exp_avgs, self.factors, self.dampings, **options)
-
-
-def _cut(tensors: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
+def _local_views(tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     return [dtensor.local_tensor(tensor).view(shape) for tensor, shape in zip(tensors, shapes, strict=True)]
 
 
-def gpu_kernels(params: list[Tensor], exp_avgs: list[Tensor], *lists: Any) -> "Kernels | None":
-    """Kernels of Triton, where there is a GPU, Triton is installed, and the parameters are such as they can update."""
+def gpu_kernels(
+    params: list[Tensor],
+    exp_avgs: list[Tensor],
+    factors: Sequence[Sequence[Pair]],
+    dampings: Sequence[float],
+    floors: Sequence[Tensor],
+    sizes: Sequence[int],
+) -> "Kernels | None":
+    """Kernels of Triton, if there is a GPU, Triton is installed, and they can update these parameters."""
     if not params or not params[0].is_cuda or not has_triton():
         return None
-    from trainer.optim.adafisher.update_triton import Kernels, fits
+    from .update_triton import Kernels, fits
 
-    return Kernels(params, exp_avgs, *lists) if fits(params, exp_avgs) else None
+    return Kernels(params, exp_avgs, factors, dampings, floors, sizes) if fits(params, exp_avgs) else None

@@ -1,4 +1,4 @@
-"""Hooks on the layers of a model: which layer saw which rows, committed when their gradient arrives."""
+"""Hooks on the layers of a model: which layer saw which rows, recorded when their gradient arrives."""
 
 import weakref
 from collections.abc import Mapping
@@ -8,17 +8,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainer.optim.adafisher.layers import Layer
-
-_NO_BACKWARD = -1
+from ._torch_private import NO_BACKWARD, current_backward, foreach_div_, foreach_mul_
+from .layers import Layer
 
 
 class Rows(NamedTuple):
-    """Means of H and S over the rows that a layer saw, and a weight in proportion to their number."""
+    """What one layer saw on this rank since the last refresh."""
 
     H: Tensor
+    """Mean over the rows, in the shape that the layer gives it."""
     S: Tensor
-    weight: float
+    """Likewise."""
+    rows: float
+    """How many there were: samples, times positions or tokens."""
+    samples: float
+    """Of how many samples."""
 
 
 class Capture:
@@ -36,12 +40,14 @@ class Capture:
         weakref.finalize(self, _detach, self._handles)
 
     def attach(self) -> None:
+        """Puts hooks on all layers, and compiled functions into eager mode, until `detach`."""
         if not self._handles:
             for module, layer in self.layers.items():
                 self._handles.append(module.register_forward_hook(_Hook(self, layer), with_kwargs=True))
             _eager.hold(self._handles)
 
     def detach(self) -> None:
+        """Removes the hooks; keeps what was captured."""
         _detach(self._handles)
 
     def clear(self) -> None:
@@ -49,12 +55,12 @@ class Capture:
         self._seen.clear()
 
     def collect(self, scale: float | Tensor, per_sample: bool, ranks: int = 1) -> dict[nn.Module, Rows]:
-        """H and S of every layer that got a gradient; drops what was captured.
+        """Returns what every layer that got a gradient saw, and drops it.
 
         Args:
-            scale: what a GradScaler multiplied the loss with.
-            per_sample: S of the gradients of each sample's loss, else of their mean over all micro-batches of so
-                many ranks.
+            scale: the factor by which a GradScaler multiplied the loss.
+            per_sample: S of the gradients of each sample's loss; else of the mean loss over all micro-batches of
+                ``ranks`` ranks.
         """
         seen = {**self._seen}
         self.clear()
@@ -62,59 +68,59 @@ class Capture:
             return {}
         Ss = [of_layer.S for of_layer in seen.values()]
         units = [float(of_layer.samples) if per_sample else 1 / ranks for of_layer in seen.values()]
-        torch._foreach_mul_(Ss, [unit**2 for unit in units])
-        torch._foreach_div_(Ss, scale**2)
-        return {module: Rows(of_layer.H, of_layer.S, of_layer.weight) for module, of_layer in seen.items()}
+        foreach_mul_(Ss, [unit**2 for unit in units])
+        foreach_div_(Ss, scale**2)
+        return {module: Rows(item.H, item.S, item.rows, item.samples) for module, item in seen.items()}
 
-    def commit(self, module: nn.Module, layer: Layer, H: Tensor, s: Tensor) -> None:
-        """Takes in one call of a layer, now that its gradient is here."""
+    def record(self, module: nn.Module, layer: Layer, H: Tensor, s: Tensor) -> None:
+        """Takes in one call of a layer: its H, and the gradient of its output, which has just arrived."""
         S = layer.S(s.detach())
-        self._seen.setdefault(module, _Seen()).add(H, S, s.shape, torch._C._current_graph_task_id())
+        self._seen.setdefault(module, _Seen()).add(H, S, s.shape, current_backward())
 
 
 class _Seen:
-    """What one layer saw since the last refresh: means of H and S, weighted by the number of rows."""
+    """Running means of one layer's H and S over the rows since the last refresh."""
 
     def __init__(self) -> None:
-        self.weight = 0
+        self.rows = 0.0
         self.samples = 0
-        self.backward = _NO_BACKWARD
+        self.backward = NO_BACKWARD
 
     def add(self, H: Tensor, S: Tensor, shape: torch.Size, backward: int) -> None:
-        weight = shape.numel()  # proportional to the number of rows
-        self.weight += weight
-        if self.weight == weight:
+        rows = shape.numel() / S.numel()
+        self.rows += rows
+        if self.rows == rows:
             self.H, self.S = H, S
         else:
-            self.H = torch.lerp(self.H, H, weight / self.weight)
-            self.S = torch.lerp(self.S, S, weight / self.weight)
+            self.H = torch.lerp(self.H, H, rows / self.rows)
+            self.S = torch.lerp(self.S, S, rows / self.rows)
         if backward != self.backward:  # a layer called twice in one forward saw the same samples twice
             self.samples += shape[0] if len(shape) > 1 else 1
             self.backward = backward
 
 
 class _Hook:
-    """Forward hook of one layer. It takes H now and holds it until the gradient of the output comes with S."""
+    """Forward hook of one layer: computes H at once and holds it until the gradient of the output comes with S."""
 
     def __init__(self, capture: Capture, layer: Layer) -> None:
         self.capture = weakref.ref(capture)
         self.layer = layer
 
     @torch.no_grad()
-    def _input_factor(self, x: Tensor, output: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return self.layer.H(x.detach(), output.shape)
+    def _input_factor(self, inputs: list[Tensor], output: Tensor) -> Tensor:
+        with torch.autocast(output.device.type, enabled=False):
+            return self.layer.H(*(x.detach() for x in inputs), output.shape)
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
         capture = self.capture()
         if capture is None or not module.training or not output.requires_grad:
             return
-        if torch._C._current_graph_task_id() != _NO_BACKWARD:
+        if current_backward() != NO_BACKWARD:
             # Recomputed by activation checkpointing. Only the reentrant kind runs a backward through this graph.
             output.register_hook(_refuse_reentrant)
             return
-        H = self._input_factor(args[0] if args else next(iter(kwargs.values())), output)
-        output.register_hook(partial(capture.commit, module, self.layer, H))
+        H = self._input_factor([x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)], output)
+        output.register_hook(partial(capture.record, module, self.layer, H))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _NoHook, ()  # a copied or pickled model is not this optimizer's

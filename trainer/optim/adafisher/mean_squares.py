@@ -79,7 +79,7 @@ def _is_for_kernel(rows: Tensor) -> bool:
 
 
 def _kernel() -> ModuleType:
-    from trainer.optim.adafisher import mean_squares_triton
+    from . import mean_squares_triton
 
     return mean_squares_triton
 

@@ -1,35 +1,26 @@
-"""The AdaFisher optimizer. It needs torch alone: ``from trainer.optim import AdaFisher`` works in any program."""
+"""The AdaFisher optimizer. To understand the rule, read `reference`: it is the same in 120 plain lines."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from trainer.optim.adafisher import dtensor, refresh, update
-from trainer.optim.adafisher.diagnostics import curvature, momentum_square
-from trainer.optim.adafisher.group_update import Work
-from trainer.optim.adafisher.hooks import Capture, Rows
-from trainer.optim.adafisher.layers import Layer, gradient_view, layer_of
-from trainer.optim.adafisher.mean_squares import factor_dtype
-from trainer.optim.adafisher.refresh import Curvature, Use
-from trainer.optim.adafisher.rules import RULES
-
-__all__ = ["AdaFisher", "AdaFisherW"]
+from . import dtensor, refresh
+from .diagnostics import Coverage, coverage_of, diagnose, full_preconditioner
+from .group_update import GroupUpdate
+from .hooks import Rows
+from .layerwise import LayerwiseOptimizer
+from .limits import Count, Fraction, NonNegative, Positive, check
+from .rules import RULES, RuleName
+from .state import Tracked
 
 
-class Coverage(NamedTuple):
-    """Where a parameter's curvature comes from, and the shapes of H and S of each use."""
-
-    parameter: str
-    source: str
-    H: list[tuple[int, ...]]
-    S: list[tuple[int, ...]]
-
-
-class AdaFisher(Optimizer):
+class AdaFisher(LayerwiseOptimizer):
     r"""Momentum preconditioned by two diagonals of the Fisher information for each layer.
+
+    To understand or change the rule, read ``reference.py`` in this folder first: the default rule on one device, in
+    plain code, with which this class is tested to agree.
 
     For a layer, h are the rows that its weight multiplies (samples, tokens, patches of a convolution; with a bias,
     h has a 1 at its end) and s the rows of the gradient of the per-sample loss with respect to its output:
@@ -44,10 +35,14 @@ class AdaFisher(Optimizer):
     over their means, λ is relative to a curvature of mean one, and an update has a length of its own:
 
         m ← β m + (1 − β) g        n = β m + (1 − β) g        u = n / F̃
-        θ ← (1 − η κ) θ − η 0.2 u / rms(u)
+        θ ← (1 − η κ) θ − η 0.2 u / max(rms(u), ε)
 
-    ``"paper"`` (Algorithm 1): H' and S' are the bias-corrected averages, min-max normalised; a vector whose range is
-    under 1 % of its maximum gives ones. ``"released"`` (the authors' code): fresh factors are min-max normalised, then
+    ε is met by gradients that are 3e-4 times smaller than H and S say of real ones: by rounding noise, such as that of
+    a convolution's bias before a batch norm, which therefore stays. (Gradients that are clipped to so small a part
+    meet it as well.)
+
+    ``"paper"`` (Algorithm 1): H' and S' are the bias-corrected averages, min-max normalized; a vector whose range is
+    under 1 % of its maximum gives ones. ``"released"`` (the authors' code): new factors are min-max normalized, then
     averaged by H ← γ/10 H + γ/100 H_new, so that the curvature fades: in the end it is momentum SGD of learning rate
     η/λ · (1 − β). Both then take
 
@@ -56,19 +51,19 @@ class AdaFisher(Optimizer):
     with κ θ added to g, or ``decoupled``, added to the update.
 
     A weight that several layers share adds the products of its uses. A parameter of a layer whose type is not known,
-    or whose ``forward`` is never called, has S and H from the row and column means of its squared gradient.
-    Factors are float32, float64 for float64 parameters. Hooks are attached for steps that refresh only. A compiled
-    model runs eagerly in these steps, and compiled in the others.
+    or whose ``forward`` is never called, has S and H from the row and column means of its squared gradient;
+    `register_layer` makes a type known. Hooks are attached for steps that refresh only. A compiled model runs
+    eagerly in these steps, and compiled in the others.
 
     Args:
         model: the model that owns the parameters. It runs in training mode under gradients; what runs in ``eval()``,
             without gradients, or again for activation checkpointing (``use_reentrant=False``) counts for nothing.
-        params: parameters, named parameters or groups with options of their own; left out, all of the model's.
+        params: parameters, named parameters or groups with options of their own; all of the model's if left out.
         lr: learning rate η ≥ 0. Calibrated: 1e-2, on the scale of AdamW's; else 1e-3.
         beta: decay β of the momentum, 0 ≤ β < 1.
         damping: λ > 0. Calibrated: 0.01, relative; λ → ∞ is plain momentum. Else 1e-3, absolute.
         gamma: weight γ of the old factors, 0 ≤ γ < 1. Calibrated: 0.95; else 0.8. (In one reading of the paper γ
-            weights the new ones; here it never does.)
+            weights the new ones; not here.)
         weight_decay: κ ≥ 0. Decoupled: 1e-2; else 5e-4.
         decoupled: whether weight decay bypasses the preconditioner. Always under ``"calibrated"``.
         rule: ``"calibrated"``, ``"paper"`` or ``"released"``.
@@ -78,8 +73,32 @@ class AdaFisher(Optimizer):
         fused: ``"compile"`` updates all parameters by one compiled function. On a GPU it is slower than None, with
             which kernels of Triton, if installed, update all parameters of a group at once.
 
+    State of a parameter of shape ``[rows, ...]``, by key. Further uses of a shared weight have the keys of factors with
+    ``_1``, ``_2`` and so on at their ends. Factors are float32, or float64 for float64 parameters; under FSDP
+    ``exp_avg`` and S are sharded like the parameter, H is not.
+
+        step          []                    steps taken with a gradient
+        exp_avg       [rows, ...]           m
+        H             [columns (+ 1)]       average; with the bias's entry. [groups, columns (+ 1)] of a grouped
+                                            convolution, [1] of a norm's bias, [channels] of its weight
+        S             [rows]                average; [width] of an embedding, [channels] of a norm
+        row_weight    float                 rows / samples² of the last refresh, by which mean S · mean H is the
+                                            mean square of a gradient whose rows have random signs; 0 if unknown
+        refreshes     int                   how many refreshes are in the averages
+        captured      0 or 1                whether H and S come from the rows of a layer; else from the gradient
+        refreshed     int                   the step of the last refresh
+
     With a GradScaler whose ``unscale_`` is called before ``step``, set ``optimizer.grad_scaler = scaler``: the factors
     are taken from scaled gradients. ``zero_grad`` also drops what was captured, so that a step may be skipped.
+
+    Example::
+
+        model = nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 3))
+        optimizer = AdaFisher(model, lr=1e-2)
+        for x, y in batches:
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
 
     Raises:
         TypeError: the model is missing.
@@ -95,14 +114,14 @@ class AdaFisher(Optimizer):
         model: nn.Module,
         params: Iterable[Any] | None = None,
         *,
-        lr: float | Tensor | None = None,
-        beta: float = 0.9,
-        damping: float | None = None,
-        gamma: float | None = None,
-        weight_decay: float | None = None,
+        lr: NonNegative | None = None,
+        beta: Fraction = 0.9,
+        damping: Positive | None = None,
+        gamma: Fraction | None = None,
+        weight_decay: NonNegative | None = None,
         decoupled: bool | None = None,
-        rule: Literal["calibrated", "paper", "released"] = "calibrated",
-        update_interval: int | None = None,
+        rule: RuleName = "calibrated",
+        update_interval: Count | None = None,
         capture: Literal["hooks", "gradient"] = "hooks",
         fused: Literal["compile"] | None = None,
     ) -> None:
@@ -111,237 +130,42 @@ class AdaFisher(Optimizer):
                 "AdaFisher's first argument is the model, whose layers it watches: AdaFisher(model, params, ...), "
                 f"but it is a {type(model).__name__}"
             )
-        if rule not in RULES:
-            raise ValueError(f"Invalid rule: {rule!r}, must be one of {', '.join(RULES)}")
-        if capture not in ("hooks", "gradient"):
-            raise ValueError(f"Invalid capture: {capture!r}, must be 'hooks' or 'gradient'")
-        if fused not in (None, "compile"):
-            raise ValueError(f"Invalid fused: {fused!r}, must be None or 'compile'")
-        if rule == "calibrated" and decoupled is False:
-            raise ValueError("Invalid decoupled: False, rule='calibrated' always decouples weight decay")
-        default = RULES[rule]
-        if update_interval is None:
-            update_interval = default.update_interval
-        if update_interval < 1:
-            raise ValueError(f"Invalid update_interval: {update_interval}, must be >= 1")
-
+        check(AdaFisher.__init__, rule=rule, capture=capture, fused=fused)
+        own = RULES[rule]
+        if own.always_decoupled and decoupled is False:
+            raise ValueError(f"Invalid decoupled: False, rule={rule!r} always decouples weight decay")
         self.model = model
         self.rule = rule
-        self.decoupled = rule == "calibrated" if decoupled is None else decoupled
-        self.update_interval = update_interval
+        self.decoupled = own.always_decoupled if decoupled is None else decoupled
+        self.update_interval = own.update_interval if update_interval is None else update_interval
         self.capture = capture
         self.fused = fused
-        self.grad_scaler: torch.amp.GradScaler | None = None
-        self._bind()
+        check(AdaFisher.__init__, update_interval=self.update_interval)
+        decay = own.decoupled_weight_decay if self.decoupled else own.weight_decay
         defaults = {
-            "lr": default.lr if lr is None else lr,
+            "lr": own.lr if lr is None else lr,
             "beta": beta,
-            "damping": default.damping if damping is None else damping,
-            "gamma": default.gamma if gamma is None else gamma,
-            "weight_decay": (1e-2 if self.decoupled else 5e-4) if weight_decay is None else weight_decay,
+            "damping": own.damping if damping is None else damping,
+            "gamma": own.gamma if gamma is None else gamma,
+            "weight_decay": decay if weight_decay is None else weight_decay,
         }
-        super().__init__(model.named_parameters() if params is None else params, defaults)
-        self._step_supports_amp_scaling = True
-        self._arrange_hooks()
-
-    # Parameters, their layers and their state
-
-    def _bind(self) -> None:
-        """Finds the layers of known type, and the uses of each parameter by identity."""
-        self._names = {param: name for name, param in self.model.named_parameters()}
-        self._uses: dict[Tensor, list[Use]] = {}
-        self._curvature: dict[Tensor, Curvature] = {}  # since the last refresh
-        self._preconditioners: dict[tuple[torch.device, torch.dtype], refresh.Preconditioners] = {}
-        self._works: list[Work] = []  # as of the last refresh
-        self._steps = 0
-        layers: dict[nn.Module, Layer] = {}
-        for module in self.model.modules() if self.capture == "hooks" else ():
-            layer = layer_of(module, self.rule)
-            for name, view in layer.views.items() if layer else ():
-                param = module._parameters.get(name)
-                if layer is None or param is None:
-                    continue
-                uses = self._uses.setdefault(param, [])
-                if not uses or uses[0].view.shape == view.shape:
-                    uses.append(Use(module, layer.kind, view, f"_{len(uses)}" if uses else ""))
-                    layers[module] = layer
-        self._capture = Capture(layers)
+        super().__init__(model, params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        self._works = []
-        group = self.param_groups[-1]
-        if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
+        options = {**self.defaults, **param_group}
+        if isinstance(options["lr"], Tensor) and options["lr"].numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
-        for name in ("lr", "weight_decay"):
-            if not group[name] >= 0.0:
-                raise ValueError(f"Invalid {name}: {group[name]}, must be >= 0")
-        for name in ("beta", "gamma"):
-            if not 0.0 <= group[name] < 1.0:
-                raise ValueError(f"Invalid {name}: {group[name]}, must be in [0, 1)")
-        if not group["damping"] > 0.0:
-            raise ValueError(f"Invalid damping: {group['damping']}, must be > 0")
-        for param in group["params"]:
-            if isinstance(param, nn.UninitializedParameter):
-                raise ValueError(
-                    "A lazy parameter has no shape yet: run the model once before making AdaFisher"
-                )
-            if param not in self._names:
-                self._names = {p: name for name, p in self.model.named_parameters()}
-            if param not in self._names:
-                raise ValueError(
-                    f"A parameter of shape {tuple(param.shape)} is not one of the model's: "
-                    "AdaFisher needs the model that owns the parameters"
-                )
-            if torch.is_complex(param):
-                raise ValueError(f"AdaFisher does not support complex parameters: {self._names[param]}")
-            if param.requires_grad:
-                self._init_state(param)
-
-    def _init_state(self, param: Tensor) -> None:
-        uses = self._uses.setdefault(param, [Use(None, "gradient", gradient_view(param), "")])
-        state = self.state[param]
-        state["step"] = torch.tensor(0.0)
-        state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        dtype = factor_dtype(param.dtype)
-        for use in uses:
-            state[f"H{use.suffix}"] = torch.ones(use.view.H_size, dtype=dtype, device=param.device)
-            S = torch.ones(use.view.S_size, dtype=dtype, device=param.device)
-            state[f"S{use.suffix}"] = (
-                dtensor.shard_like(param, S) if dtensor.S_is_sharded(param, use.view) else S
-            )
-            state[f"refreshes{use.suffix}"] = 0
-        state["captured"] = 0  # whether H and S come from the rows of a layer; else from the gradient
-        state["refreshed"] = 0  # the step of the last refresh
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        super().load_state_dict(state_dict)  # type: ignore[arg-type]
-        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for i, param in zip(saved_ids, params, strict=True):
-            saved, state = state_dict["state"].get(i, {}), self.state.get(param, {})
-            for use in self._uses.get(param, ()) if saved else ():
-                for key, size in (f"H{use.suffix}", use.view.H_size), (f"S{use.suffix}", use.view.S_size):
-                    if key not in saved or saved[key].shape != torch.Size(size):
-                        raise ValueError(
-                            f"The loaded state has no {key} of shape {tuple(size)} for {self._names[param]}: "
-                            "it is of another model, rule, capture or optimizer"
-                        )
-                    # torch casts state to the dtype of the parameter, which may be half precision
-                    dtype = factor_dtype(param.dtype)
-                    value = saved[key].detach().to(device=param.device, dtype=dtype, copy=True)
-                    sharded = key[0] == "S" and dtensor.S_is_sharded(param, use.view)
-                    if sharded and not dtensor.is_sharded(value):
-                        value = dtensor.shard_like(param, value)
-                    state[key] = value
-        self._resume()
-
-    def _resume(self) -> None:
-        """Takes up the place that the state is at."""
-        self._curvature.clear()
-        self._preconditioners.clear()
-        self._works = []
-        self._capture.clear()
-        self._steps = max((int(state["step"]) for state in self.state.values() if state), default=0)
-        self._arrange_hooks()
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = ("model", "rule", "decoupled", "update_interval", "capture", "fused", "grad_scaler")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "model" in state:  # unpickled or copied, not loaded
-            self._step_supports_amp_scaling = True
-            self._bind()
-            for param in self.state:
-                self._uses.setdefault(param, [Use(None, "gradient", gradient_view(param), "")])
-            self._resume()
-
-    # Capture
-
-    @property
-    def needs_refresh(self) -> bool:
-        """Whether the coming step refreshes the factors; its forward then runs hooks, compiled models eagerly."""
-        return self._steps % self.update_interval == 0
-
-    def _arrange_hooks(self) -> None:
-        if self.capture == "hooks" and self.needs_refresh:
-            self._capture.attach()
-        else:
-            self._capture.detach()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Resets the gradients and drops what was captured with them."""
-        super().zero_grad(set_to_none)
-        self._capture.clear()
-
-    # Refresh
-
-    def _refresh(self, params: dict[Tensor, float], rows: dict[nn.Module, Rows]) -> None:
-        """Takes what layers saw, or the gradient where nothing can be seen, into the averages of H and S.
-
-        Args:
-            params: those to refresh, with γ.
-        """
-        layers, rule = self._capture.layers, RULES[self.rule]
-        fallback = [param for param in params if not self._is_plain(param)]
-        pending = [param for param in fallback if not self.state[param]["captured"]]
-        seen = refresh.over_ranks(
-            list(params), pending, self._uses, self.state, rows, layers if self.needs_refresh else {}
-        )
-        if layers and self._steps == 0 and not any(isinstance(key, nn.Module) for key in seen):
-            raise RuntimeError(
-                "AdaFisher has captured no layer: between making it and step(), call the model in training mode "
-                "and loss.backward(); for a model whose layers are not called, choose capture='gradient'"
-            )
-        fresh = refresh.fresh_factors(list(params), fallback, self._uses, self.state, seen)
-        refresh.average(fresh, params, self.state, seen, rule)
-        for param in dict.fromkeys(item.param for item in fresh):
-            self.state[param]["refreshed"] = self._steps
-        self._precondition([*dict.fromkeys(item.param for item in fresh)], seen)
-
-    def _precondition(self, params: list[Tensor], seen: refresh.Seen) -> None:
-        """Makes H' and S' of parameters from their averages; where S is sharded, of those in ``seen``."""
-        alike: dict[tuple[torch.device, torch.dtype], dict[Tensor, list[Use]]] = {}
-        for param in params:
-            H = self.state[param]["H"]
-            alike.setdefault((H.device, H.dtype), {})[param] = self._refreshed_uses(param)
-        for key, own in alike.items():
-            preconditioners = self._preconditioners.get(key)
-            if preconditioners is None or preconditioners.uses != own:
-                preconditioners = self._preconditioners[key] = refresh.Preconditioners(own, *key)
-                self._curvature.update(preconditioners.curvature)
-                self._works = []
-            factors = [
-                refresh.averages(param, use, self.state[param], seen)
-                for param, several in preconditioners.uses.items()
-                for use in several
-            ]
-            preconditioners.refresh(factors, RULES[self.rule])
-
-    def _refreshed_uses(self, param: Tensor) -> list[Use]:
-        uses, state = self._uses[param], self.state[param]
-        return [use for use in uses if state[f"refreshes{use.suffix}"]] or uses[:1]
-
-    def _is_plain(self, param: Tensor) -> bool:
-        """The released code gives parameters of layers that it does not know F̃ = 1."""
-        return self.rule == "released" and self.capture == "hooks" and self._uses[param][0].module is None
-
-    def _factors(self, param: Tensor) -> Curvature:
-        """H' and S' since the last refresh. After a restart all ranks take part in gathering them."""
-        if param not in self._curvature:
-            self._precondition([param], {})
-        return self._curvature[param]
-
-    def _damping(self, param: Tensor, group: dict[str, Any]) -> float:
-        return 0.0 if self._is_plain(param) else group["damping"]
+        check(AdaFisher.__init__, **{name: options[name] for name in self.defaults})
+        super().add_param_group(param_group)
 
     # Step
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs one optimization step, after a refresh of the factors if one is due.
+
+        Returns:
+            the loss that ``closure`` computed, or None.
 
         Raises:
             RuntimeError: the first step captured nothing; a gradient is sparse; the loss scale is not known.
@@ -355,7 +179,7 @@ class AdaFisher(Optimizer):
             self._capture.clear()
             return loss
         scale = self._unscale()
-        if self.needs_refresh or not self._works or not all(work.holds() for work in self._works):
+        if self.needs_refresh or not self._is_prepared():
             self._prepare(scale)
         self._capture.detach()  # and lets a compiled update run compiled
         self._update()
@@ -363,177 +187,88 @@ class AdaFisher(Optimizer):
         self._arrange_hooks()
         return loss
 
+    def _is_prepared(self) -> bool:
+        return bool(self._group_updates) and all(update.is_current() for update in self._group_updates)
+
     def _prepare(self, scale: float | Tensor) -> None:
-        """Refreshes factors, if that is due or a parameter has none yet, and finds out what there is to update."""
-        params = self._params_with_gradient()
-        rows: dict[nn.Module, Rows] = {}
-        due = params
+        """Refreshes the factors that are due, and lists what there is to update."""
+        tracked = self._tracked_with_gradient()
         if self.needs_refresh:
-            ranks = dtensor.ranks_of([*params])
-            size = ranks.group.size() if ranks else 1
-            rows = self._capture.collect(scale, per_sample=self.rule != "released", ranks=size)
-        else:  # until a layer is captured its parameters have the factors of their first gradient
-            due = {param: gamma for param, gamma in params.items() if not self._has_factors(param)}
-        if due:
-            self._refresh(due, rows)
-        unknown = [param for param in params if param not in self._curvature]
-        if unknown:
-            self._precondition(unknown, {})
-        if not self._works or not all(work.holds() for work in self._works):
-            self._works = [self._work(group) for group in self.param_groups]
-
-    def _params_with_gradient(self) -> dict[Tensor, float]:
-        """And their γ."""
-        params = {}
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is None:
-                    continue
-                if param.grad.is_sparse:
-                    raise RuntimeError("AdaFisher does not support sparse gradients")
-                if param not in self.state:  # it did not require gradients when the optimizer was made
-                    self._init_state(param)
-                params[param] = group["gamma"]
-        return params
-
-    def _has_factors(self, param: Tensor) -> bool:
-        refreshed = any(self.state[param][f"refreshes{use.suffix}"] for use in self._uses[param])
-        return refreshed or self._is_plain(param)
-
-    def _unscale(self) -> float | Tensor:
-        """Divides the gradients by the loss scale, unless the GradScaler has, and returns the scale."""
-        scale = getattr(self, "grad_scale", None)
-        if scale is not None:
-            for group in self.param_groups:
-                for param in group["params"]:
-                    if param.grad is not None:
-                        param.grad.div_(scale.to(param.grad.device))
-            return scale
-        if not hasattr(self, "found_inf"):
-            return 1.0
-        if self.grad_scaler is not None:
-            return self.grad_scaler.get_scale()
-        if self.capture == "hooks" and self.needs_refresh:
-            raise RuntimeError(
-                "AdaFisher cannot tell the loss scale once scaler.unscale_(optimizer) was called: "
-                "set optimizer.grad_scaler = scaler after making both"
+            ranks = dtensor.ranks_of([t.param for t in tracked])
+            captured = self._capture.collect(
+                scale, per_sample=self._rule.per_sample, ranks=ranks.group.size() if ranks else 1
             )
-        return 1.0
+            self._refresh(tracked, captured)
+        elif without := [t for t in tracked if not t.has_factors]:
+            self._refresh(without, {})  # from their gradients, until their layers are captured
+        missing = [t for t in tracked if t.param not in self._curvatures]
+        if missing and self._curvatures.refresh(missing, {}):
+            self._group_updates = []
+        if not self._is_prepared():
+            self._group_updates = [
+                GroupUpdate(
+                    group,
+                    [t for t in tracked if t.group is group],
+                    self._curvatures,
+                    decoupled=self.decoupled,
+                    compile=self.fused == "compile",
+                )
+                for group in self.param_groups
+            ]
+
+    def _refresh(self, tracked: list[Tracked], captured: dict[nn.Module, Rows]) -> None:
+        """Takes new factors into the averages of parameters, and preconditions by the averages."""
+        layers = self._capture.layers if self.needs_refresh else {}
+        inputs = refresh.gather(tracked, captured, layers)
+        if layers and self._steps == 0 and not inputs.by_layer:
+            raise RuntimeError(
+                "AdaFisher has captured no layer: between making it and step(), call the model in training mode "
+                "and loss.backward(); for a model whose layers are not called, choose capture='gradient'"
+            )
+        new = refresh.new_factors(tracked, inputs)
+        refresh.update_averages(new, inputs.full_S, self._rule)
+        refreshed = {item.of.param: item.of for item in new}
+        for t in refreshed.values():
+            t.state["refreshed"] = self._steps
+        if self._curvatures.refresh([*refreshed.values()], inputs.full_S):
+            self._group_updates = []
 
     def _update(self) -> None:
-        for work in self._works:
-            work.steps += 1
-        works = [(work, work.grads()) for work in self._works if work.owners]
-        squares: list[Tensor | None] = [None] * len(works)
-        if self.rule == "calibrated" and any(dtensor.is_sharded(p) for work, _ in works for p in work.owners):
-            here = torch.cat([work.measured(grads) for work, grads in works])
-            sums = dtensor.total(here, [param for work, _ in works for param in work.owners])
-            squares = list(sums.split([len(work.owners) for work, _ in works]))
-        for (work, grads), square in zip(works, squares, strict=True):
-            if self.rule == "calibrated":
-                work.calibrated(grads, square)
-            else:
-                work.momentum(grads)
+        for update in self._group_updates:
+            update.count_step()
+        updates = [update for update in self._group_updates if update.owners]
+        if not self._rule.normalize_update:
+            for update in updates:
+                update.bias_corrected_update()
+            return
+        sums: list[Tensor | None] = [None] * len(updates)
+        if any(update.is_sharded for update in updates):
+            local = torch.cat([update.sum_of_squares() for update in updates])
+            total = dtensor.sum_over_shards(local, [param for update in updates for param in update.owners])
+            sums = list(total.split([len(update.owners) for update in updates]))
+        for update, of_group in zip(updates, sums, strict=True):
+            update.normalized_update(of_group)
 
-    def _shape(self, param: Tensor) -> tuple[int, ...]:
-        """In which the rows here broadcast against H' and S'."""
-        view = self._uses[param][0].view
-        return dtensor.local_shape(param, view) if dtensor.is_sharded(param) else view.shape
-
-    def _work(self, group: dict[str, Any]) -> Work:
-        params = [param for param in group["params"] if param.grad is not None]
-        return Work(
-            group,
-            [self.state[param] for param in params],
-            [self._shape(param) for param in params],
-            [self._factors(param).local for param in params],
-            [self._damping(param, group) for param in params],
-            decoupled=self.decoupled,
-            compile=self.fused == "compile",
-        )
-
-    # What the user may ask
+    # Reports
 
     @torch.no_grad()
     def preconditioner(self, param: Tensor) -> Tensor:
-        """F̃ of a parameter, in its shape, as of the last refresh."""
-        group = next(group for group in self.param_groups if any(p is param for p in group["params"]))
-        factor = [part for pair in self._factors(param).whole for part in pair]
-        F = update.preconditioner(factor, self._damping(param, group))
-        return F.expand(self._uses[param][0].view.shape).reshape(param.shape)
+        """F̃ of a parameter, in its shape, as of the last refresh. Where it is sharded, all ranks must call this."""
+        tracked = next(t for t in self._tracked() if t.param is param)
+        return full_preconditioner(tracked, self._curvature_of(tracked))
 
     def coverage(self) -> list[Coverage]:
         """Of every trainable parameter: its name, the source of its curvature, the shapes of its H and S."""
-        rows = []
-        for group in self.param_groups:
-            for param in group["params"]:
-                uses, state = self._uses.get(param, []), self.state.get(param)
-                if not state:
-                    continue
-                known = state["captured"] or not any(state[f"refreshes{use.suffix}"] for use in uses)
-                source = " + ".join(use.kind for use in uses) if known else "gradient"
-                H, S = ([tuple(state[f"{key}{use.suffix}"].shape) for use in uses] for key in "HS")
-                rows.append(Coverage(self._names[param], source, H, S))
-        return rows
+        return [coverage_of(tracked) for tracked in self._tracked()]
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, dict[str, float]]:
-        """What the curvature does to each parameter that has been updated.
+        """What the curvature does to each parameter that has been updated. On several ranks, all must call this.
 
-        By name: ``share``, mean(S'H') / (mean(S'H') + λ); ``preconditioner_min``, ``_median``, ``_max`` of
-        F̃; ``update_ratio``, the norm of an update without weight decay over that of the parameter; ``age``, steps
-        since the factors were refreshed. Where parameters are sharded, all ranks must ask.
+        Returns:
+            by name of the parameter: ``share``, mean(S'H') / (mean(S'H') + λ); ``preconditioner_min``, ``_median``,
+            ``_max`` of F̃; ``update_ratio``, the norm of an update without weight decay over that of the parameter
+            (of a calibrated one above its floor); ``age``, steps since the factors were refreshed.
         """
-        updated = {
-            param: group
-            for group in self.param_groups
-            for param in group["params"]
-            if self.state.get(param) and self.state[param]["step"]
-        }
-        if not updated:
-            return {}
-        weights = torch.stack(
-            [torch.linalg.vector_norm(dtensor.local_tensor(p), dtype=torch.float64) for p in updated]
-        )
-        squares = torch.cat([weights.square(), self._update_squares(updated)])
-        norms = dtensor.total(squares, [*updated, *updated]).sqrt().tolist()
-        dampings = [self._damping(param, group) for param, group in updated.items()]
-        curvatures = [
-            curvature(self._factors(param).whole, damping, torch.Size(self._uses[param][0].view.shape))
-            for param, damping in zip(updated, dampings, strict=True)
-        ]
-        numbers = torch.stack([c.to(squares) for c in curvatures]).tolist()  # the only wait for a GPU
-        result = {}
-        for i, (param, group) in enumerate(updated.items()):
-            mean, low, median, high = numbers[i]
-            weight, moved = norms[i], norms[len(updated) + i]
-            result[self._names[param]] = {
-                "share": mean / (mean + dampings[i]),
-                "preconditioner_min": low,
-                "preconditioner_median": median,
-                "preconditioner_max": high,
-                "update_ratio": float(group["lr"]) * moved / weight if weight else float("inf"),
-                "age": float(self._steps - 1 - self.state[param]["refreshed"]),
-            }
-        return result
-
-    def _update_squares(self, updated: dict[Tensor, dict[str, Any]]) -> Tensor:
-        """The squared norms of updates, without weight decay and learning rate, of the rows here."""
-        device = next(iter(updated)).device
-        if self.rule == "calibrated":
-            lengths = [update.UPDATE_RMS**2 * dtensor.local_tensor(param).numel() for param in updated]
-            return torch.tensor(lengths, dtype=torch.float64, device=device)
-        squares = []
-        for param, group in updated.items():
-            exp_avg, pairs = dtensor.local_tensor(self.state[param]["exp_avg"]), self._factors(param).local
-            unbias = 1 - group["beta"] ** self.state[param]["step"].item()
-            damping = self._damping(param, group)
-            squares.append(momentum_square(exp_avg.view(self._shape(param)), pairs, damping) / unbias**2)
-        return torch.stack(squares).to(device, torch.float64)
-
-
-class AdaFisherW(AdaFisher):
-    """AdaFisher with decoupled weight decay under every rule."""
-
-    def __init__(self, model: nn.Module, params: Iterable[Any] | None = None, **options: Any) -> None:
-        super().__init__(model, params, **{"decoupled": True, **options})
+        updated = [(t, self._curvature_of(t)) for t in self._tracked() if t.state["step"]]
+        return diagnose(updated, self._steps, normalized=self._rule.normalize_update)

@@ -1,84 +1,77 @@
-"""What tells the three rules apart: their defaults, how factors are averaged, how averages precondition."""
+"""The rules: defaults, known layers, how factors are averaged, how averages precondition, how a step is taken.
 
-from collections.abc import Callable, Sequence
+A new rule is an entry of `RULES`, its name in `RuleName`, and the functions that it needs.
+"""
+
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-Factors = tuple[Tensor, Tensor]
-"""H and S of one use of a parameter."""
+from ._torch_private import foreach_lerp_
+from .convolutions import POOLED_CONVOLUTIONS
+from .layers import LAYERS, LayerType
+from .released_layers import RELEASED_LAYERS
+from .vectors import Vectors
 
-
-class Vectors:
-    """Vectors side by side in one tensor, ``flat``, so that one operation works on all of them.
-
-    Args:
-        sizes: elements of each.
-        counts: how many of them in a row each parameter has.
-    """
-
-    def __init__(
-        self, sizes: Sequence[int], counts: Sequence[int], device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.flat = torch.empty(sum(sizes), device=device, dtype=dtype)
-        self.parts = self.flat.split(list(sizes))
-        self.sizes, self.counts = (torch.tensor(numbers, device=device) for numbers in (sizes, counts))
-        self.single = all(count == 1 for count in counts)
-
-    def reduce(self, how: str) -> Tensor:
-        """``mean``, ``min`` or ``max`` of each, [vectors]."""
-        return torch.segment_reduce(self.flat, how, lengths=self.sizes, unsafe=True)
-
-    def spread(self, values: Tensor) -> Tensor:
-        """Of a value of each, one for each of its elements."""
-        return values.repeat_interleave(self.sizes, output_size=len(self.flat))
-
-    def sum_of_param(self, values: Tensor) -> Tensor:
-        """The sum of a value of each over the vectors of the same parameter, for each of them."""
-        if self.single:
-            return values
-        sums = torch.segment_reduce(values, "sum", lengths=self.counts, unsafe=True)
-        return sums.repeat_interleave(self.counts, output_size=len(values))
+RuleName = Literal["calibrated", "paper", "released"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One of the optimizers that AdaFisher can be.
+    """Everything in which one rule differs from another.
 
     Args:
-        average: ``average(olds, news, gamma, count)`` takes factors of refresh number ``count`` into their averages.
-        normalise: makes H' and S' of the averages of H and S, in place.
+        lr, damping, gamma, update_interval: defaults of these options.
+        weight_decay, decoupled_weight_decay: defaults of ``weight_decay``, coupled and decoupled.
+        always_decoupled: whether weight decay cannot be added to the gradient.
+        layers: the layer types that have factors of their own, by class.
+        unknown_layers: the curvature of all other parameters: of their ``"gradient"``, or the ``"identity"``, F̃ = 1.
+        per_sample: whether S is of the gradients of each sample's loss; else of the mean loss.
+        average: ``average(olds, news, gamma, count)`` takes the factors of refresh number ``count`` into their
+            averages, in place.
+        normalize: makes H' and S' of the averages of H and S, in place.
+        normalize_update: whether the step is `update.normalized_update`; else `update.bias_corrected_update`.
     """
 
     lr: float
     damping: float
     gamma: float
     update_interval: int
+    weight_decay: float = 5e-4
+    decoupled_weight_decay: float = 1e-2
+    always_decoupled: bool = False
+    layers: Mapping[type[nn.Module], LayerType]
+    unknown_layers: Literal["gradient", "identity"] = "gradient"
+    per_sample: bool = True
     average: Callable[[list[Tensor], list[Tensor], float, int], None]
-    normalise: Callable[[Vectors, Vectors], None]
+    normalize: Callable[[Vectors, Vectors], None]
+    normalize_update: bool = False
 
 
-def _average(olds: list[Tensor], news: list[Tensor], gamma: float, count: int) -> None:
+def _running_mean(olds: list[Tensor], news: list[Tensor], gamma: float, count: int) -> None:
     """The running mean with weight γ of the old value, corrected so that the first refresh gives the new one."""
-    torch._foreach_lerp_(olds, news, (1 - gamma) / (1 - gamma**count))
+    foreach_lerp_(olds, news, (1 - gamma) / (1 - gamma**count))
 
 
 def _released_average(olds: list[Tensor], news: list[Tensor], gamma: float, count: int) -> None:
-    """Normalises first, then averages with weights that let the average shrink to γ/100 / (1 − γ/10)."""
+    """Normalizes first, then averages with weights that let the average shrink to γ/100 / (1 − γ/10)."""
     for old, new in zip(olds, news, strict=True):
         low, high = torch.aminmax(new)
-        normalised = ((new - low) / (high - low + 1e-6)).nan_to_num_(nan=0.0, posinf=1.0, neginf=0.0)
-        old.mul_(gamma / 10).add_(normalised, alpha=gamma / 100)
+        normalized = ((new - low) / (high - low + 1e-6)).nan_to_num_(nan=0.0, posinf=1.0, neginf=0.0)
+        old.mul_(gamma / 10).add_(normalized, alpha=gamma / 100)
 
 
 def _over_mean(H: Vectors, S: Vectors) -> None:
-    """Every H over its mean, and S so that the products of all uses of a parameter together have mean one."""
+    """Every H over its mean, and S so that the sum of a parameter's products over its uses has mean one."""
     tiny = torch.finfo(H.flat.dtype).tiny  # of a layer whose gradient is zero
     h, s = (vectors.reduce("mean").clamp_(min=tiny) for vectors in (H, S))
-    share = h * s / S.sum_of_param(h * s).clamp_(min=tiny)
-    H.flat.div_(H.spread(h))
-    S.flat.div_(S.spread(s)).mul_(S.spread(share))
+    share = h * s / S.of_param(S.sum_by_param(h * s)).clamp_(min=tiny)
+    H.flat.div_(H.repeat(h))
+    S.flat.div_(S.repeat(s)).mul_(S.repeat(share))
 
 
 def _min_max(H: Vectors, S: Vectors) -> None:
@@ -86,28 +79,44 @@ def _min_max(H: Vectors, S: Vectors) -> None:
     for vectors in (H, S):
         low, high = vectors.reduce("min"), vectors.reduce("max")
         width = high - low
-        scaled = (vectors.flat - vectors.spread(low)).div_(vectors.spread(width))
-        vectors.flat.copy_(torch.where(vectors.spread(width <= 0.01 * high), 1.0, scaled))
+        scaled = (vectors.flat - vectors.repeat(low)).div_(vectors.repeat(width))
+        vectors.flat.copy_(torch.where(vectors.repeat(width <= 0.01 * high), 1.0, scaled))
 
 
-RULES = {
+def _as_they_are(H: Vectors, S: Vectors) -> None:
+    """For averages that are normalized already."""
+
+
+RULES: dict[RuleName, Rule] = {
     "calibrated": Rule(
-        lr=1e-2, damping=0.01, gamma=0.95, update_interval=10, average=_average, normalise=_over_mean
+        lr=1e-2,
+        damping=0.01,
+        gamma=0.95,
+        update_interval=10,
+        always_decoupled=True,
+        layers=LAYERS,
+        average=_running_mean,
+        normalize=_over_mean,
+        normalize_update=True,
     ),
     "paper": Rule(
         lr=1e-3,
         damping=1e-3,
         gamma=0.8,
         update_interval=1,
-        average=_average,
-        normalise=_min_max,
+        layers=ChainMap(POOLED_CONVOLUTIONS, LAYERS),
+        average=_running_mean,
+        normalize=_min_max,
     ),
     "released": Rule(
         lr=1e-3,
         damping=1e-3,
         gamma=0.8,
         update_interval=100,
+        layers=RELEASED_LAYERS,
+        unknown_layers="identity",
+        per_sample=False,
         average=_released_average,
-        normalise=lambda H, S: None,
+        normalize=_as_they_are,
     ),
 }

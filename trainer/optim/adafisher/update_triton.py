@@ -1,122 +1,25 @@
-"""The update on a GPU, in Triton: all parameters of a group in one or two launches.
+"""The updates of `update` on a GPU, in Triton: all parameters of a group in one or two launches.
 
 A parameter is a matrix in memory, or several where its factors are not one outer product (a convolution in groups).
-Jobs are stretches of matrices, which a launch measures (Σ u²) or updates. Sums are taken in a fixed order, whatever
-the order in which jobs run.
+A job is a stretch of a matrix. One launch sums u² over each job, another one updates.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from trainer.optim.adafisher.update import TINY, UPDATE_RMS, Pair
+from .matrices import Matrix, is_dense, matrices_of, order_of
+from .triton_kernel import run
+from .update import UPDATE_RMS
+from .views import Pair
 
 _STRETCH = 2**12  # elements of a job
 _BLOCK = 2**10  # elements that a job has in registers at a time
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-
-
-class Matrix(NamedTuple):
-    """A part of a parameter in which S' ⊗ H' is an outer product. In elements, as the parameter lies in memory."""
-
-    offset: int
-    numel: int
-    columns: int
-    places: list[tuple[int, int]]
-    """Of each use: where H' and S' begin."""
-    strides: list[tuple[int, int, int, int]]
-    """Of each use: of H' over rows and columns, of S' over rows and columns."""
-
-
-@triton.jit
-def _preconditioner(i, mask, columns, damping, matrix, factors, strides, USES: tl.constexpr):
-    row = i // columns
-    column = i - row * columns
-    F = tl.zeros_like(i).to(tl.float32) + damping
-    for use in tl.static_range(USES):
-        of_use = matrix * USES + use
-        H = tl.load(factors + 2 * of_use).to(tl.pointer_type(tl.float32))
-        S = tl.load(factors + 2 * of_use + 1).to(tl.pointer_type(tl.float32))
-        at = strides + 4 * of_use
-        h = tl.load(H + row * tl.load(at) + column * tl.load(at + 1), mask=mask, other=1.0)
-        s = tl.load(S + row * tl.load(at + 2) + column * tl.load(at + 3), mask=mask, other=1.0)
-        F += s * h
-    return F
-
-
-@triton.jit
-def _run(
-    jobs,  # [jobs, 2]: matrix, first element
-    shapes,  # [matrices, 2]: elements, columns
-    numbers,  # [matrices, 2]: damping, elements of the whole parameter
-    factors,  # [matrices, uses, 2]: addresses of H' and S'
-    strides,  # [matrices, uses, 4]
-    addresses,  # [matrices, 3]: of the parameter, its gradient, its momentum
-    step_sizes,  # [matrices]
-    sums,  # Σ u² of jobs that measure, or of parameters
-    ranges,  # [matrices, 2]: those that belong to the parameter, if its updates are to have a length
-    beta,
-    shrink,
-    l2,
-    UPDATE: tl.constexpr,
-    TYPE: tl.constexpr,
-    USES: tl.constexpr,
-    CALIBRATED: tl.constexpr,
-    RMS: tl.constexpr,
-    SMALLEST: tl.constexpr,
-    STRETCH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    job = tl.program_id(0)
-    if UPDATE:  # what was measured last is still in the cache
-        job = tl.num_programs(0) - 1 - job
-    matrix, start = tl.load(jobs + 2 * job), tl.load(jobs + 2 * job + 1)
-    numel, columns = tl.load(shapes + 2 * matrix), tl.load(shapes + 2 * matrix + 1)
-    damping = tl.load(numbers + 2 * matrix)
-    params = tl.load(addresses + 3 * matrix).to(tl.pointer_type(TYPE))
-    grads = tl.load(addresses + 3 * matrix + 1).to(tl.pointer_type(TYPE))
-    exp_avgs = tl.load(addresses + 3 * matrix + 2).to(tl.pointer_type(TYPE))
-    end = tl.minimum(start + STRETCH, numel)
-    if not UPDATE:
-        total = tl.zeros([BLOCK], tl.float32)
-        for at in range(start, end, BLOCK):
-            i = at + tl.arange(0, BLOCK)
-            mask = i < numel
-            g = tl.load(grads + i, mask=mask, other=0.0).to(tl.float32)
-            m = tl.load(exp_avgs + i, mask=mask, other=0.0).to(tl.float32)
-            n = m + (1 - beta * beta) * (g - m)  # of the new momentum, in one step from the old one
-            u = n / _preconditioner(i, mask, columns, damping, matrix, factors, strides, USES)
-            total += u * u
-        tl.store(sums + job, tl.sum(total, 0))
-    else:
-        step_size = tl.load(step_sizes + matrix)
-        if CALIBRATED:
-            last = tl.load(ranges + 2 * matrix + 1)
-            square = tl.zeros([BLOCK], tl.float32)
-            for at in range(tl.load(ranges + 2 * matrix), last, BLOCK):
-                slot = at + tl.arange(0, BLOCK)
-                square += tl.load(sums + slot, mask=slot < last, other=0.0)
-            rms = tl.sqrt(tl.sum(square, 0) / tl.load(numbers + 2 * matrix + 1))
-            step_size *= RMS / tl.maximum(rms, SMALLEST)
-        for at in range(start, end, BLOCK):
-            i = at + tl.arange(0, BLOCK)
-            mask = i < numel
-            param = tl.load(params + i, mask=mask, other=0.0).to(tl.float32)
-            g = tl.load(grads + i, mask=mask, other=0.0).to(tl.float32) + l2 * param
-            m = tl.load(exp_avgs + i, mask=mask, other=0.0).to(tl.float32)
-            m += (1 - beta) * (g - m)
-            n = m
-            if CALIBRATED:
-                n += (1 - beta) * (g - m)
-            F = _preconditioner(i, mask, columns, damping, matrix, factors, strides, USES)
-            tl.store(exp_avgs + i, m.to(TYPE), mask=mask)
-            tl.store(params + i, (param * shrink - step_size * n / F).to(TYPE), mask=mask)
 
 
 def fits(params: Sequence[Tensor], exp_avgs: Sequence[Tensor]) -> bool:
@@ -125,7 +28,7 @@ def fits(params: Sequence[Tensor], exp_avgs: Sequence[Tensor]) -> bool:
     return first.dtype in _TYPES and all(
         (p.device, p.dtype, m.dtype, m.stride()) == (first.device, first.dtype, first.dtype, p.stride())
         and p.numel() < 2**31
-        and _is_dense(p.shape, p.stride())
+        and is_dense(p.shape, p.stride())
         for p, m in zip(params, exp_avgs, strict=True)
     )
 
@@ -133,22 +36,24 @@ def fits(params: Sequence[Tensor], exp_avgs: Sequence[Tensor]) -> bool:
 class Kernels:
     """Updates parameters with the factors of one refresh.
 
-    Its methods do what the functions of these names in ``update`` do, given the gradients.
+    Its methods do what the functions of these names in `update` do, given the gradients.
 
     Args:
-        sizes: elements of whole parameters, of which ``params`` may be shards.
+        floors: of updates, each in a tensor of its own, [].
+        sizes: elements of parameters over all ranks, of which ``params`` may be shards.
     """
 
     def __init__(
         self,
         params: list[Tensor],
         exp_avgs: list[Tensor],
-        factors: list[list[Pair]],
-        dampings: list[float],
-        sizes: list[int],
+        factors: Sequence[Sequence[Pair]],
+        dampings: Sequence[float],
+        floors: Sequence[Tensor],
+        sizes: Sequence[int],
     ) -> None:
         self.params, self.exp_avgs = params, exp_avgs
-        self.factors = factors  # they own the memory that the tables point to
+        self.memory = factors, floors  # that the tables point to
         self.device, self.dtype = params[0].device, params[0].dtype
         self.uses = max(map(len, factors))
         self.zero = torch.zeros(1, device=self.device)
@@ -160,14 +65,14 @@ class Kernels:
         numbers, pointers, strides = [], [], []
         self.owners: list[tuple[int, int]] = []  # of each matrix: its parameter, and where in it, in bytes
         for owner, (param, pairs, damping) in enumerate(zip(params, factors, dampings, strict=True)):
-            order = _order(param.stride())
+            order = order_of(param.stride())
             shape = tuple(param.shape[axis] for axis in order)
             laid = tuple(
                 tuple(f.stride(axis) if f.shape[axis] > 1 else 0 for axis in order)
                 for pair in pairs
                 for f in pair
             )
-            for matrix in _matrices(shape, laid):
+            for matrix in matrices_of(shape, laid):
                 matrices.append(matrix)
                 self.owners.append((owner, matrix.offset * param.element_size()))
                 numbers.append((damping, float(sizes[owner])))
@@ -179,6 +84,7 @@ class Kernels:
         self.places = [
             (place, params[place[0]].data_ptr(), exp_avgs[place[0]].data_ptr()) for place in self.owners
         ]
+        self.floors = self._table([floors[owner].data_ptr() for owner, _ in self.owners], torch.int64)
         self.shapes = self._table([(matrix.numel, matrix.columns) for matrix in matrices])
         self.strides, self.numbers = self._table(strides), self._table(numbers, torch.float32)
         self.pointers = self._table(pointers, torch.int64)
@@ -201,8 +107,8 @@ class Kernels:
     def _table(self, rows: Sequence[Any], dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.tensor(rows, dtype=dtype).to(self.device, non_blocking=True)
 
-    def measured(self, grads: list[Tensor], *, beta: float) -> Tensor:
-        """Σ u² of the rows here of each parameter, [parameters]."""
+    def sum_of_squares(self, grads: list[Tensor], *, beta: float) -> Tensor:
+        """Σ u² of each parameter over the rows on this rank, [parameters]."""
         grads = self._point_to(grads)
         if not len(self.jobs):
             return self.zero.expand(len(self.params))
@@ -210,35 +116,37 @@ class Kernels:
         self._launch(sums=sums, beta=beta)
         return torch.segment_reduce(sums, "sum", offsets=self.offsets, initial=0)
 
-    def momentum(
+    def bias_corrected_update(
         self,
         grads: list[Tensor],
         *,
+        corrections: Sequence[float],
         lr: float,
-        step_sizes: list[float],
         beta: float,
         weight_decay: float,
         decoupled: bool,
     ) -> None:
+        """`update.bias_corrected_update`."""
         grads = self._point_to(grads)
-        self._set_steps(step_sizes)
+        self._set_steps([lr / correction for correction in corrections])
         decay: dict[str, Any] = {"shrink": 1 - lr * weight_decay} if decoupled else {"l2": weight_decay}
         self._launch(update=True, beta=beta, **decay)
 
-    def calibrated(
+    def normalized_update(
         self,
         grads: list[Tensor],
         *,
-        squares: Tensor | None = None,
         lr: float,
         beta: float,
         weight_decay: float,
+        sums: Tensor | None = None,
     ) -> None:
+        """`update.normalized_update`."""
         grads = self._point_to(grads)
         self._set_steps([lr] * len(self.params))
-        options: dict[str, Any] = {"beta": beta, "shrink": 1 - lr * weight_decay, "calibrated": True}
-        if squares is not None:
-            self._launch(update=True, sums=squares.float(), ranges=self.own, **options)
+        options: dict[str, Any] = {"beta": beta, "shrink": 1 - lr * weight_decay, "normalized": True}
+        if sums is not None:
+            self._launch(update=True, sums=sums.float(), ranges=self.own, **options)
             return
         sums = torch.empty(len(self.jobs), device=self.device)
         self._launch(sums=sums, beta=beta)
@@ -248,7 +156,7 @@ class Kernels:
         """Takes the addresses of gradients, which may lie elsewhere at every step, or of copies laid out as parameters.
 
         Returns:
-            what must live until the launch.
+            the gradients or their copies, which must not be freed before the launch.
         """
         if [g.stride() for g in grads] != self.layouts or {g.dtype for g in grads} != {self.dtype}:
             grads = [
@@ -276,17 +184,18 @@ class Kernels:
         beta: float,
         shrink: float = 1.0,
         l2: float = 0.0,
-        calibrated: bool = False,
+        normalized: bool = False,
     ) -> None:
         if not len(self.jobs):
             return
         with torch.cuda.device_of(self.jobs):  # where Triton launches
-            _run[(len(self.jobs),)](
+            run[(len(self.jobs),)](
                 self.jobs,
                 self.shapes,
                 self.numbers,
                 self.pointers,
                 self.strides,
+                self.floors,
                 self.addresses,
                 self.step_sizes if update else self.zero,
                 self.zero if sums is None else sums,
@@ -297,66 +206,8 @@ class Kernels:
                 UPDATE=update,
                 TYPE=_TYPES[self.dtype],
                 USES=self.uses,
-                CALIBRATED=calibrated,
+                NORMALIZED=normalized,
                 RMS=UPDATE_RMS,
-                SMALLEST=TINY,
                 STRETCH=_STRETCH,
                 BLOCK=max(_BLOCK >> (self.uses - 1), 128),
             )
-
-
-def _order(strides: tuple[int, ...]) -> list[int]:
-    """The axes as they lie in memory."""
-    return sorted(range(len(strides)), key=lambda axis: -strides[axis])
-
-
-@cache
-def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    expected = 1
-    for axis in reversed(_order(strides)):
-        if shape[axis] != 1 and strides[axis] != expected:
-            return False
-        expected *= shape[axis]
-    return True
-
-
-@cache
-def _matrices(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> list[Matrix]:
-    """Cuts what has this shape and is contiguous into as few matrices as there can be.
-
-    Args:
-        strides: of H' and S' of each use by turns, over the axes of the shape.
-    """
-    if 0 in shape:
-        return []
-    axes: list[tuple[int, ...]] = []  # the size, and the stride of each factor
-    for axis in zip(shape, *strides, strict=True):
-        if axis[0] == 1:
-            continue
-        if axes and all(
-            outer == inner * axis[0] for outer, inner in zip(axes[-1][1:], axis[1:], strict=True)
-        ):
-            axes[-1] = (axes[-1][0] * axis[0], *axis[1:])
-        else:
-            axes.append(axis)
-    none = (0,) * len(strides)
-    *outer, rows, columns = [*[(1, *none)] * (2 - len(axes)), *axes]
-    places = [none]
-    for size, *steps in outer:
-        places = [
-            tuple(at + i * step for at, step in zip(place, steps, strict=True))
-            for place in places
-            for i in range(size)
-        ]
-    numel = rows[0] * columns[0]
-    by_use = [(*rows[k : k + 2], *columns[k : k + 2]) for k in range(1, len(rows), 2)]
-    return [
-        Matrix(
-            number * numel,
-            numel,
-            columns[0],
-            [*zip(place[::2], place[1::2], strict=True)],
-            [(H_row, H_column, S_row, S_column) for H_row, S_row, H_column, S_column in by_use],
-        )
-        for number, place in enumerate(places)
-    ]

@@ -1,0 +1,48 @@
+"""The commands that look after a sweep answer at once: they import no torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.options import LocalOptions
+from launch.sweep_dir import Sweep, SweepRun
+from launch.worker import write_job
+from trainer.rundir.status import write_status
+
+ROOT = Path(__file__).parents[2]
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from launch.cli import main; sys.exit(main())"
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "output"),
+    [
+        ("--help", 0, "python -m launch status DIR"),
+        ("status DIR", 0, "1 finished"),
+        ("status DIR --json", 0, '"state": "finished"'),
+        ("logs DIR 0", 0, "the output"),
+        ("wait DIR", 0, ""),
+        ("cancel DIR", 0, "cancelled 0 of 1 runs"),
+        ("rerun DIR", 0, "nothing to rerun"),
+        ("stats DIR", 2, "did you mean status"),
+        ("status nowhere", 2, "has no sweep.json in it"),
+    ],
+)
+def test_no_torch(line: str, code: int, output: str, tmp_path: Path) -> None:
+    run = SweepRun("0_run", [], ["here.1.0"])
+    sweep = Sweep(tmp_path, tmp_path, LocalOptions(dir="x"), [run])
+    for directory in (sweep.directory(run), sweep.jobs):
+        directory.mkdir()
+    write_job(sweep.directory(run), "here.1.0", 0)
+    write_status(sweep.directory(run), "finished", step=3)
+    (sweep.jobs / "here.1.0_0_log.out").write_text("the output\n")
+    sweep.write()
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *line.replace("DIR", str(tmp_path)).split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    assert output in done.stdout + done.stderr

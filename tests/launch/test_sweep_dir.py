@@ -1,0 +1,121 @@
+"""sweep.json and job.json: read as they were written, refused in one line if they cannot be; the sweep's directory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.cli import main
+from launch.options import LocalOptions, SlurmOptions
+from launch.sweep_dir import Sweep, SweepRun, new_directory, read_sweep
+from launch.worker import read_job, write_job
+from trainer.errors import UserError
+
+RUNS = [SweepRun("0_seed=0", ["seed=0"], ["7_0", "9"], "9"), SweepRun("1_seed=1", ["seed=1"])]
+
+
+@pytest.mark.parametrize(
+    "options", [LocalOptions(dir="x"), SlurmOptions(dir="x", nodes=2, sbatch={"nice": 5}, setup=["a", "b"])]
+)
+def test_what_is_written_is_read(options: LocalOptions | SlurmOptions, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, Path("/home"), options, RUNS, comparison=True)
+    sweep.write()
+    assert read_sweep(tmp_path) == sweep
+    assert json.loads((tmp_path / "sweep.json").read_text())["format"] == 1
+
+
+def edited(record: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    *parents, last = path.split(".")
+    place: Any = record
+    for parent in parents:
+        place = place[int(parent) if parent.isdigit() else parent]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return record
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "hint"),
+    [
+        ("format", 2, "format"),
+        ("format", None, "format"),
+        ("runs.1.colour", "red", "colour"),
+        ("runs.1.jobs", "7", "jobs"),
+        ("runs", None, "runs"),
+        ("cwd", None, "cwd"),
+        ("owner", "me", "owner"),
+        ("launch.nodes", 2, "launch.nodes"),
+        ("launch.name", "cloud", "launch.name"),
+    ],
+)
+def test_another_record_is_refused_in_one_line(
+    path: str, value: Any, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Sweep(tmp_path, tmp_path, LocalOptions(dir="x"), RUNS).write()
+    file = tmp_path / "sweep.json"
+    file.write_text(json.dumps(edited(json.loads(file.read_text()), path, value)))
+    assert main(["status", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith(f"error: {file} ")
+    assert hint in err.removeprefix(f"error: {file}")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3"])
+def test_a_damaged_record(content: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(UserError, match=r"sweep\.json is damaged: "):
+        read_sweep(tmp_path)
+
+
+def test_the_job_of_a_run(tmp_path: Path) -> None:
+    assert read_job(tmp_path) == {}
+    write_job(tmp_path, "7_1", 2)
+    job = read_job(tmp_path)
+    assert (job["format"], job["job"], job["restarts"]) == (1, "7_1", 2)
+    (tmp_path / "job.json").write_text(json.dumps({**job, "format": 2}))
+    with pytest.raises(UserError, match="format 2"):
+        read_job(tmp_path)
+
+
+def test_a_new_directory_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "sweep"
+    with new_directory(path):
+        (path / "file").touch()
+    assert path.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(UserError, match="exists already"), new_directory(path):
+        pass
+    assert (path / "file").exists()
+
+
+def fill_and_fail(path: Path, error: BaseException) -> None:
+    with new_directory(path):
+        (path / "file").touch()
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (OSError(28, "No space left on device"), UserError, "No space left on device"),
+        (KeyboardInterrupt("twice"), KeyboardInterrupt, "twice"),
+        (UserError("Slurm refused the jobs"), UserError, "Slurm refused the jobs"),
+    ],
+)
+def test_after_an_error_nothing_that_was_made_is_left(
+    error: BaseException, raised: type[BaseException], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(raised, match=message):
+        fill_and_fail(tmp_path / "a" / "b" / "sweep", error)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+
+
+def test_parents_are_removed_if_the_directory_cannot_be_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="File name too long"), new_directory(tmp_path / "a" / ("x" * 300)):
+        pass
+    assert list(tmp_path.iterdir()) == []

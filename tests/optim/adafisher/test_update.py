@@ -1,0 +1,156 @@
+"""The blocked, compiled and Triton updates against the plain ones."""
+
+import copy
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.optim.adafisher import update, update_blocked, update_compiled
+
+SHAPES = [(40, 30), (7,), (6, 5, 3, 3), (300, 20), ()]
+DAMPINGS = [0.1, 0.2, 0.3, 0.4, 0.5]
+RATES: dict[str, Any] = {"lr": 0.05, "beta": 0.9, "weight_decay": 0.1}
+
+
+class Problem:
+    """Parameters of several shapes, one with two uses, one in channels-last memory; one with next to no gradient."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        factor_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.params, self.grads, self.exp_avgs, self.factors = [], [], [], []
+        for i, shape in enumerate(SHAPES):
+            tensors = [torch.randn(shape, dtype=dtype) for _ in range(3)]
+            if len(shape) == 4:
+                tensors = [t.to(memory_format=torch.channels_last) for t in tensors]
+            if i == 1:
+                tensors[1:] = [t * 1e-6 for t in tensors[1:]]
+            for values, tensor in zip((self.params, self.grads, self.exp_avgs), tensors, strict=True):
+                values.append(tensor)
+            H = torch.rand((1, *shape[1:]) if shape else (), dtype=factor_dtype) + 0.1
+            S = torch.rand((*shape[:1], *(1,) * len(shape[1:])), dtype=factor_dtype) + 0.1
+            self.factors.append([(H, S)] if i != 3 else [(H, S), (S.flip(0), H.flip(1))])
+        self.floors = torch.full((len(SHAPES),), 1e-3, dtype=factor_dtype)
+        self.sizes = [param.numel() for param in self.params]
+
+    def lists(self) -> tuple[Any, ...]:
+        return self.params, self.grads, self.exp_avgs, self.factors, DAMPINGS
+
+    def results(self) -> list[Tensor]:
+        return [*self.params, *self.exp_avgs]
+
+
+class Triton:
+    """The kernels, as the functions of the other variants."""
+
+    def kernels(
+        self, params: Any, exp_avgs: Any, factors: Any, dampings: Any, floors: Any, sizes: Any
+    ) -> Any:
+        from trainer.optim.adafisher.update_triton import Kernels
+
+        return Kernels(params, exp_avgs, factors, dampings, list(floors), sizes)
+
+    def sum_of_squares(
+        self, grads: Any, exp_avgs: Any, factors: Any, dampings: Any, *, beta: float
+    ) -> Tensor:
+        sizes = [grad.numel() for grad in grads]
+        floors = torch.zeros(len(grads))
+        return self.kernels(grads, exp_avgs, factors, dampings, floors, sizes).sum_of_squares(
+            grads, beta=beta
+        )
+
+    def normalized_update(
+        self,
+        params: Any,
+        grads: Any,
+        exp_avgs: Any,
+        factors: Any,
+        dampings: Any,
+        floors: Any,
+        sizes: Any,
+        **o: Any,
+    ) -> None:
+        self.kernels(params, exp_avgs, factors, dampings, floors, sizes).normalized_update(grads, **o)
+
+    def bias_corrected_update(
+        self, params: Any, grads: Any, exp_avgs: Any, factors: Any, dampings: Any, corrections: Any, **o: Any
+    ) -> None:
+        kernels = self.kernels(
+            params, exp_avgs, factors, dampings, torch.zeros(len(params)), [1] * len(params)
+        )
+        kernels.bias_corrected_update(grads, corrections=corrections, **o)
+
+
+@pytest.fixture(params=["blocked", "small blocks", "compiled", "triton"])
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    if request.param == "small blocks":
+        monkeypatch.setattr(update_blocked, "_SMALL", 0)
+        monkeypatch.setattr(update_blocked, "_BLOCK", 10)
+    if request.param == "triton":
+        module = pytest.importorskip(
+            "trainer.optim.adafisher.update_triton", reason="Triton is not installed"
+        )
+        monkeypatch.setattr(module, "_STRETCH", 2048)
+        monkeypatch.setattr(module, "_BLOCK", 512)
+        return Triton()
+    return update_compiled if request.param == "compiled" else update_blocked
+
+
+@pytest.fixture(params=[torch.float64, torch.float32, torch.bfloat16])
+def problem(request: pytest.FixtureRequest, variant: Any) -> SimpleNamespace:
+    if isinstance(variant, Triton) and request.param == torch.float64:
+        pytest.skip("the kernels are not for float64")
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[request.param]
+    ours = Problem(request.param)
+    return SimpleNamespace(
+        ours=ours, plain=copy.deepcopy(ours), tolerance={"rtol": tolerance, "atol": tolerance}
+    )
+
+
+@pytest.mark.parametrize("has_sums", [False, True])
+def test_normalized_update(variant: Any, problem: SimpleNamespace, has_sums: bool) -> None:
+    sums = torch.rand(len(SHAPES), dtype=problem.ours.floors.dtype) + 0.1 if has_sums else None
+    for functions, on in ((variant, problem.ours), (update, problem.plain)):
+        functions.normalized_update(*on.lists(), on.floors, on.sizes, sums=sums, **RATES)
+    torch.testing.assert_close(problem.ours.results(), problem.plain.results(), **problem.tolerance)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_bias_corrected_update(variant: Any, problem: SimpleNamespace, decoupled: bool) -> None:
+    corrections = [0.1, 0.2, 0.3, 0.2, 0.1]
+    for functions, on in ((variant, problem.ours), (update, problem.plain)):
+        functions.bias_corrected_update(*on.lists(), corrections=corrections, decoupled=decoupled, **RATES)
+    torch.testing.assert_close(problem.ours.results(), problem.plain.results(), **problem.tolerance)
+
+
+def test_sum_of_squares(variant: Any, problem: SimpleNamespace) -> None:
+    ours, plain = (
+        functions.sum_of_squares(*on.lists()[1:], beta=0.9)
+        for functions, on in ((variant, problem.ours), (update, problem.plain))
+    )
+    torch.testing.assert_close(ours.to(plain.dtype), plain, rtol=problem.tolerance["rtol"], atol=0)
+
+
+def test_the_plain_update_is_the_formula() -> None:
+    """Of one parameter, in other words: a step of length lr ρ in units of root mean square, or less under the floor."""
+    for floor in (1e-6, 10.0):
+        problem = Problem(torch.float64)
+        param, grad, exp_avg, ((H, S),), damping = (values[0] for values in problem.lists())
+        before, momentum = param.clone(), exp_avg.clone()
+        update.normalized_update(
+            *([values[0]] for values in problem.lists()),
+            torch.tensor([floor], dtype=torch.float64),
+            [param.numel()],
+            **RATES,
+        )
+        m = 0.9 * momentum + 0.1 * grad
+        u = (0.9 * m + 0.1 * grad) / (S * H + damping)
+        step = before * (1 - 0.05 * 0.1) - param
+        torch.testing.assert_close(exp_avg, m)
+        torch.testing.assert_close(step / step.norm(), u / u.norm())
+        rms = u.square().mean().sqrt()
+        assert step.square().mean().sqrt().item() == pytest.approx(0.05 * 0.2 * min(1, (rms / floor).item()))

@@ -1,0 +1,60 @@
+"""status.json, and whether the process that wrote it is still there."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.report.read_runs import STATES as SHOWN
+from trainer.rundir.files import STATUS
+from trainer.rundir.status import STATES, process_is_alive, read_status, write_status
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write_status(tmp_path, "running", step=3, metrics={"val/loss": 0.5})
+    status = read_status(tmp_path)
+    assert (status["state"], status["step"], status["metrics"]) == ("running", 3, {"val/loss": 0.5})
+    assert (status["host"], status["pid"]) == (socket.gethostname(), os.getpid())
+    assert json.loads((tmp_path / STATUS).read_text())["format"] == 1
+
+
+def test_a_metric_that_is_not_finite_is_null_in_the_file(tmp_path: Path) -> None:
+    write_status(tmp_path, "failed", metrics={"val/loss": math.nan})
+    assert json.loads((tmp_path / STATUS).read_text(), parse_constant=pytest.fail)["metrics"] == {
+        "val/loss": None
+    }
+    assert math.isnan(read_status(tmp_path)["metrics"]["val/loss"])
+
+
+def test_what_a_report_shows_are_states() -> None:
+    assert set(SHOWN) <= STATES.keys()
+
+
+@pytest.mark.parametrize("content", [None, "", '{"format": 1, "sta'])
+def test_no_status_is_empty(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / STATUS).write_text(content)
+    assert read_status(tmp_path) == {}
+
+
+@pytest.mark.parametrize("record", [{"state": "finished"}, {"format": 2, "state": "finished"}])
+def test_a_status_of_another_format_is_unknown_and_says_why(record: object, tmp_path: Path) -> None:
+    (tmp_path / STATUS).write_text(json.dumps(record))
+    status = read_status(tmp_path)
+    assert status["state"] == "unknown"
+    assert status["error"].startswith(f"{tmp_path / STATUS} has ")
+    assert status.keys() == {"state", "error"}
+
+
+def test_only_a_process_of_this_machine_is_known_to_be_gone() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert not process_is_alive(socket.gethostname(), process.pid)
+    assert process_is_alive("another", process.pid)
+    assert process_is_alive(socket.gethostname(), os.getpid())
+    assert process_is_alive(socket.gethostname(), 1)

@@ -1,0 +1,70 @@
+"""Private names of other libraries, all in one place, each with the reason why a public one does not do.
+
+They may change with any release: pyproject.toml bounds the versions, tests/test_private.py checks names and signatures.
+A name is imported when it is first asked for, so that a command that needs no torch starts without it.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+NAMES = {
+    # hydra
+    "Hydra": "hydra._internal.hydra",  # hydra.compose leaves out Hydra's own node, which names the run directory
+    "ConfigLoaderImpl": "hydra._internal.config_loader_impl",  # sets values in a config that is composed already
+    "BasicSweeper": "hydra._internal.core_plugins.basic_sweeper",  # the points of a grid, before they run
+    "create_config_search_path": "hydra._internal.utils",  # a search path to which --config-dir is prepended
+    "get_args_parser": "hydra._internal.utils",  # Hydra's flags; hydra.main prints its usage on a mistake and exits
+    # submitit
+    "_make_sbatch_string": "submitit.slurm.slurm",  # the job script, which an executor writes only to submit it
+    # torch
+    "_adjust_lr": "torch.optim._muon",  # torch.optim.Muon takes no convolutions
+    "_zeropower_via_newtonschulz": "torch.optim._muon",  # as above
+    "unflatten_state_dict": "torch.distributed.checkpoint._nested_dict",  # dcp.load fills only a state that is complete
+    "tree_map": "torch.utils._pytree",  # pytrees have no public module
+    "_BatchNorm": "torch.nn.modules.batchnorm",  # the base of batch norms, which has no public name
+    "_NormBase": "torch.nn.modules.batchnorm",  # the base of batch and instance norms, which has no public name
+}
+"""The module of each name."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(NAMES[name]), name)
+
+
+# hydra
+
+
+def apply_overrides(overrides: list[Any], config: Any) -> None:
+    """Sets the values of parsed overrides in a composed config.
+
+    The public way, composing the config again, takes 0.2 s for each point of a grid.
+    """
+    __getattr__("ConfigLoaderImpl")._apply_overrides_to_config(overrides, config)
+
+
+# submitit
+
+SUBMITIT_WORKER = "submitit.core._submit"
+"""The module that a job executes in each task; an executor names it only in the script that it submits."""
+
+# torch
+
+
+def worker_shutdown(batches: Any) -> Callable[[], None]:
+    """Returns what ends the worker processes of a DataLoader's iterator, which otherwise only its deletion does."""
+    shutdown: Callable[[], None] = batches._shutdown_workers
+    return shutdown
+
+
+def worker_processes(batches: Any) -> list[Any]:
+    """Returns the worker processes of a DataLoader's iterator, of which one may have been killed."""
+    workers: list[Any] = batches._workers
+    return workers
+
+
+def event_file_writer(writer: Any) -> Any:
+    """Returns what writes a SummaryWriter's events: data of a plugin cannot be added in another way."""
+    return writer._get_file_writer()

@@ -1,0 +1,147 @@
+"""H' and S': the normalized averages, by which updates are divided until the next refresh."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import dtensor
+from .refresh import FullS, averages
+from .rules import Rule
+from .state import Tracked, Use
+from .update import GRADIENT_FLOOR, TINY
+from .vectors import Vectors
+from .views import Pair, View
+
+
+class Curvature(NamedTuple):
+    """What preconditions a parameter; refreshed in place."""
+
+    full: Sequence[Pair]
+    """H' and S' of every use."""
+    local: Sequence[Pair]
+    """The same for the rows that this rank holds."""
+    floor: Tensor
+    """The root mean square under which an update stems from rounding noise, []."""
+
+
+class Curvatures:
+    """The curvature of every parameter since its last refresh: a cache of what follows from the optimizer's state."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self._by_param: dict[Tensor, Curvature] = {}
+        self._batches: dict[tuple[torch.device, torch.dtype], _Batch] = {}
+
+    def __contains__(self, param: Tensor) -> bool:
+        return param in self._by_param
+
+    def __getitem__(self, param: Tensor) -> Curvature:
+        return self._by_param[param]
+
+    def clear(self) -> None:
+        """Forgets all."""
+        self._by_param.clear()
+        self._batches.clear()
+
+    def refresh(self, tracked: Sequence[Tracked], full_S: FullS) -> bool:
+        """Normalizes the averages of parameters anew.
+
+        Args:
+            full_S: of sharded parameters; all ranks must call this to gather what is missing.
+
+        Returns:
+            whether the curvature of any parameter lies elsewhere in memory than before.
+        """
+        moved = False
+        batches: dict[tuple[torch.device, torch.dtype], list[Tracked]] = {}
+        for t in tracked:
+            H = t.state["H"]
+            batches.setdefault((H.device, H.dtype), []).append(t)
+        for key, members in batches.items():
+            uses = {t.param: t.refreshed_uses for t in members}
+            if key not in self._batches or self._batches[key].uses != uses:
+                self._batches[key] = _Batch(uses, *key)
+                self._by_param |= self._batches[key].curvature
+                moved = True
+            self._batches[key].refresh(members, full_S, self._rule)
+        return moved
+
+
+class _Batch:
+    """H' and S' of parameters on one device and of one precision, which stay at their places in memory.
+
+    Args:
+        uses: of each parameter, those that were refreshed.
+    """
+
+    def __init__(
+        self, uses: Mapping[Tensor, Sequence[Use]], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.uses = uses
+        views = [use.view for several in uses.values() for use in several]
+        counts = [len(several) for several in uses.values()]
+        self.H = Vectors([torch.Size(view.H_size).numel() for view in views], counts, device, dtype)
+        self.S = Vectors([torch.Size(view.S_size).numel() for view in views], counts, device, dtype)
+        self.floors = torch.full((len(uses),), TINY, device=device, dtype=dtype)
+        self.own = torch.cat([_own_columns(view) for view in views]).to(device, dtype)
+        self.own_counts = torch.stack([_own_columns(view).sum() for view in views]).to(device, dtype)
+        self.row_weights: list[float] = []
+        self.dampings: list[float] = []
+        pairs = iter(
+            view.pair(H.view(view.H_size), S.view(view.S_size))
+            for view, H, S in zip(views, self.H.parts, self.S.parts, strict=True)
+        )
+        self.curvature: dict[Tensor, Curvature] = {}
+        for (param, several), floor in zip(uses.items(), self.floors.unbind(), strict=True):
+            full = [next(pairs) for _ in several]
+            self.curvature[param] = Curvature(full, self._local(param, full) or full, floor)
+
+    def _local(self, param: Tensor, full: Sequence[Pair]) -> list[Pair]:
+        if not dtensor.is_sharded(param):
+            return []
+        return [dtensor.local_pair(param, self.uses[param][0].view, pair) for pair in full]
+
+    def refresh(self, tracked: Sequence[Tracked], full_S: FullS, rule: Rule) -> None:
+        uses = [(t, use) for t in tracked for use in self.uses[t.param]]
+        factors = [averages(t, use, full_S) for t, use in uses]
+        for vectors, flat in zip((self.H, self.S), zip(*factors, strict=True), strict=True):
+            torch.cat([factor.reshape(-1) for factor in flat], out=vectors.flat)
+        if rule.normalize_update:
+            self._set_floors(
+                [t.state[f"row_weight{use.suffix}"] for t, use in uses], [t.damping for t in tracked]
+            )
+        rule.normalize(self.H, self.S)
+        for param, (full, local, _) in self.curvature.items():
+            for old, new in zip(local, self._local(param, full), strict=False):
+                for to, value in zip(old, new, strict=True):
+                    if to.data_ptr() != value.data_ptr():  # a copy of rows, not a view of them
+                        to.copy_(value)
+
+    def _set_floors(self, row_weights: list[float], dampings: list[float]) -> None:
+        """ε = 3e-4 √mean G / max(F + λ), as in `reference`, with a bound of the maximum, before H and S are normalized.
+
+        Args:
+            row_weights: of every use.
+            dampings: of every parameter.
+        """
+        if (row_weights, dampings) != (self.row_weights, self.dampings):
+            self.row_weights, self.dampings = row_weights, dampings
+            self._row_weights, self._dampings = (
+                torch.tensor(values, dtype=self.floors.dtype).to(self.floors.device, non_blocking=True)
+                for values in (row_weights, dampings)
+            )
+        h, s = self.H.reduce("mean"), self.S.reduce("mean")
+        own_h, own_max = self.H.reduce("sum", self.own) / self.own_counts, self.H.reduce("max", self.own)
+        square = self.H.sum_by_param(self._row_weights * s * own_h)
+        mean = self.H.sum_by_param(s * h).clamp_(min=torch.finfo(h.dtype).tiny)
+        largest = self.H.sum_by_param(self.S.reduce("max") * own_max) / mean + self._dampings
+        torch.div(square.sqrt() * GRADIENT_FLOOR, largest, out=self.floors).clamp_(min=TINY)
+
+
+def _own_columns(view: View) -> Tensor:
+    """1 for every entry of H that is the parameter's own, 0 for those of others, flat."""
+    own = torch.zeros(view.H_size)
+    own[..., slice(None) if view.columns is None else view.columns] = 1
+    return own.flatten()

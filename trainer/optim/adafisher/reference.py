@@ -1,0 +1,164 @@
+"""The calibrated rule to be read: one device, no shards, no kernels, every row in memory.
+
+Change the rule here first. `AdaFisher` must then take the same steps: ``tests/optim/adafisher/test_reference.py``.
+The notation is that of arXiv 2405.16397: a layer's weight W multiplies the rows h, and s are the rows of the gradient
+of the per-sample loss at the layer's output. N rows of B samples give
+
+    H = mean(h²) [columns]        S = mean(s²) [rows]        Fisher[i, j] ≈ S[i] H[j]
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+Norm = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d
+
+
+class Factors(NamedTuple):
+    """Of one layer: H, S, and N / B²."""
+
+    H: Tensor
+    S: Tensor
+    row_weight: float
+
+
+ZERO = torch.zeros(())
+
+
+def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """The rows h, with a 1 for the bias at their end: [N, columns (+ 1)]; of grouped convolutions [groups, N, ...]."""
+    match layer:
+        case nn.Linear():
+            rows = x.reshape(-1, layer.in_features)
+        case nn.Conv2d(padding=tuple(padding)):
+            patches = functional.unfold(
+                x, layer.kernel_size, layer.dilation, padding, layer.stride
+            )  # [B, C k, L]
+            rows = patches.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2).squeeze(0)
+        case nn.Embedding():
+            return functional.one_hot(x.reshape(-1), layer.num_embeddings).to(layer.weight)
+        case nn.LayerNorm():
+            return functional.layer_norm(x, layer.normalized_shape, eps=layer.eps).reshape(
+                -1, layer.weight.numel()
+            )
+        case nn.GroupNorm():
+            return (
+                functional.group_norm(x, layer.num_groups, eps=layer.eps)
+                .movedim(1, -1)
+                .reshape(-1, x.shape[1])
+            )
+        case nn.BatchNorm2d():
+            return (
+                functional.batch_norm(x, None, None, training=True, eps=layer.eps)
+                .movedim(1, -1)
+                .reshape(-1, x.shape[1])
+            )
+        case _:
+            raise TypeError(f"the reference does not know {type(layer).__name__}")
+    return rows if layer.bias is None else functional.pad(rows, (0, 1), value=1.0)
+
+
+def output_rows(layer: nn.Module, s: Tensor) -> Tensor:
+    """The rows s, from the gradient of the batch's mean loss at the layer's output: [N, rows]."""
+    if isinstance(layer, nn.Conv2d | nn.GroupNorm | nn.BatchNorm2d):
+        s = s.movedim(1, -1)  # [B, C, ...] -> [B, ..., C]
+    return s.reshape(-1, s.shape[-1]) * s.shape[0]  # of each sample's loss, not of their mean
+
+
+def fisher(layer: nn.Module, name: str, H: Tensor, S: Tensor) -> Tensor:
+    """S ⊗ H in the shape of the layer's weight or bias."""
+    shape = layer.get_parameter(name).shape
+    if isinstance(layer, Norm):  # one entry a channel; the shift multiplies ones
+        return S * H if name == "weight" else S
+    if isinstance(layer, nn.Embedding):  # what is looked up is a row: [vocabulary, width]
+        return torch.outer(H, S)
+    groups = H.shape[0] if H.dim() == 2 else 1
+    product = S.view(groups, -1, 1) * H.view(groups, 1, -1)  # [groups, rows of one, columns (+ 1)]
+    return (product[..., : shape[1:].numel()] if name == "weight" else product[..., -1]).reshape(shape)
+
+
+def mean_of_layer(layer: nn.Module, name: str, H: Tensor, S: Tensor) -> Tensor:
+    """The mean of S ⊗ H over the layer's weight and bias together, []."""
+    return S.mean() if isinstance(layer, Norm) and name == "bias" else S.mean() * H.mean()
+
+
+class AdaFisherReference(torch.optim.Optimizer):
+    """In every step, with sums over the layers that share a parameter θ, which has gradient g:
+
+        F = Σ S ⊗ H / Σ mean S mean H        m ← β m + (1 − β) g        n = β m + (1 − β) g        u = n / (F + λ)
+        G = Σ N/B² S ⊗ H                     ε = 3e-4 √mean G / max(F + λ)
+        θ ← (1 − η κ) θ − η 0.2 u / max(rms(u), ε)
+
+    In every ``update_interval``-th step, the first included, H and S are averaged with weight γ of the old ones, and
+    the averages corrected for their start.
+
+    G is the mean square of a gradient whose rows have random signs. Since rms(u) ≥ rms(n) / max(F + λ), it is under ε
+    only if n is 3e-4 times smaller than that: rounding noise, as of a bias before a batch norm, which stays.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 1e-2,
+        beta: float = 0.9,
+        damping: float = 0.01,
+        gamma: float = 0.95,
+        weight_decay: float = 1e-2,
+        update_interval: int = 10,
+    ) -> None:
+        super().__init__(model.parameters(), {"lr": lr, "weight_decay": weight_decay})
+        self.beta, self.damping, self.gamma, self.update_interval = beta, damping, gamma, update_interval
+        self.steps = self.refreshes = 0
+        self.captured: dict[nn.Module, Factors] = {}
+        self.averages: dict[nn.Module, Factors] = {}
+        self.uses: dict[Tensor, list[tuple[nn.Module, str]]] = {p: [] for p in model.parameters()}
+        for layer in model.modules():
+            for name, param in layer.named_parameters(recurse=False):
+                self.uses[param].append((layer, name))
+            if layer in {layer for uses in self.uses.values() for layer, _ in uses}:
+                layer.register_forward_hook(self.capture)
+
+    def capture(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Takes the factors of a layer: H now, S when the gradient of its output arrives."""
+        H = input_rows(layer, inputs[0].detach()).square().mean(-2)
+
+        def with_gradient(s: Tensor) -> None:
+            rows = output_rows(layer, s)
+            self.captured[layer] = Factors(H, rows.square().mean(0), len(rows) / len(s) ** 2)
+
+        output.register_hook(with_gradient)
+
+    def refresh(self) -> None:
+        """Takes the captured factors into the averages."""
+        self.refreshes += 1
+        weight = (1 - self.gamma) / (1 - self.gamma**self.refreshes)  # 1 in the first refresh
+        for layer, new in self.captured.items():
+            old = self.averages.get(layer, new)
+            self.averages[layer] = Factors(
+                old.H.lerp(new.H, weight), old.S.lerp(new.S, weight), new.row_weight
+            )
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Updates all parameters, each of which must have a gradient."""
+        if self.steps % self.update_interval == 0:
+            self.refresh()
+        self.steps += 1
+        for group in self.param_groups:
+            for p in group["params"]:
+                m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                m.lerp_(p.grad, 1 - self.beta)
+                n = m.lerp(p.grad, 1 - self.beta)
+                uses = [(layer, name, *self.averages[layer]) for layer, name in self.uses[p]]
+                products = [fisher(layer, name, H, S) for layer, name, H, S, _ in uses]
+                means = [mean_of_layer(layer, name, H, S) for layer, name, H, S, _ in uses]
+                weighted = [use[-1] * product for use, product in zip(uses, products, strict=True)]
+                F = sum(products, start=ZERO) / sum(means, start=ZERO)
+                G = sum(weighted, start=ZERO)
+                u = n / (F + self.damping)
+                floor = 3e-4 * G.mean().sqrt() / (F + self.damping).max()
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(group["lr"] * 0.2 * u / u.square().mean().sqrt().maximum(floor))

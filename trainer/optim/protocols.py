@@ -1,0 +1,76 @@
+"""What an optimizer may offer the trainer beyond `torch.optim.Optimizer`, found by ``isinstance``.
+
+An optimizer need not know of these protocols: it implements one by having its members.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+
+class CurvatureSource(Protocol):
+    """Where the curvature of a parameter comes from."""
+
+    @property
+    def parameter(self) -> str:
+        """The parameter's name in the model."""
+
+    @property
+    def source(self) -> str:
+        """Such as the type of its layer."""
+
+
+class StateLayout(Protocol):
+    """What a tensor of a parameter's state is, and how it is stored."""
+
+    @property
+    def is_factor(self) -> bool:
+        """Whether it is a factor of the curvature."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether its rows go with those of the parameter, where FSDP shards that; else every rank holds all."""
+
+
+@runtime_checkable
+class CurvatureOptimizer(Protocol):
+    """Preconditions by factors of the curvature that it refreshes now and then."""
+
+    @property
+    def needs_refresh(self) -> bool:
+        """Whether the next step refreshes the factors."""
+
+    def diagnostics(self) -> Mapping[str, Mapping[str, float]]:
+        """Numbers on the curvature of each layer, at the last refresh; every rank calls it."""
+
+    def coverage(self) -> Sequence[CurvatureSource]:
+        """One row for each trained parameter."""
+
+    def preconditioner(self, param: Tensor) -> Tensor:
+        """What the update of a parameter is divided by, in its shape."""
+
+    def state_layout(self, param: Tensor) -> Mapping[str, StateLayout]:
+        """The tensors in ``optimizer.state[param]``, by key."""
+
+
+@runtime_checkable
+class ReadsLossScale(Protocol):
+    """Reads the loss scale, by which the gradients that its hooks see are multiplied."""
+
+    grad_scaler: GradScaler | None
+
+
+@runtime_checkable
+class NeedsGraph(Protocol):
+    """May differentiate the gradient once more."""
+
+    needs_create_graph: bool
+    """Whether it does, so that ``backward`` must be called with ``create_graph=True``."""
+
+
+def differentiates_gradient(optimizer: Optimizer) -> bool:
+    """Whether an optimizer needs ``backward(create_graph=True)``."""
+    return isinstance(optimizer, NeedsGraph) and optimizer.needs_create_graph

@@ -1,0 +1,44 @@
+"""The metrics of a model on the evaluation splits."""
+
+import dataclasses
+from contextlib import closing
+
+import torch
+
+from trainer.data import eval_batches
+from trainer.training.parts import RunParts
+
+
+def evaluate(parts: RunParts, suffix: str = "") -> dict[str, float]:
+    """Evaluates the model, in eval mode, on every split; all ranks call it, and each gets the same.
+
+    Args:
+        parts: the model with the weights that it has, and its splits.
+        suffix: follows the split's name in those of the metrics.
+
+    Returns:
+        ``SPLIT/loss`` and the objective's other metrics, over all samples, without label smoothing.
+    """
+    parts.model.eval()
+    ranks = parts.ranks
+    objective = dataclasses.replace(parts.objective, label_smoothing=0.0)
+    metrics: dict[str, float] = {}
+    for name, split in parts.data.evals.items():
+        batches = eval_batches(split, parts.config.loader, ranks.rank, ranks.world_size)
+        totals = []
+        with parts.strategy.inference(), closing(batches):
+            for inputs, targets in batches:
+                with parts.precision.autocast():
+                    totals.append(objective(parts.model(inputs), inputs, targets)[1])
+        summed = ranks.sum(torch.stack(totals).cpu().double().sum(0))
+        metrics |= {f"{name}{suffix}/{key}": value for key, value in objective.metrics(summed).items()}
+    return metrics
+
+
+def evaluate_with_average(parts: RunParts) -> dict[str, float]:
+    """As `evaluate`; where the run averages its weights, those of the average too, as ``SPLIT_ema/...``."""
+    metrics = evaluate(parts)
+    if parts.state.ema is not None:
+        with parts.state.ema.applied():
+            metrics |= evaluate(parts, "_ema")
+    return metrics

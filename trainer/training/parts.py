@@ -1,0 +1,86 @@
+"""What a run is made of, and where it ends."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from trainer.checkpoint.state import Counters, TrainState
+from trainer.config.schema import Config
+from trainer.data import Data
+from trainer.distributed.ranks import Ranks
+from trainer.distributed.strategies import Strategy
+from trainer.monitor import Progress
+from trainer.training.objectives import Objective
+from trainer.training.precision import Precision
+from trainer.training.samples import SampleOutputs
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where training ends: after a number of optimizer steps, or of training seconds; the other one is None."""
+
+    steps: int | None
+    seconds: float | None
+
+    def fraction(self, step: int, seconds: float) -> float:
+        """How much of the budget is spent after that many steps and seconds, from 0 to 1."""
+        if self.seconds is not None:
+            return min(1.0, seconds / self.seconds)
+        assert self.steps is not None
+        return min(1.0, step / self.steps)
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """All that a run trains with, as `trainer.training.build.build` makes it from the config."""
+
+    config: Config
+    state: TrainState
+    """Model, optimizer and all else that changes: what a checkpoint holds."""
+    data: Data
+    """The evaluation splits, and what the training batches are made of."""
+    objective: Objective
+    precision: Precision
+    strategy: Strategy
+    """How the model is distributed over the ranks, and this rank's device."""
+    budget: Budget
+    samples: SampleOutputs
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself; training calls ``strategy.module``, which may wrap it."""
+        return self.state.model
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer of the model's parameters."""
+        return self.state.optimizer
+
+    @property
+    def counters(self) -> Counters:
+        """How far the run has come."""
+        return self.state.counters
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train together."""
+        return self.strategy.ranks
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's."""
+        return self.strategy.device
+
+    @property
+    def primary(self) -> str:
+        """The metric that picks the best checkpoint, such as ``test/accuracy``."""
+        return f"{next(iter(self.data.evals))}/{self.objective.primary}"
+
+    def progress(self) -> Progress:
+        """How far the run has come, as monitors are told."""
+        step, seconds = self.counters.step, self.counters.seconds
+        epoch = step / self.state.loader.batches_per_epoch
+        fraction = self.budget.fraction(step, seconds)
+        return Progress(step, epoch, seconds, fraction, self.counters.best, self.counters.best_step)

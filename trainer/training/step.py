@@ -1,0 +1,144 @@
+"""One optimizer step: forward, backward, what the ranks agree on, update."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from trainer.checkpoint.state import random_state, set_random_state
+from trainer.data import Batch
+from trainer.distributed.dtensor import local_tensor
+from trainer.optim.protocols import differentiates_gradient
+from trainer.training.nonfinite import count_skipped_step
+from trainer.training.parts import RunParts
+from trainer.training.step_sync import Requests, StepResults, StepSync, sync_step
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What follows from a step, the same on all ranks."""
+
+    requests: Requests
+    """What the ranks want to be done now."""
+    warning: str | None
+    """Why the step was skipped, where a person should know."""
+    seconds: float
+    """How long it took on this rank."""
+
+
+class TrainStep:
+    """Takes optimizer steps on the batches that come next: ``step()``, called by all ranks.
+
+    Args:
+        parts: what is trained.
+        requests: asked at the end of each backward pass, so that a signal still counts for that step.
+    """
+
+    def __init__(self, parts: RunParts, requests: Callable[[], Requests] = Requests) -> None:
+        self.parts = parts
+        self.requests = requests
+        self._create_graph = differentiates_gradient(parts.optimizer)
+        self._buffers = list(parts.model.buffers())
+        self._statistics = [buffer for buffer in self._buffers if buffer.is_floating_point()]
+        self.is_under_way = False
+        """Whether a step has begun to change what a checkpoint holds, and has not ended; so after a failure in it."""
+        self._time_since_sync = 0.0  # seconds of the last step after its synchronisation
+        self._synced_at = 0.0
+
+    def __call__(self) -> StepOutcome:
+        """One step on one batch, all its micro-batches; the clock of the run advances here only.
+
+        Raises:
+            TrainingFailed: too many steps in a row were not finite.
+        """
+        start = time.perf_counter()
+        parts, state, counters = self.parts, self.parts.state, self.parts.counters
+        state.schedule.update(parts.progress().fraction, counters.step)
+        batches = state.loader.next_batch()
+        self.is_under_way = True
+        saved_buffers = [buffer.clone() for buffer in self._buffers]
+
+        losses, totals = self._forward_backward(batches)
+        parts.precision.scaler.unscale_(parts.optimizer)
+        sync = self._sync(losses, totals, start)
+        warning = None
+        if sync.finite:
+            self._update(sync)
+        else:
+            self._restore(saved_buffers)
+            warning = count_skipped_step(parts, batches, sync)
+        parts.precision.scaler.update()
+        parts.optimizer.zero_grad()
+
+        counters.step += 1
+        counters.seconds += sync.seconds
+        self.is_under_way = False
+        end = time.perf_counter()
+        self._time_since_sync = end - self._synced_at
+        return StepOutcome(sync.requests, warning, end - start)
+
+    def settle_ddp_buckets(self) -> None:
+        """One forward and backward pass on the next batch whose results are discarded.
+
+        In its first backward pass in a process, DDP puts gradients into buckets by the order of the parameters, then
+        rearranges the buckets by the order in which gradients arrived. Sums are rounded differently in the two
+        arrangements: without this, the first step of a resumed run would differ from the same step of a run that was
+        not interrupted.
+        """
+        state = self.parts.state
+        position, random_numbers = state.loader.state_dict(), random_state()
+        saved_buffers = [buffer.clone() for buffer in self._buffers]
+        self._forward_backward(state.loader.next_batch())
+        self.parts.optimizer.zero_grad()
+        self._restore(saved_buffers)
+        state.loader.load_state_dict(position)
+        set_random_state(random_numbers)
+
+    def _forward_backward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+        """Adds up the gradients of this rank's micro-batches; returns their losses [M] and the sum of their totals."""
+        parts, scaler = self.parts, self.parts.precision.scaler
+        parts.model.train()
+        losses, totals = [], []
+        for number, (inputs, targets) in enumerate(batches, 1):
+            with parts.strategy.micro_batch(last=number == len(batches)):
+                with parts.precision.autocast():
+                    loss, total = parts.objective(parts.strategy.module(inputs), inputs, targets)
+                scaler.scale(loss / len(batches)).backward(create_graph=self._create_graph)
+            losses.append(loss.detach())
+            totals.append(total)
+        return torch.stack(losses), torch.stack(totals).sum(0)
+
+    def _sync(self, losses: Tensor, totals: Tensor, start: float) -> StepSync:
+        parameters = self.parts.model.parameters()
+        norm = get_total_norm([local_tensor(p.grad) for p in parameters if p.grad is not None])
+        self._synced_at = time.perf_counter()
+        results = StepResults(
+            losses=losses,
+            totals=totals,
+            squared_norm=norm.double() ** 2 / self.parts.strategy.gradient_replicas,
+            seconds=self._synced_at - start + self._time_since_sync,
+            requests=self.requests(),
+        )
+        return sync_step(self.parts.ranks, results, self._statistics)
+
+    def _update(self, sync: StepSync) -> None:
+        """Clips the gradient, takes the optimizer's step, and counts it."""
+        parts, clip_norm = self.parts, self.parts.config.loop.clip_norm
+        if clip_norm is not None:
+            parameters = [p for p in parts.model.parameters() if p.grad is not None]
+            norm = torch.tensor(sync.grad_norm, dtype=parameters[0].dtype)
+            clip_grads_with_norm_(parameters, clip_norm, norm)
+        parts.precision.scaler.step(parts.optimizer)
+        if parts.state.ema is not None:
+            parts.state.ema.update()
+        parts.counters.skipped_in_a_row = 0
+        parts.counters.grad_norm = sync.grad_norm
+        parts.state.window.append(sync.totals)
+
+    def _restore(self, saved_buffers: list[Tensor]) -> None:
+        """Undoes what the forward pass changed."""
+        for buffer, saved in zip(self._buffers, saved_buffers, strict=True):
+            buffer.copy_(saved)
