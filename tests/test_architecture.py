@@ -37,11 +37,20 @@ def imports_of(file: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.startswith(("trainer.", "launch.")))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("trainer", "launch"):
-            for alias in node.names:
-                below = ROOT / str(node.module).replace(".", "/") / alias.name
+        if isinstance(node, ast.ImportFrom):
+            module = absolute_name(node, file)
+            for alias in node.names if module.split(".")[0] in ("trainer", "launch") else ():
+                below = ROOT / module.replace(".", "/") / alias.name
                 is_module = below.with_suffix(".py").exists() or below.is_dir()
-                yield f"{node.module}.{alias.name}" if is_module else str(node.module)
+                yield f"{module}.{alias.name}" if is_module else module
+
+
+def absolute_name(node: ast.ImportFrom, file: Path) -> str:
+    """The module that ``from ... import`` names, a relative one too."""
+    if not node.level:
+        return str(node.module)
+    package = file.parents[node.level - 1].relative_to(ROOT)
+    return ".".join([*package.parts, *([node.module] if node.module else [])])
 
 
 def name(file: Path) -> str:
@@ -54,6 +63,11 @@ def test_imports_lead_downwards(file: Path) -> None:
     if here:
         upwards = [module for module in imports_of(file) if FLOOR_OF[package_of(module)] > FLOOR_OF[here]]
         assert not upwards, f"imports from a floor above: {upwards}"
+
+
+def test_relative_imports_are_seen() -> None:
+    found = {*imports_of(ROOT / "trainer/optim/adafisher/refresh.py")}
+    assert {"trainer.optim.adafisher.dtensor", "trainer.optim.adafisher.rules"} <= found
 
 
 @pytest.mark.parametrize("file", FILES, ids=name)

@@ -24,7 +24,7 @@ from trainer import export
 from trainer.analyze.__main__ import parser as analyze_parser
 from trainer.cli.train import check as compose_all
 from trainer.compare.arguments import parse_command as parse_comparison
-from trainer.config.compose import parse_arguments
+from trainer.config.command_line import parse_arguments
 from trainer.errors import ConfigError
 from trainer.report.__main__ import parser as report_parser
 

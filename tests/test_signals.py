@@ -1,6 +1,5 @@
 """Signals that a process sends to itself."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,8 +12,9 @@ MASK = "import signal; print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def send(*numbers: signal.Signals) -> None:
+    """To this thread: os.kill would let any thread take it, also one that does not block it."""
     for number in numbers:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
 
 
 @pytest.mark.parametrize("number", StopSignal.SIGNALS)

@@ -93,7 +93,10 @@ WRONG = [
     ("dry_run.worldsize=8", "unknown option dry_run.worldsize; did you mean world_size"),
     ("dry_run.world_size=8", "dry_run.world_size=8 needs parallel=ddp, fsdp or hsdp"),
     ("parallel=ddp dry_run.world_size=3", "data.batch_size=64 does not divide into 3 ranks"),
-    ("parallel=hsdp dry_run.world_size=8", "say how many copies on 8 ranks"),
+    (
+        "parallel=hsdp dry_run.world_size=8",
+        "parallel.replicas=null is wrong: it must be a divisor of 8 ranks",
+    ),
     ("parallel=fsdp parallel.replicas=2", "unknown option parallel.replicas"),
     ("loop.activation_checkpointing=some", "must be one of none, full or an integer >= 1"),
     ("loop.activation_checkpointing=2", "finds no blocks that recur in model=cnn"),

@@ -179,8 +179,7 @@ def test_what_is_frozen_counts_and_another_command_is_refused(
     assert compare(capsys, folder, "optimizer=sgd", "loop.max_steps=2")["groups"][0]["steps"] == 3
     assert main(["optimizer=adamw", f"compare.dir={folder}"]) == 2
     assert (
-        "contains another comparison, which is resumed by: python -m trainer.compare"
-        in capsys.readouterr().err
+        "holds another comparison, which is resumed by: python -m trainer.compare" in capsys.readouterr().err
     )
     (folder / "comparison.yaml").write_text(yaml.safe_dump({**record, "format": 2}))
     assert main(["optimizer=sgd", f"compare.dir={folder}"]) == 2

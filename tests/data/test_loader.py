@@ -158,6 +158,7 @@ def test_workers_give_the_same_batches():
     assert all(equal(a, b) for a, b in zip(alone, shared, strict=True))
 
 
+@pytest.mark.slow
 def test_a_program_that_forgets_its_loader_ends():
     script = """
 from tests.data.test_loader import Lazy, LoaderOptions, TrainLoader, eval_batches

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.distributed.ranks import on_ranks
 from trainer.distributed.ranks import Ranks
 from trainer.models.gpt import GPT, Block
-from trainer.optim import AdaFisher
+from trainer.optim.adafisher import AdaFisher, Layer, View, register_layer
 
 pytestmark = pytest.mark.ranks
 
@@ -53,8 +53,43 @@ class ConvNet(nn.Module):
         return self.head(self.frozen(x * self.scale.mean(0)))
 
 
+class Projection(nn.Module):
+    """y = A x, a layer type that AdaFisher does not know by itself; none of its parameters is called weight."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.randn(outputs, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.A.mT
+
+
+class Adapted(nn.Module):
+    """Two projections, and one that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = Projection(12, 8), Projection(8, 8), nn.Linear(8, 10)
+        self.never = Projection(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x.mean((2, 3)).repeat(1, 4)))
+        return self.head(x + torch.tanh(self.second(x)))
+
+
+def projection(module: Projection) -> Layer:
+    outputs, inputs = module.A.shape
+    view = View((outputs, inputs), (outputs, 1), (1, inputs), (outputs,), (inputs,))
+    return Layer(
+        "Projection", lambda x, output: x.square().mean(0), lambda s: s.square().mean(0), {"A": view}
+    )
+
+
 def model_of(kind: str) -> nn.Module:
     torch.manual_seed(0)
+    if kind == "adapted":
+        register_layer(Projection)(projection)
+        return Adapted().double()
     if kind.startswith("conv"):
         return ConvNet(nn.Identity if kind == "conv without layer norm" else nn.LayerNorm).double()
     return GPT(layers=2, width=12, heads=2, vocab_size=17, context_length=6).double()
@@ -62,7 +97,7 @@ def model_of(kind: str) -> nn.Module:
 
 def batch_of(kind: str, step: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(step)
-    if kind.startswith("conv"):
+    if kind in ("adapted", "conv", "conv without layer norm"):
         x = torch.randn(BATCH, 3, 5, 5, dtype=torch.float64, generator=generator)
         return x, torch.randint(10, (BATCH,), generator=generator)
     tokens = torch.randint(17, (BATCH, 7), generator=generator)
@@ -76,7 +111,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def train(case: Case, rank: int = 0, size: int = 1, mesh: DeviceMesh | None = None) -> AdaFisher:
-    """20 steps; a rank takes its part of each batch, in micro-batches."""
+    """20 steps; each rank has its part of each batch, in micro-batches."""
     model = model_of(case["model"])
     if case.get("checkpointing"):
         apply_activation_checkpointing(
@@ -122,7 +157,7 @@ def train(case: Case, rank: int = 0, size: int = 1, mesh: DeviceMesh | None = No
 
 
 def result_of(optimizer: AdaFisher) -> dict[str, Tensor]:
-    """Parameters, state and diagnostics, whole."""
+    """Parameters, state and diagnostics, with all rows of what is sharded."""
     result = {}
     for (name, param), state in (
         (item, optimizer.state.get(item[1], {})) for item in optimizer.model.named_parameters()
@@ -132,7 +167,7 @@ def result_of(optimizer: AdaFisher) -> dict[str, Tensor]:
             tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value)
             result[f"{name} {key}"] = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
     for name, row in optimizer.diagnostics().items():
-        result[f"{name.replace('_checkpoint_wrapped_module.', '')} told"] = torch.tensor(
+        result[f"{name.replace('_checkpoint_wrapped_module.', '')} diagnostics"] = torch.tensor(
             [*row.values()], dtype=torch.float64
         )
     return result
@@ -148,6 +183,7 @@ CASES: list[Case] = [
     {"model": "gpt", "rule": "paper", "accumulate": 2, "checkpointing": True},
     # its scalars of a layer norm square a sum over the batch, which a mean over ranks cannot give
     {"model": "conv without layer norm", "rule": "released"},
+    {"model": "adapted", "rule": "calibrated"},
 ]
 STRATEGIES = ["ddp 2", "ddp 4", "fsdp 2", "fsdp 3", "fsdp 4", "hsdp 2x2"]
 RUNS = [
@@ -166,7 +202,7 @@ def meshes() -> dict[str, DeviceMesh]:
 
 
 def train_all(ranks: Ranks) -> dict[tuple[int, str], dict[str, Tensor]]:
-    """Each case on every strategy that so many ranks allow."""
+    """Each case on every strategy for this number of ranks."""
     ranks.start(torch.device("cpu"), LIMIT)
     strategies: dict[str, DeviceMesh | None] = {f"ddp {ranks.world_size}": None}
     if ranks.world_size == 4:

@@ -30,7 +30,10 @@ def test_too_many_bad_steps_name_step_loss_and_layer(tmp_path: Path, monkeypatch
         trainer.train_step()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "precision",
+    ["fp32", "tf32", "bf16", pytest.param("fp16", marks=pytest.mark.slow)],  # on a CPU
+)
 def test_precisions_learn(precision: str, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, f"precision={precision}", "loop.max_epochs=2")
     trainer.fit()

@@ -67,7 +67,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path, monkeypatch: pytest.Mo
     def interrupt_twice(loader: TrainLoader) -> list[Batch]:
         begun.append(loader.batch)
         for _ in range(2 if len(begun) == 7 else 0):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return next_batch(loader)
 
     monkeypatch.setattr(TrainLoader, "next_batch", interrupt_twice)

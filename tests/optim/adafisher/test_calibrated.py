@@ -20,8 +20,8 @@ def test_recorded_runs(run: str) -> None:
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_small_batches_and_inputs_do_not_meet_the_floor(scale: float, reduction: str) -> None:
-    """Every parameter takes steps of full length, whatever the scale of its inputs and of the loss."""
+def test_scales_and_clipping_do_not_meet_the_floor(scale: float, reduction: str) -> None:
+    """Every parameter takes steps of full length, whatever the scales of inputs, loss and clipped gradients."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 4))
     lr = 1e-3

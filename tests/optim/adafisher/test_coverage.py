@@ -68,6 +68,7 @@ def test_torchvision(name: str) -> None:
     assert sum(source != "gradient" for source in sources.values()) > len(sources) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "linears"), [("vit_tiny_patch16_224", 49), ("focalnet_tiny_srf", 1), ("mixer_s32_224", 33)]
 )

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from trainer.optim import AdaFisher, AdaFisherW
-from trainer.optim.adafisher import update_blocked
+from trainer.optim.adafisher import StateLayout, update_blocked
 
 
 class WithForward(nn.Sequential):
@@ -578,3 +578,19 @@ def test_nothing_captured_is_an_error() -> None:
 def test_adafisherw_is_decoupled() -> None:
     assert AdaFisherW(network(), rule="paper").decoupled
     assert not AdaFisher(network(), rule="paper").decoupled
+
+
+def test_state_layout() -> None:
+    model = network()
+    model.add_module("embedding", nn.Embedding(5, 4))
+    model.add_module("scalar", nn.ParameterList([torch.tensor(1.0)]))
+    optimizer = AdaFisher(model)
+    factor, sharded_factor = StateLayout(True, False), StateLayout(True, True)
+    own = {"step": StateLayout(False, False), "exp_avg": StateLayout(False, True)}
+    for param, state in optimizer.state.items():
+        tensors = {key for key, value in state.items() if isinstance(value, Tensor)}
+        assert optimizer.state_layout(param).keys() == tensors
+    assert optimizer.state_layout(model[3].weight) == {**own, "H": factor, "S": sharded_factor}
+    assert optimizer.state_layout(model.embedding.weight) == {**own, "H": factor, "S": factor}
+    scalar = {**own, "exp_avg": StateLayout(False, False), "H": factor, "S": factor}
+    assert optimizer.state_layout(model.scalar[0]) == scalar

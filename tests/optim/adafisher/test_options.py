@@ -10,18 +10,10 @@ from trainer.optim.adafisher import AdaFisher, AdaFisherW, Interval
 from trainer.optim.adafisher.limits import check, limits_of
 from trainer.optim.adafisher.rules import RULES, RuleName
 
-OPTIONS = [
-    "lr",
-    "beta",
-    "damping",
-    "gamma",
-    "weight_decay",
-    "decoupled",
-    "rule",
-    "update_interval",
-    "capture",
-    "fused",
-]
+OPTIONS = (
+    *("lr", "beta", "damping", "gamma", "weight_decay"),
+    *("decoupled", "rule", "update_interval", "capture", "fused"),
+)
 
 
 def keyword_options(optimizer: type) -> dict[str, inspect.Parameter]:
@@ -30,7 +22,7 @@ def keyword_options(optimizer: type) -> dict[str, inspect.Parameter]:
 
 
 def test_the_options() -> None:
-    assert [*keyword_options(AdaFisher)] == OPTIONS
+    assert (*keyword_options(AdaFisher),) == OPTIONS
 
 
 def test_adafisherw_has_the_same_options_but_decoupled() -> None:

@@ -1,7 +1,7 @@
 """The blocked, compiled and Triton updates against the plain ones."""
 
 import copy
-from collections.abc import Iterator
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,8 +34,8 @@ class Problem:
             H = torch.rand((1, *shape[1:]) if shape else (), dtype=factor_dtype) + 0.1
             S = torch.rand((*shape[:1], *(1,) * len(shape[1:])), dtype=factor_dtype) + 0.1
             self.factors.append([(H, S)] if i != 3 else [(H, S), (S.flip(0), H.flip(1))])
-        self.floors = torch.full((len(SHAPES),), 1e-3, dtype=factor_dtype)
-        self.sizes = [param.numel() for param in self.params]
+        self.sizes = torch.tensor([param.numel() for param in self.params], dtype=factor_dtype)
+        self.expected = torch.tensor([1.0, 2.0, 0.5, 1.0, math.nan], dtype=factor_dtype)
 
     def lists(self) -> tuple[Any, ...]:
         return self.params, self.grads, self.exp_avgs, self.factors, DAMPINGS
@@ -47,46 +47,23 @@ class Problem:
 class Triton:
     """The kernels, as the functions of the other variants."""
 
-    def kernels(
-        self, params: Any, exp_avgs: Any, factors: Any, dampings: Any, floors: Any, sizes: Any
-    ) -> Any:
+    def kernels(self, params: Any, exp_avgs: Any, factors: Any, dampings: Any) -> Any:
         from trainer.optim.adafisher.update_triton import Kernels
 
-        return Kernels(params, exp_avgs, factors, dampings, list(floors), sizes)
+        return Kernels(params, exp_avgs, factors, dampings)
 
-    def sum_of_squares(
-        self, grads: Any, exp_avgs: Any, factors: Any, dampings: Any, *, beta: float
-    ) -> Tensor:
-        sizes = [grad.numel() for grad in grads]
-        floors = torch.zeros(len(grads))
-        return self.kernels(grads, exp_avgs, factors, dampings, floors, sizes).sum_of_squares(
-            grads, beta=beta
-        )
+    def sum_of_squares(self, grads: Any, *lists: Any, beta: float) -> Tensor:
+        return self.kernels(grads, *lists).sum_of_squares(grads, beta=beta)
 
-    def normalized_update(
-        self,
-        params: Any,
-        grads: Any,
-        exp_avgs: Any,
-        factors: Any,
-        dampings: Any,
-        floors: Any,
-        sizes: Any,
-        **o: Any,
-    ) -> None:
-        self.kernels(params, exp_avgs, factors, dampings, floors, sizes).normalized_update(grads, **o)
+    def normalized_update(self, params: Any, grads: Any, *lists: Any, **options: Any) -> None:
+        self.kernels(params, *lists[:-2]).normalized_update(grads, *lists[-2:], **options)
 
-    def bias_corrected_update(
-        self, params: Any, grads: Any, exp_avgs: Any, factors: Any, dampings: Any, corrections: Any, **o: Any
-    ) -> None:
-        kernels = self.kernels(
-            params, exp_avgs, factors, dampings, torch.zeros(len(params)), [1] * len(params)
-        )
-        kernels.bias_corrected_update(grads, corrections=corrections, **o)
+    def bias_corrected_update(self, params: Any, grads: Any, *lists: Any, **options: Any) -> None:
+        self.kernels(params, *lists).bias_corrected_update(grads, **options)
 
 
 @pytest.fixture(params=["blocked", "small blocks", "compiled", "triton"])
-def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     if request.param == "small blocks":
         monkeypatch.setattr(update_blocked, "_SMALL", 0)
         monkeypatch.setattr(update_blocked, "_BLOCK", 10)
@@ -97,6 +74,7 @@ def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(module, "_STRETCH", 2048)
         monkeypatch.setattr(module, "_BLOCK", 512)
         return Triton()
+    torch.compiler.reset()  # of one function torch compiles few variants, and other tests need some as well
     return update_compiled if request.param == "compiled" else update_blocked
 
 
@@ -113,9 +91,9 @@ def problem(request: pytest.FixtureRequest, variant: Any) -> SimpleNamespace:
 
 @pytest.mark.parametrize("has_sums", [False, True])
 def test_normalized_update(variant: Any, problem: SimpleNamespace, has_sums: bool) -> None:
-    sums = torch.rand(len(SHAPES), dtype=problem.ours.floors.dtype) + 0.1 if has_sums else None
+    sums = torch.rand(len(SHAPES), dtype=problem.ours.sizes.dtype) + 0.1 if has_sums else None
     for functions, on in ((variant, problem.ours), (update, problem.plain)):
-        functions.normalized_update(*on.lists(), on.floors, on.sizes, sums=sums, **RATES)
+        functions.normalized_update(*on.lists(), on.sizes, on.expected, sums=sums, **RATES)
     torch.testing.assert_close(problem.ours.results(), problem.plain.results(), **problem.tolerance)
 
 
@@ -136,21 +114,32 @@ def test_sum_of_squares(variant: Any, problem: SimpleNamespace) -> None:
 
 
 def test_the_plain_update_is_the_formula() -> None:
-    """Of one parameter, in other words: a step of length lr ρ in units of root mean square, or less under the floor."""
-    for floor in (1e-6, 10.0):
-        problem = Problem(torch.float64)
-        param, grad, exp_avg, ((H, S),), damping = (values[0] for values in problem.lists())
-        before, momentum = param.clone(), exp_avg.clone()
-        update.normalized_update(
-            *([values[0]] for values in problem.lists()),
-            torch.tensor([floor], dtype=torch.float64),
-            [param.numel()],
-            **RATES,
-        )
-        m = 0.9 * momentum + 0.1 * grad
-        u = (0.9 * m + 0.1 * grad) / (S * H + damping)
-        step = before * (1 - 0.05 * 0.1) - param
-        torch.testing.assert_close(exp_avg, m)
-        torch.testing.assert_close(step / step.norm(), u / u.norm())
-        rms = u.square().mean().sqrt()
-        assert step.square().mean().sqrt().item() == pytest.approx(0.05 * 0.2 * min(1, (rms / floor).item()))
+    """Of one parameter, in other words: a step along u whose root mean square is lr ρ."""
+    problem = Problem(torch.float64)
+    param, grad, exp_avg, ((H, S),), damping = (values[0] for values in problem.lists())
+    before, momentum = param.clone(), exp_avg.clone()
+    m = 0.9 * momentum + 0.1 * grad
+    u = (0.9 * m + 0.1 * grad) / (S * H + damping)
+    lists = [[values[0]] for values in problem.lists()]
+    total = update.sum_of_squares(*lists[1:], beta=0.9)
+    torch.testing.assert_close(total, u.square().sum()[None])
+    size = torch.tensor([param.numel()], dtype=torch.float64)
+    update.normalized_update(*lists, size, torch.ones_like(size), **RATES)
+    step = before * (1 - 0.05 * 0.1) - param
+    torch.testing.assert_close(exp_avg, m)
+    torch.testing.assert_close(step / step.norm(), u / u.norm())
+    assert step.square().mean().sqrt().item() == pytest.approx(0.05 * 0.2)
+
+
+def test_floored_rms() -> None:
+    """Only what is small against its own expectation, and is not as small as the others, meets the floor."""
+    sizes, expected = torch.tensor([4.0, 1, 1, 1, 1]), torch.tensor([1.0, 1, 2, 1e-3, math.nan])
+    rms = torch.tensor([0.5, 1e-7, 3.0, 1e-3, 1e-9])
+    floor = update.GRADIENT_FLOOR
+    found = update.floored_rms(rms.square() * sizes, sizes, expected)
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.5 * floor, 3.0, 1e-3, 1e-9]))
+    clipped = update.floored_rms((1e-5 * rms).square() * sizes, sizes, expected)
+    torch.testing.assert_close(clipped, 1e-5 * found)
+    nothing = update.floored_rms(torch.zeros(5), sizes, expected)
+    assert (nothing > 0).all()
+    assert (nothing < 1e-20).all()

@@ -6,7 +6,7 @@ Rows are entries of axis 0, the only axis that FSDP2 shards by default.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
@@ -146,10 +146,10 @@ def ranks_of(params: Sequence[Tensor]) -> ReduceGroup | None:
     return ReduceGroup(group, params[0].device if mesh is None else torch.device(mesh.device_type))
 
 
-Tensors = Mapping[Any, tuple[Tensor, ...]]
+Tensors = dict[Any, tuple[Tensor, ...]]
 
 
-def sum_over_ranks(mappings: Sequence[Tensors], ranks: ReduceGroup) -> list[dict[Any, tuple[Tensor, ...]]]:
+def sum_over_ranks(mappings: Sequence[Tensors], ranks: ReduceGroup) -> list[Tensors]:
     """Sums tensors over ranks, all of them in one all-reduce.
 
     Args:

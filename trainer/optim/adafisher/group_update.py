@@ -58,13 +58,14 @@ class GroupUpdate:
         self._exp_avgs = _local_views([t.state["exp_avg"] for t in tracked], shapes)
         self._factors = [curvatures[t.param].local for t in tracked]
         self._dampings = [t.damping for t in tracked]
-        self._floors = [curvatures[t.param].floor for t in tracked]
-        self._sizes = [owner.numel() for owner in self.owners]
+        self._expected = [curvatures[t.param].expected for t in tracked]
+        if tracked:
+            sizes = torch.tensor([owner.numel() for owner in self.owners], dtype=self._expected[0].dtype)
+            self._sizes = sizes.to(self._expected[0].device, non_blocking=True)
         self._functions: ModuleType = update_compiled if compile else update_blocked
         self._kernels = None
         if not compile:
-            lists = (self._factors, self._dampings, self._floors, self._sizes)
-            self._kernels = gpu_kernels(self._params, self._exp_avgs, *lists)
+            self._kernels = gpu_kernels(self._params, self._exp_avgs, self._factors, self._dampings)
 
     def is_current(self) -> bool:
         """Whether the same parameters still have gradients, and are where they were."""
@@ -91,11 +92,12 @@ class GroupUpdate:
     def normalized_update(self, sums: Tensor | None) -> None:
         """`update.normalized_update` of all parameters, given Σ u² over all rows of each where they are sharded."""
         grads, options = self._grads(), {**self._options(), "sums": sums}
+        sizes, expected = self._sizes, torch.stack(self._expected)
         if self._kernels:
-            self._kernels.normalized_update(grads, **options)
+            self._kernels.normalized_update(grads, sizes, expected, **options)
             return
         lists = (self._params, grads, self._exp_avgs, self._factors, self._dampings)
-        self._functions.normalized_update(*lists, torch.stack(self._floors), self._sizes, **options)
+        self._functions.normalized_update(*lists, sizes, expected, **options)
 
     def bias_corrected_update(self) -> None:
         """`update.bias_corrected_update` of all parameters."""
@@ -130,12 +132,10 @@ def gpu_kernels(
     exp_avgs: list[Tensor],
     factors: Sequence[Sequence[Pair]],
     dampings: Sequence[float],
-    floors: Sequence[Tensor],
-    sizes: Sequence[int],
 ) -> "Kernels | None":
     """Kernels of Triton, if there is a GPU, Triton is installed, and they can update these parameters."""
     if not params or not params[0].is_cuda or not has_triton():
         return None
     from .update_triton import Kernels, fits
 
-    return Kernels(params, exp_avgs, factors, dampings, floors, sizes) if fits(params, exp_avgs) else None
+    return Kernels(params, exp_avgs, factors, dampings) if fits(params, exp_avgs) else None

@@ -95,8 +95,8 @@ def layer_of(module: nn.Module, layers: Mapping[type[nn.Module], LayerType] = LA
     not be what the weight multiplies. A norm that has ``STATISTICS`` says enough about its own.
     """
     for kind in type(module).__mro__:
-        if kind in layers:
-            is_known = type(module).forward is getattr(kind, "forward", None) or hasattr(module, STATISTICS)
+        if issubclass(kind, nn.Module) and kind in layers:
+            is_known = type(module).forward is kind.forward or hasattr(module, STATISTICS)
             return layers[kind](module) if is_known else None
     return None
 

@@ -44,7 +44,7 @@ class LayerwiseOptimizer(Optimizer):
         """Finds the layers of known type, and the uses of each parameter."""
         setattr(self, GRAD_SCALER_PROTOCOL, True)
         self._rule = RULES[self.rule]
-        self._names: dict[Tensor, str] = {param: name for name, param in self.model.named_parameters()}
+        self._names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
         self._uses: dict[Tensor, list[Use]] = {}
         layers: dict[nn.Module, Layer] = {}
         for module in self.model.modules() if self.capture == "hooks" else ():

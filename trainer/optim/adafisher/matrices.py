@@ -23,6 +23,7 @@ def order_of(strides: tuple[int, ...]) -> list[int]:
 
 @cache
 def is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether what has this shape and these strides fills its memory without gaps."""
     expected = 1
     for axis in reversed(order_of(strides)):
         if shape[axis] != 1 and strides[axis] != expected:
@@ -33,7 +34,7 @@ def is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 @cache
 def matrices_of(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> list[Matrix]:
-    """Cuts what has this shape and is contiguous into as few matrices as there can be.
+    """Splits what has this shape and is contiguous into as few matrices as possible.
 
     Args:
         strides: of H' and S' of each use by turns, over the axes of the shape.

@@ -14,6 +14,7 @@ _FOR_KERNEL = (torch.float32, torch.bfloat16, torch.float16)
 
 @cache
 def has_triton() -> bool:
+    """Whether Triton is installed."""
     return find_spec("triton") is not None
 
 

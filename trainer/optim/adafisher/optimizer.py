@@ -1,4 +1,4 @@
-"""The AdaFisher optimizer. To understand the rule, read `reference`: it is the same in 120 plain lines."""
+"""The AdaFisher optimizer. To understand the rule, read `reference`: the same in plain code, without shards."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -37,9 +37,8 @@ class AdaFisher(LayerwiseOptimizer):
         m ← β m + (1 − β) g        n = β m + (1 − β) g        u = n / F̃
         θ ← (1 − η κ) θ − η 0.2 u / max(rms(u), ε)
 
-    ε is met by gradients that are 3e-4 times smaller than H and S say of real ones: by rounding noise, such as that of
-    a convolution's bias before a batch norm, which therefore stays. (Gradients that are clipped to so small a part
-    meet it as well.)
+    ε is met by gradients that are 3e-4 times smaller than H and S say of real ones, if others in the group are not: by
+    rounding noise, such as that of a convolution's bias before a batch norm, which therefore stays.
 
     ``"paper"`` (Algorithm 1): H' and S' are the bias-corrected averages, min-max normalized; a vector whose range is
     under 1 % of its maximum gives ones. ``"released"`` (the authors' code): new factors are min-max normalized, then
@@ -152,6 +151,11 @@ class AdaFisher(LayerwiseOptimizer):
         super().__init__(model, params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters with options of their own; see `LayerwiseOptimizer.add_param_group`.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
         options = {**self.defaults, **param_group}
         if isinstance(options["lr"], Tensor) and options["lr"].numel() != 1:
             raise ValueError("Tensor lr must be 1-element")

@@ -1,5 +1,6 @@
 """H' and S': the normalized averages, by which updates are divided until the next refresh."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,6 @@ from . import dtensor
 from .refresh import FullS, averages
 from .rules import Rule
 from .state import Tracked, Use
-from .update import GRADIENT_FLOOR, TINY
 from .vectors import Vectors
 from .views import Pair, View
 
@@ -22,8 +22,8 @@ class Curvature(NamedTuple):
     """H' and S' of every use."""
     local: Sequence[Pair]
     """The same for the rows that this rank holds."""
-    floor: Tensor
-    """The root mean square under which an update stems from rounding noise, []."""
+    expected: Tensor
+    """At least what rms(u) is for a gradient whose rows have random signs, []; nan if that is not known."""
 
 
 class Curvatures:
@@ -84,7 +84,7 @@ class _Batch:
         counts = [len(several) for several in uses.values()]
         self.H = Vectors([torch.Size(view.H_size).numel() for view in views], counts, device, dtype)
         self.S = Vectors([torch.Size(view.S_size).numel() for view in views], counts, device, dtype)
-        self.floors = torch.full((len(uses),), TINY, device=device, dtype=dtype)
+        self.expected = torch.full((len(uses),), math.nan, device=device, dtype=dtype)
         self.own = torch.cat([_own_columns(view) for view in views]).to(device, dtype)
         self.own_counts = torch.stack([_own_columns(view).sum() for view in views]).to(device, dtype)
         self.row_weights: list[float] = []
@@ -94,9 +94,9 @@ class _Batch:
             for view, H, S in zip(views, self.H.parts, self.S.parts, strict=True)
         )
         self.curvature: dict[Tensor, Curvature] = {}
-        for (param, several), floor in zip(uses.items(), self.floors.unbind(), strict=True):
+        for (param, several), expected in zip(uses.items(), self.expected.unbind(), strict=True):
             full = [next(pairs) for _ in several]
-            self.curvature[param] = Curvature(full, self._local(param, full) or full, floor)
+            self.curvature[param] = Curvature(full, self._local(param, full) or full, expected)
 
     def _local(self, param: Tensor, full: Sequence[Pair]) -> list[Pair]:
         if not dtensor.is_sharded(param):
@@ -109,7 +109,7 @@ class _Batch:
         for vectors, flat in zip((self.H, self.S), zip(*factors, strict=True), strict=True):
             torch.cat([factor.reshape(-1) for factor in flat], out=vectors.flat)
         if rule.normalize_update:
-            self._set_floors(
+            self._set_expected(
                 [t.state[f"row_weight{use.suffix}"] for t, use in uses], [t.damping for t in tracked]
             )
         rule.normalize(self.H, self.S)
@@ -119,8 +119,8 @@ class _Batch:
                     if to.data_ptr() != value.data_ptr():  # a copy of rows, not a view of them
                         to.copy_(value)
 
-    def _set_floors(self, row_weights: list[float], dampings: list[float]) -> None:
-        """ε = 3e-4 √mean G / max(F + λ), as in `reference`, with a bound of the maximum, before H and S are normalized.
+    def _set_expected(self, row_weights: list[float], dampings: list[float]) -> None:
+        """√mean G / max(F + λ), as in `reference`, with a bound of the maximum, before H and S are normalized.
 
         Args:
             row_weights: of every use.
@@ -129,7 +129,7 @@ class _Batch:
         if (row_weights, dampings) != (self.row_weights, self.dampings):
             self.row_weights, self.dampings = row_weights, dampings
             self._row_weights, self._dampings = (
-                torch.tensor(values, dtype=self.floors.dtype).to(self.floors.device, non_blocking=True)
+                torch.tensor(values, dtype=self.expected.dtype).to(self.expected.device, non_blocking=True)
                 for values in (row_weights, dampings)
             )
         h, s = self.H.reduce("mean"), self.S.reduce("mean")
@@ -137,7 +137,7 @@ class _Batch:
         square = self.H.sum_by_param(self._row_weights * s * own_h)
         mean = self.H.sum_by_param(s * h).clamp_(min=torch.finfo(h.dtype).tiny)
         largest = self.H.sum_by_param(self.S.reduce("max") * own_max) / mean + self._dampings
-        torch.div(square.sqrt() * GRADIENT_FLOOR, largest, out=self.floors).clamp_(min=TINY)
+        self.expected.copy_(torch.where(square > 0, square.sqrt() / largest, math.nan))
 
 
 def _own_columns(view: View) -> Tensor:

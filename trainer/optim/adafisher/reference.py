@@ -24,37 +24,23 @@ class Factors(NamedTuple):
     row_weight: float
 
 
-ZERO = torch.zeros(())
-
-
 def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
     """The rows h, with a 1 for the bias at their end: [N, columns (+ 1)]; of grouped convolutions [groups, N, ...]."""
     match layer:
-        case nn.Linear():
-            rows = x.reshape(-1, layer.in_features)
-        case nn.Conv2d(padding=tuple(padding)):
-            patches = functional.unfold(
-                x, layer.kernel_size, layer.dilation, padding, layer.stride
-            )  # [B, C k, L]
-            rows = patches.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2).squeeze(0)
         case nn.Embedding():
             return functional.one_hot(x.reshape(-1), layer.num_embeddings).to(layer.weight)
         case nn.LayerNorm():
-            return functional.layer_norm(x, layer.normalized_shape, eps=layer.eps).reshape(
-                -1, layer.weight.numel()
-            )
+            return functional.layer_norm(x, layer.normalized_shape, eps=layer.eps).flatten(0, -2)
         case nn.GroupNorm():
-            return (
-                functional.group_norm(x, layer.num_groups, eps=layer.eps)
-                .movedim(1, -1)
-                .reshape(-1, x.shape[1])
-            )
+            return channels_last(functional.group_norm(x, layer.num_groups, eps=layer.eps))
         case nn.BatchNorm2d():
-            return (
-                functional.batch_norm(x, None, None, training=True, eps=layer.eps)
-                .movedim(1, -1)
-                .reshape(-1, x.shape[1])
-            )
+            return channels_last(functional.batch_norm(x, None, None, training=True, eps=layer.eps))
+        case nn.Linear():
+            rows = x.flatten(0, -2)
+        case nn.Conv2d(padding=tuple(padding)):
+            patches = functional.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)
+            groups = patches.unflatten(1, (layer.groups, -1))  # [B, groups, columns, positions]
+            rows = groups.permute(1, 0, 3, 2).flatten(1, 2).squeeze(0)
         case _:
             raise TypeError(f"the reference does not know {type(layer).__name__}")
     return rows if layer.bias is None else functional.pad(rows, (0, 1), value=1.0)
@@ -62,9 +48,14 @@ def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
 
 def output_rows(layer: nn.Module, s: Tensor) -> Tensor:
     """The rows s, from the gradient of the batch's mean loss at the layer's output: [N, rows]."""
-    if isinstance(layer, nn.Conv2d | nn.GroupNorm | nn.BatchNorm2d):
-        s = s.movedim(1, -1)  # [B, C, ...] -> [B, ..., C]
-    return s.reshape(-1, s.shape[-1]) * s.shape[0]  # of each sample's loss, not of their mean
+    spatial = isinstance(layer, nn.Conv2d | nn.GroupNorm | nn.BatchNorm2d)
+    rows = channels_last(s) if spatial else s.flatten(0, -2)
+    return rows * len(s)  # of each sample's loss, not of their mean
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """[B, C, ...] -> [N, C]."""
+    return x.movedim(1, -1).flatten(0, -2)
 
 
 def fisher(layer: nn.Module, name: str, H: Tensor, S: Tensor) -> Tensor:
@@ -87,15 +78,17 @@ def mean_of_layer(layer: nn.Module, name: str, H: Tensor, S: Tensor) -> Tensor:
 class AdaFisherReference(torch.optim.Optimizer):
     """In every step, with sums over the layers that share a parameter θ, which has gradient g:
 
-        F = Σ S ⊗ H / Σ mean S mean H        m ← β m + (1 − β) g        n = β m + (1 − β) g        u = n / (F + λ)
-        G = Σ N/B² S ⊗ H                     ε = 3e-4 √mean G / max(F + λ)
+        F = Σ S ⊗ H / Σ mean S mean H + λ    m ← β m + (1 − β) g        n = β m + (1 − β) g        u = n / F
+        G = Σ N/B² S ⊗ H                     a = √mean G / max F
+        ε = 3e-4 a min(1, median over all parameters of rms(u) / a)
         θ ← (1 − η κ) θ − η 0.2 u / max(rms(u), ε)
 
     In every ``update_interval``-th step, the first included, H and S are averaged with weight γ of the old ones, and
     the averages corrected for their start.
 
-    G is the mean square of a gradient whose rows have random signs. Since rms(u) ≥ rms(n) / max(F + λ), it is under ε
-    only if n is 3e-4 times smaller than that: rounding noise, as of a bias before a batch norm, which stays.
+    G is the mean square of a gradient whose rows have random signs, so that a is at most what it makes of rms(u). A
+    parameter far below it has only rounding noise for a gradient, as the bias before a batch norm has, and stays. If
+    all are below it, the gradients were clipped.
     """
 
     def __init__(
@@ -116,9 +109,10 @@ class AdaFisherReference(torch.optim.Optimizer):
         self.averages: dict[nn.Module, Factors] = {}
         self.uses: dict[Tensor, list[tuple[nn.Module, str]]] = {p: [] for p in model.parameters()}
         for layer in model.modules():
-            for name, param in layer.named_parameters(recurse=False):
+            own = dict(layer.named_parameters(recurse=False))
+            for name, param in own.items():
                 self.uses[param].append((layer, name))
-            if layer in {layer for uses in self.uses.values() for layer, _ in uses}:
+            if own:
                 layer.register_forward_hook(self.capture)
 
     def capture(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -147,18 +141,28 @@ class AdaFisherReference(torch.optim.Optimizer):
         if self.steps % self.update_interval == 0:
             self.refresh()
         self.steps += 1
-        for group in self.param_groups:
-            for p in group["params"]:
-                m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
-                m.lerp_(p.grad, 1 - self.beta)
-                n = m.lerp(p.grad, 1 - self.beta)
-                uses = [(layer, name, *self.averages[layer]) for layer, name in self.uses[p]]
-                products = [fisher(layer, name, H, S) for layer, name, H, S, _ in uses]
-                means = [mean_of_layer(layer, name, H, S) for layer, name, H, S, _ in uses]
-                weighted = [use[-1] * product for use, product in zip(uses, products, strict=True)]
-                F = sum(products, start=ZERO) / sum(means, start=ZERO)
-                G = sum(weighted, start=ZERO)
-                u = n / (F + self.damping)
-                floor = 3e-4 * G.mean().sqrt() / (F + self.damping).max()
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(group["lr"] * 0.2 * u / u.square().mean().sqrt().maximum(floor))
+        group = self.param_groups[0]
+        updates = {p: self.update(p) for p in group["params"]}
+        typical = torch.stack([rms(u) / expected for u, expected in updates.values()]).median().clamp(max=1)
+        for p, (u, expected) in updates.items():
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.sub_(group["lr"] * 0.2 * u / rms(u).maximum(3e-4 * typical * expected))
+
+    def update(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns u and a of a parameter, whose momentum takes in the gradient."""
+        m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+        m.lerp_(p.grad, 1 - self.beta)
+        n = m.lerp(p.grad, 1 - self.beta)
+        F, G, mean = torch.zeros_like(p), torch.zeros_like(p), p.new_zeros(())
+        for layer, name in self.uses[p]:
+            H, S, row_weight = self.averages[layer]
+            F += fisher(layer, name, H, S)
+            G += row_weight * fisher(layer, name, H, S)
+            mean += mean_of_layer(layer, name, H, S)
+        F = F / mean + self.damping
+        return n / F, G.mean().sqrt() / F.max()
+
+
+def rms(x: Tensor) -> Tensor:
+    """The root of the mean square, []."""
+    return x.square().mean().sqrt()

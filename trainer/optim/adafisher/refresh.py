@@ -62,8 +62,11 @@ def gather(
                 for module, rows in captured.items()
             }
         )
-    sums = {module: _layer_sums(module, layer, captured.get(module)) for module, layer in layers.items()}
-    means, S_rows = {}, {}
+    sums: dtensor.Tensors = {
+        module: _layer_sums(module, layer, captured.get(module)) for module, layer in layers.items()
+    }
+    means: dtensor.Tensors = {}
+    S_rows: dtensor.Tensors = {}
     for t in tracked:
         if dtensor.is_sharded(t.param) and t.needs_gradient_factors:
             square = dtensor.zero_padded_rows(t.param, dtensor.local_tensor(_squared_gradient(t.param)))

@@ -5,7 +5,6 @@ broadcast against it.
 """
 
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any
 
 import torch
@@ -33,30 +32,29 @@ def normalized_update(
     exp_avgs: Sequence[Tensor],
     factors: Sequence[Sequence[Pair]],
     dampings: Sequence[float],
-    floors: Tensor,
-    sizes: Sequence[int],
+    sizes: Tensor,
+    expected: Tensor,
     *,
     lr: float | Tensor,
     beta: float,
     weight_decay: float,
     sums: Tensor | None = None,
 ) -> None:
-    """m ← β m + (1 − β) g,  n = β m + (1 − β) g,  u = n / F̃,  θ ← (1 − η κ) θ − η ρ u / max(rms(u), floor).
+    """The momentum m ← β m + (1 − β) g,  n = β m + (1 − β) g,  u = n / F̃,  θ ← (1 − η κ) θ − η ρ u / max(rms(u), ε).
 
     Args:
-        floors: [parameters], under which an update's root mean square does not count as one.
-        sizes: the number of elements of each parameter, of which this rank may hold a part.
-        sums: `sum_of_squares` over all ranks, [parameters], where they hold parts; else taken here.
+        sizes, expected: for ε, see `floored_rms`.
+        sums: `sum_of_squares` over all ranks, [parameters], where each has a part of the rows; else taken here.
     """
     if sums is None:
         sums = sum_of_squares(grads, exp_avgs, factors, dampings, beta=beta)
-    rows = zip(params, grads, exp_avgs, factors, dampings, floors, sizes, sums, strict=True)
-    for param, grad, exp_avg, pairs, damping, floor, size, total in rows:
+    lengths = floored_rms(sums, sizes, expected)
+    rows = zip(params, grads, exp_avgs, factors, dampings, lengths, strict=True)
+    for param, grad, exp_avg, pairs, damping, length in rows:
         m = torch.lerp(precise(exp_avg), precise(grad), 1 - beta)
         n = torch.lerp(m, precise(grad), 1 - beta)
         u = n / preconditioner(pairs, damping)
-        rms = (total / size).sqrt().maximum(floor)
-        param.copy_((1 - lr * weight_decay) * precise(param) - lr * UPDATE_RMS / rms * u)
+        param.copy_((1 - lr * weight_decay) * precise(param) - lr * UPDATE_RMS / length * u)
         exp_avg.copy_(m)
 
 
@@ -82,6 +80,22 @@ def sum_of_squares(
     return torch.stack(sums)
 
 
+def floored_rms(sums: Tensor, sizes: Tensor, expected: Tensor) -> Tensor:
+    """max(rms(u), ε) of each parameter, [parameters], where ε is met by rounding noise only.
+
+    A gradient is noise if it is far smaller than its curvature says. Clipping makes gradients smaller, too, but all of
+    them: what the median parameter has is no less than all of what is expected.
+
+    Args:
+        sums: [parameters], Σ u² over all elements of each.
+        sizes: [parameters], the number of these elements.
+        expected: [parameters], rms(u) of a gradient whose rows have random signs; nan if that is not known.
+    """
+    rms = (sums / sizes).sqrt()
+    typical = (rms / expected).nanmedian().clamp(max=1)
+    return rms.maximum((GRADIENT_FLOOR * typical * expected).nan_to_num(TINY).clamp(min=TINY))
+
+
 def bias_corrected_update(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -95,9 +109,10 @@ def bias_corrected_update(
     weight_decay: float,
     decoupled: bool,
 ) -> None:
-    """m ← β m + (1 − β) g,  θ ← θ − η m / (1 − βᵗ) / F̃,  with κ θ added to g, or to the update if ``decoupled``.
+    """The momentum m ← β m + (1 − β) g,  θ ← θ − η m / (1 − βᵗ) / F̃.
 
     Args:
+        decoupled: whether weight decay κ θ is added to the update; else to g.
         corrections: 1 − βᵗ of each parameter.
     """
     rows = zip(params, grads, exp_avgs, factors, dampings, corrections, strict=True)
@@ -111,7 +126,8 @@ def bias_corrected_update(
 
 def preconditioner(pairs: Sequence[Pair], damping: float | Tensor) -> Tensor:
     """F̃ = Σ over uses S' H' + λ, in the shape of the parameter or one that broadcasts to it."""
-    return reduce(torch.add, (S * H for H, S in pairs)) + damping
+    products = [S * H for H, S in pairs]
+    return sum(products[1:], start=products[0]) + damping
 
 
 def precise(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ._torch_private import (
     foreach_norm,
 )
 from .mean_squares import factor_dtype
-from .update import UPDATE_RMS, precise
+from .update import UPDATE_RMS, floored_rms, precise
 from .views import Pair
 
 _BLOCK = 2**18  # elements: more costs cache misses, less costs calls
@@ -36,19 +36,18 @@ def normalized_update(
     exp_avgs: list[Tensor],
     factors: Sequence[Sequence[Pair]],
     dampings: Sequence[float],
-    floors: Tensor,
-    sizes: Sequence[int],
+    sizes: Tensor,
+    expected: Tensor,
     *,
     lr: float,
     beta: float,
     weight_decay: float,
     sums: Tensor | None = None,
 ) -> None:
-    """`update.normalized_update`: max(rms(u), floor) / ρ goes into F̃, where it costs no pass over the parameter."""
+    """`update.normalized_update`; max(rms(u), ε) / ρ is taken into F̃, where it costs no pass over θ."""
     if sums is None:
         sums = sum_of_squares(grads, exp_avgs, factors, dampings, beta=beta)
-    counts = torch.tensor(sizes, dtype=sums.dtype, device=sums.device)
-    units = (sums / counts).sqrt_().maximum(floors).div_(UPDATE_RMS).unbind()
+    units = (floored_rms(sums, sizes, expected) / UPDATE_RMS).unbind()
     scaled = [[(H, S * unit) for H, S in pairs] for pairs, unit in zip(factors, units, strict=True)]
     scaled_dampings = [damping * unit for damping, unit in zip(dampings, units, strict=True)]
     steps = [lr] * len(params)

@@ -12,9 +12,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from .kernel_triton import run
 from .matrices import Matrix, is_dense, matrices_of, order_of
-from .triton_kernel import run
-from .update import UPDATE_RMS
+from .update import UPDATE_RMS, floored_rms
 from .views import Pair
 
 _STRETCH = 2**12  # elements of a job
@@ -37,10 +37,6 @@ class Kernels:
     """Updates parameters with the factors of one refresh.
 
     Its methods do what the functions of these names in `update` do, given the gradients.
-
-    Args:
-        floors: of updates, each in a tensor of its own, [].
-        sizes: elements of parameters over all ranks, of which ``params`` may be shards.
     """
 
     def __init__(
@@ -49,11 +45,9 @@ class Kernels:
         exp_avgs: list[Tensor],
         factors: Sequence[Sequence[Pair]],
         dampings: Sequence[float],
-        floors: Sequence[Tensor],
-        sizes: Sequence[int],
     ) -> None:
         self.params, self.exp_avgs = params, exp_avgs
-        self.memory = factors, floors  # that the tables point to
+        self.factors = factors  # they own the memory that the tables point to
         self.device, self.dtype = params[0].device, params[0].dtype
         self.uses = max(map(len, factors))
         self.zero = torch.zeros(1, device=self.device)
@@ -62,7 +56,7 @@ class Kernels:
         self.steps: list[float] = []
 
         matrices: list[Matrix] = []
-        numbers, pointers, strides = [], [], []
+        matrix_dampings, pointers, strides = [], [], []
         self.owners: list[tuple[int, int]] = []  # of each matrix: its parameter, and where in it, in bytes
         for owner, (param, pairs, damping) in enumerate(zip(params, factors, dampings, strict=True)):
             order = order_of(param.stride())
@@ -75,7 +69,7 @@ class Kernels:
             for matrix in matrices_of(shape, laid):
                 matrices.append(matrix)
                 self.owners.append((owner, matrix.offset * param.element_size()))
-                numbers.append((damping, float(sizes[owner])))
+                matrix_dampings.append(damping)
                 for (H, S), (h, s) in zip(pairs, matrix.places, strict=True):
                     pointers.append((H.data_ptr() + 4 * h, S.data_ptr() + 4 * s))
                 nothing = self.uses - len(pairs)
@@ -84,14 +78,13 @@ class Kernels:
         self.places = [
             (place, params[place[0]].data_ptr(), exp_avgs[place[0]].data_ptr()) for place in self.owners
         ]
-        self.floors = self._table([floors[owner].data_ptr() for owner, _ in self.owners], torch.int64)
         self.shapes = self._table([(matrix.numel, matrix.columns) for matrix in matrices])
-        self.strides, self.numbers = self._table(strides), self._table(numbers, torch.float32)
+        self.strides, self.dampings = self._table(strides), self._table(matrix_dampings, torch.float32)
         self.pointers = self._table(pointers, torch.int64)
         self._make_jobs([matrix.numel for matrix in matrices])
 
     def _make_jobs(self, numels: list[int]) -> None:
-        """Jobs in the order of matrices, and the ranges of those of each parameter."""
+        """Jobs in the order of matrices; where those of each parameter begin; the parameter of each matrix."""
         counts = torch.tensor([-(-numel // _STRETCH) for numel in numels], dtype=torch.int64)
         matrix = torch.repeat_interleave(torch.arange(len(numels)), counts)
         start = (torch.arange(len(matrix)) - (counts.cumsum(0) - counts)[matrix]) * _STRETCH
@@ -101,8 +94,7 @@ class Kernels:
             per_param[owner] += count
         ends = [*accumulate(per_param, initial=0)]
         self.offsets = self._table(ends, torch.int64)
-        self.ranges = self._table([(ends[owner], ends[owner + 1]) for owner, _ in self.owners])
-        self.own = self._table([(owner, owner + 1) for owner, _ in self.owners])
+        self.owner_index = self._table([owner for owner, _ in self.owners])
 
     def _table(self, rows: Sequence[Any], dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.tensor(rows, dtype=dtype).to(self.device, non_blocking=True)
@@ -128,13 +120,18 @@ class Kernels:
     ) -> None:
         """`update.bias_corrected_update`."""
         grads = self._point_to(grads)
-        self._set_steps([lr / correction for correction in corrections])
+        steps = [lr / correction for correction in corrections]
+        if steps != self.steps:
+            self.steps = steps
+            self.step_sizes = self._table([steps[owner] for owner, _ in self.owners], torch.float32)
         decay: dict[str, Any] = {"shrink": 1 - lr * weight_decay} if decoupled else {"l2": weight_decay}
-        self._launch(update=True, beta=beta, **decay)
+        self._launch(self.step_sizes, beta=beta, **decay)
 
     def normalized_update(
         self,
         grads: list[Tensor],
+        sizes: Tensor,
+        expected: Tensor,
         *,
         lr: float,
         beta: float,
@@ -143,14 +140,10 @@ class Kernels:
     ) -> None:
         """`update.normalized_update`."""
         grads = self._point_to(grads)
-        self._set_steps([lr] * len(self.params))
-        options: dict[str, Any] = {"beta": beta, "shrink": 1 - lr * weight_decay, "normalized": True}
-        if sums is not None:
-            self._launch(update=True, sums=sums.float(), ranges=self.own, **options)
-            return
-        sums = torch.empty(len(self.jobs), device=self.device)
-        self._launch(sums=sums, beta=beta)
-        self._launch(update=True, sums=sums, ranges=self.ranges, **options)
+        if sums is None:
+            sums = self.sum_of_squares(grads, beta=beta)
+        step_sizes = (lr * UPDATE_RMS / floored_rms(sums, sizes, expected).float())[self.owner_index]
+        self._launch(step_sizes, beta=beta, shrink=1 - lr * weight_decay, look_ahead=True)
 
     def _point_to(self, grads: list[Tensor]) -> list[Tensor]:
         """Takes the addresses of gradients, which may lie elsewhere at every step, or of copies laid out as parameters.
@@ -170,44 +163,36 @@ class Kernels:
             self.addresses = self._table(table, torch.int64)
         return grads
 
-    def _set_steps(self, steps: list[float]) -> None:
-        if steps != self.steps:
-            self.steps = steps
-            self.step_sizes = self._table([steps[owner] for owner, _ in self.owners], torch.float32)
-
     def _launch(
         self,
-        *,
-        update: bool = False,
+        step_sizes: Tensor | None = None,
         sums: Tensor | None = None,
-        ranges: Tensor | None = None,
+        *,
         beta: float,
         shrink: float = 1.0,
         l2: float = 0.0,
-        normalized: bool = False,
+        look_ahead: bool = False,
     ) -> None:
+        """Updates by these steps, [matrices], or takes the sums, [jobs]."""
         if not len(self.jobs):
             return
         with torch.cuda.device_of(self.jobs):  # where Triton launches
             run[(len(self.jobs),)](
                 self.jobs,
                 self.shapes,
-                self.numbers,
+                self.dampings,
                 self.pointers,
                 self.strides,
-                self.floors,
                 self.addresses,
-                self.step_sizes if update else self.zero,
+                self.zero if step_sizes is None else step_sizes,
                 self.zero if sums is None else sums,
-                self.own if ranges is None else ranges,
                 beta,
                 shrink,
                 l2,
-                UPDATE=update,
+                UPDATE=step_sizes is not None,
                 TYPE=_TYPES[self.dtype],
                 USES=self.uses,
-                NORMALIZED=normalized,
-                RMS=UPDATE_RMS,
+                LOOK_AHEAD=look_ahead,
                 STRETCH=_STRETCH,
                 BLOCK=max(_BLOCK >> (self.uses - 1), 128),
             )

@@ -27,31 +27,29 @@ def _preconditioner(i, mask, columns, damping, matrix, factors, strides, USES: t
 def run(
     jobs,  # [jobs, 2]: matrix, first element
     shapes,  # [matrices, 2]: elements, columns
-    numbers,  # [matrices, 2]: damping, elements of the parameter over all ranks
+    dampings,  # [matrices]
     factors,  # [matrices, uses, 2]: addresses of H' and S'
     strides,  # [matrices, uses, 4]
-    floors,  # [matrices]: addresses of the floor of the update's root mean square
     addresses,  # [matrices, 3]: of the parameter, its gradient, its momentum
     step_sizes,  # [matrices]
-    sums,  # Σ u² of jobs, or of parameters
-    ranges,  # [matrices, 2]: which of the sums belong to the parameter, if its update is normalized
+    sums,  # [jobs]: Σ u²
     beta,
     shrink,
     l2,
     UPDATE: tl.constexpr,
     TYPE: tl.constexpr,
     USES: tl.constexpr,
-    NORMALIZED: tl.constexpr,
-    RMS: tl.constexpr,
+    LOOK_AHEAD: tl.constexpr,
     STRETCH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """One job: takes Σ u², or with UPDATE θ ← shrink θ − step size n / F̃, as `update_blocked._update` does."""
     job = tl.program_id(0)
     if UPDATE:  # what was read last is still in the cache
         job = tl.num_programs(0) - 1 - job
     matrix, start = tl.load(jobs + 2 * job), tl.load(jobs + 2 * job + 1)
     numel, columns = tl.load(shapes + 2 * matrix), tl.load(shapes + 2 * matrix + 1)
-    damping = tl.load(numbers + 2 * matrix)
+    damping = tl.load(dampings + matrix)
     params = tl.load(addresses + 3 * matrix).to(tl.pointer_type(TYPE))
     grads = tl.load(addresses + 3 * matrix + 1).to(tl.pointer_type(TYPE))
     exp_avgs = tl.load(addresses + 3 * matrix + 2).to(tl.pointer_type(TYPE))
@@ -69,15 +67,6 @@ def run(
         tl.store(sums + job, tl.sum(total, 0))
     else:
         step_size = tl.load(step_sizes + matrix)
-        if NORMALIZED:
-            last = tl.load(ranges + 2 * matrix + 1)
-            square = tl.zeros([BLOCK], tl.float32)
-            for at in range(tl.load(ranges + 2 * matrix), last, BLOCK):
-                slot = at + tl.arange(0, BLOCK)
-                square += tl.load(sums + slot, mask=slot < last, other=0.0)
-            rms = tl.sqrt(tl.sum(square, 0) / tl.load(numbers + 2 * matrix + 1))
-            floor = tl.load(tl.load(floors + matrix).to(tl.pointer_type(tl.float32)))
-            step_size *= RMS / tl.maximum(rms, floor)
         for at in range(start, end, BLOCK):
             i = at + tl.arange(0, BLOCK)
             mask = i < numel
@@ -86,7 +75,7 @@ def run(
             m = tl.load(exp_avgs + i, mask=mask, other=0.0).to(tl.float32)
             m += (1 - beta) * (g - m)
             n = m
-            if NORMALIZED:
+            if LOOK_AHEAD:
                 n += (1 - beta) * (g - m)
             F = _preconditioner(i, mask, columns, damping, matrix, factors, strides, USES)
             tl.store(exp_avgs + i, m.to(TYPE), mask=mask)
