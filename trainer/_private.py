@@ -22,6 +22,7 @@ NAMES = {
     "_zeropower_via_newtonschulz": "torch.optim._muon",  # as above
     "unflatten_state_dict": "torch.distributed.checkpoint._nested_dict",  # dcp.load fills only a state that is complete
     "tree_map": "torch.utils._pytree",  # pytrees have no public module
+    "_BatchNorm": "torch.nn.modules.batchnorm",  # the base of batch norms, which has no public name
     "_NormBase": "torch.nn.modules.batchnorm",  # the base of batch and instance norms, which has no public name
 }
 """The module of each name."""
@@ -56,6 +57,12 @@ def worker_shutdown(batches: Any) -> Callable[[], None]:
     """Returns what ends the worker processes of a DataLoader's iterator, which otherwise only its deletion does."""
     shutdown: Callable[[], None] = batches._shutdown_workers
     return shutdown
+
+
+def worker_processes(batches: Any) -> list[Any]:
+    """Returns the worker processes of a DataLoader's iterator, of which one may have been killed."""
+    workers: list[Any] = batches._workers
+    return workers
 
 
 def event_file_writer(writer: Any) -> Any:

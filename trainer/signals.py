@@ -20,19 +20,24 @@ from types import FrameType, TracebackType
 
 
 class StopSignal:
-    """Notes SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 while its context is open; a second SIGINT stops at once.
+    """Notes SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 while its context is open; a second SIGINT stops at once.
 
+    SIGHUP comes when the terminal is closed. Where it is ignored, as under nohup, it stays so.
     A launcher may start the process with these signals blocked: they are delivered on entry.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         """The last signal that was received."""
 
     def __enter__(self) -> "StopSignal":
-        self._previous = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        self._previous = {
+            number: signal.signal(number, self._receive)
+            for number in self.SIGNALS
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+        }
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
         return self
 

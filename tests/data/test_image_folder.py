@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from tests.data.pictures import write
 from trainer.data import DATA, Data, LoaderOptions, TrainLoader, eval_batches, hold_out
 from trainer.data.random import mix
 from trainer.errors import ConfigError, DataError
@@ -16,12 +17,6 @@ def build(root: Path, **options) -> Data:
         {"name": "image_folder", "root": str(root), "image_size": 16, "resize": 20, **options}
     )
     return DATA.build(config, torch.device("cpu"), 0)
-
-
-def write(path: Path, number: int, mode: str = "RGB") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(number).integers(0, 256, (24, 30, 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path)
 
 
 @pytest.fixture
@@ -145,6 +140,74 @@ def test_a_damaged_picture_is_named(imagenet, num_workers):
         )
     assert str(error.value).startswith(f"{path} cannot be decoded (")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "file"),
+    [
+        ("I;16", "uint16", "v.png"),
+        ("I;16", "uint16", "v.tif"),
+        ("F", "float32", "v.tif"),
+        ("I", "int32", "v.tif"),
+    ],
+)
+def test_more_than_8_bits_are_refused(imagenet, mode, dtype, file):
+    """PIL would make them all white or all black."""
+    (imagenet / "val" / "n02" / "v.png").unlink()
+    path = imagenet / "val" / "n02" / file
+    Image.fromarray(np.arange(900, dtype=dtype).reshape(30, 30)).save(path)
+    with pytest.raises(DataError) as error:
+        build(imagenet).evals["test"].batch(torch.tensor([1]), None)
+    assert str(error.value).startswith(
+        f"{path} cannot be decoded (mode {mode} has more than 8 bits a channel"
+    )
+
+
+def test_8_bits_of_every_kind_are_read(imagenet):
+    for mode in ("L", "1", "P", "CMYK", "LA", "RGBA"):
+        path = imagenet / "val" / "n02" / ("v.tif" if mode == "CMYK" else "v.png")
+        write(path, 0, mode)
+        images, _ = build(imagenet, normalize=False).evals["test"].batch(torch.tensor([1]), None)
+        assert 0.2 < images.mean() < 0.8, mode
+        path.unlink()
+
+
+@pytest.mark.parametrize("error", [Image.DecompressionBombError("a bomb"), ValueError("of a\nkind")])
+def test_whatever_pil_says_is_one_line_with_the_path(imagenet, error, monkeypatch):
+    def refuse(path):
+        raise error
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(
+        DataError, match=r"v.png cannot be decoded \((a bomb|of a kind)\): replace or remove it"
+    ):
+        build(imagenet).evals["test"].batch(torch.tensor([1]), None)
+
+
+def test_hidden_files_and_folders_are_no_data(imagenet):
+    write(imagenet / "train" / ".ipynb_checkpoints" / "0.png", 0)
+    write(imagenet / "train" / "n01" / ".ipynb_checkpoints" / "0.png", 0)
+    (imagenet / "train" / "n01" / "._0.jpg").write_bytes(b"of macOS")
+    data = build(imagenet)
+    assert (len(data.train), data.model_defaults["num_classes"]) == (12, 3)
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "deep"])
+def test_links_count_nothing_twice(imagenet, target):
+    write(imagenet / "train" / "n01" / "deep" / "0.png", 0)
+    (imagenet / "train" / "n01" / "link").symlink_to(target)
+    with pytest.raises(DataError, match=r"leads to a folder whose pictures count already: remove it"):
+        build(imagenet)
+
+
+def test_links_to_elsewhere_are_followed(imagenet, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write(elsewhere / "pictures" / "0.png", 0)
+    (imagenet / "train" / "n01" / "link").symlink_to(elsewhere / "pictures")
+    (imagenet / "val" / "n02").rename(elsewhere / "n02")
+    (imagenet / "val" / "n02").symlink_to(elsewhere / "n02")
+    data = build(imagenet)
+    assert (len(data.train), len(data.evals["test"])) == (13, 3)
 
 
 def test_errors_say_what_would_be_right(imagenet, tmp_path):

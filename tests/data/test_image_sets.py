@@ -117,6 +117,13 @@ def test_fashion_mnist_damaged(tmp_path, damage, message):
     assert "\n" not in str(error.value)
 
 
+def test_fashion_mnist_with_other_labels(tmp_path):
+    path = write_fashion_mnist(tmp_path) / "t10k-labels-idx1-ubyte.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1] + b"\x11"))
+    with pytest.raises(DataError, match=r"holds a t10k label 17: they must be 0 to 9$"):
+        build("fashion_mnist", root=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("name", "dataset", "label", "samples"),
     [("cifar10", datasets.CIFAR10, "labels", 20), ("cifar100", datasets.CIFAR100, "fine_labels", 4)],

@@ -46,3 +46,23 @@ def normed(*, num_classes: int | None = None, in_channels: int | None = None) ->
     assert in_channels is not None
     layers = [nn.Conv2d(in_channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
     return nn.Sequential(*layers, nn.LazyLinear(num_classes))
+
+
+class NormedBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.convolution(x)).tanh()  # [B, width, h, w]
+
+
+@MODELS.register("normed_blocks")
+def normed_blocks(*, num_classes: int | None = None, in_channels: int | None = None) -> nn.Module:
+    """Blocks with batch statistics, which can be recomputed."""
+    assert num_classes is not None
+    assert in_channels is not None
+    blocks = [NormedBlock(5) for _ in range(2)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, num_classes)]
+    return nn.Sequential(nn.Conv2d(in_channels, 5, 3, stride=2), *blocks, *head)

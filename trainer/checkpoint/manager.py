@@ -32,7 +32,8 @@ class CheckpointManager:
         self.folder = folder
         self.ranks = ranks
         self.options = options
-        self._saved_step = saved_step
+        self.saved_step = saved_step
+        """The newest step that is saved, or is being saved; None before the first."""
         self._saved_at = time.monotonic()
         # of its own, since its messages pass between those of the training steps
         self._group: Any = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
@@ -60,10 +61,10 @@ class CheckpointManager:
             Exception: it, or the last one in the background, could not be written.
         """
         step = state.counters.step
-        if step != self._saved_step:
+        if step != self.saved_step:
             self.wait()
             self._start_writing(step, storage.content_of(state, monitors, self.ranks), best)
-            self._saved_at, self._saved_step = time.monotonic(), step
+            self._saved_at, self.saved_step = time.monotonic(), step
         elif best:
             self.wait()
             if self.ranks.is_rank0:

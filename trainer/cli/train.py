@@ -124,8 +124,8 @@ def run_in(
     try:
         return run(config, directory, overrides, ranks)
     finally:
-        directory.release()
         directory.remove_if_unused()
+        directory.release()
 
 
 def sweep(args: Namespace, argv: list[str]) -> int:

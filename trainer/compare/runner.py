@@ -32,6 +32,9 @@ FORKS.set_forkserver_preload(
 LOG = "output.log"
 """The output of all processes, in the comparison's folder."""
 
+LEAVE_SECONDS = 30.0
+"""How long the process of a run may live on after it has written how the run ended."""
+
 
 class Interrupted(Exception):
     """A signal ended the comparison between two runs or, with a checkpoint, in one."""
@@ -104,7 +107,7 @@ class Runner:
         for each in planned:
             if not has_ended(read_status(each.path)):
                 self.progress.update(self.bar, description=f"{what}: {each.label}")
-                self._wait(train, each.path, self.log, each.seconds)
+                self._wait(train, each.path, self.log, each)
                 self._print_result(what, each)
             self.done += 1
             self.progress.update(self.bar, completed=self.done)
@@ -118,14 +121,22 @@ class Runner:
             result = f"{primary.name} {primary.text(status['metrics'][primary.name])}, {run.step} steps"
         else:
             result = f"{run.state}: {run.error or f'see {self.log}'}"
-        self.progress.console.print(
-            f"{what}: {planned.label}: {result}", markup=False, highlight=False, soft_wrap=True
-        )
+        self._print(f"{what}: {planned.label}: {result}")
+
+    def _print(self, line: str) -> None:
+        self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _wait(
-        self, target: Callable[..., None], argument: Any, log: Path, seconds: float | None = None
+        self, target: Callable[..., None], argument: Any, log: Path, planned: PlannedRun | None = None
     ) -> None:
-        """Calls a function in a new process, whose output goes to the end of a log, and waits for it to end."""
+        """Calls a function in a new process, whose output goes to the end of a log, and waits for it to end.
+
+        Args:
+            target: the function, called with ``argument`` and ``log``.
+            argument: must be picklable.
+            log: created if it does not exist.
+            planned: the run that it trains, if it trains one.
+        """
         if self.stop.received is not None:
             raise Interrupted
         before = log.stat().st_size if log.exists() else 0
@@ -136,15 +147,22 @@ class Runner:
         passed_on, began = False, time.monotonic()
         while process.is_alive():
             process.join(0.2)
-            if seconds is not None:
-                share = min(0.99, (time.monotonic() - began) / seconds)
+            if planned and planned.seconds is not None:
+                share = min(0.99, (time.monotonic() - began) / planned.seconds)
                 self.progress.update(self.bar, completed=self.done + share)
+            if planned and lingers(planned.path, process.pid) and process.is_alive():
+                process.kill()
+                process.join()
+                self._print(
+                    f"{planned.label}: its process was killed {LEAVE_SECONDS:g} s after the run had ended"
+                )
             if self.stop.received is not None and not passed_on:
                 passed_on = True
                 process.terminate()  # SIGTERM, on which a run writes a checkpoint
         if process.exitcode == USER_ERROR:
             raise UserError(last_error(last_lines(log, before)) or f"see {log}")
-        if self.stop.received is not None or process.exitcode in (PREEMPTED, INTERRUPTED):
+        stopped = planned is not None and read_status(planned.path).get("state") == "preempted"
+        if self.stop.received is not None or stopped or process.exitcode in (PREEMPTED, INTERRUPTED):
             raise Interrupted
 
 
@@ -154,11 +172,19 @@ def has_ended(status: Mapping[str, Any]) -> bool:
     return state == "finished" or (state == "failed" and not error.startswith("KeyboardInterrupt"))
 
 
+def lingers(run: Path, pid: int | None) -> bool:
+    """Whether a process is still there long after it has written how its run ended."""
+    status = read_status(run)
+    over = status.get("pid") == pid and status.get("state") in ("finished", "failed", "preempted")
+    return over and time.time() - status["time"] > LEAVE_SECONDS
+
+
 def train(path: Path, log: Path) -> None:
     """The body of a run's process: the same as the command that continues the run."""
     from trainer.cli.train import main  # it has Hydra's command line in it
 
     redirect(log)
+    multiprocessing.set_start_method(None, force=True)  # data workers need no fork server of their own
     sys.exit(main(["--config-path", str(path), "--config-name", "config"]))
 
 

@@ -18,6 +18,7 @@ from trainer.options import Natural
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 TORCHVISION = Path("FashionMNIST", "raw")
 PARTS = ("train", "t10k")
+NUM_CLASSES = 10
 
 
 @DATA.register("fashion_mnist")
@@ -38,7 +39,7 @@ def fashion_mnist(
     return memory_images(
         train,
         test,
-        num_classes=10,
+        num_classes=NUM_CLASSES,
         mean=[0.2860],
         std=[0.3530],
         normalize=normalize,
@@ -74,6 +75,8 @@ def _load(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     images, labels = map(read_idx, _files(folder, part))
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise DataError(f"{folder} holds {part} images {list(images.shape)} and labels {list(labels.shape)}")
+    if labels.numel() and labels.max() >= NUM_CLASSES:
+        raise DataError(f"{folder} holds a {part} label {labels.max()}: they must be 0 to {NUM_CLASSES - 1}")
     return images.unsqueeze(1), labels
 
 

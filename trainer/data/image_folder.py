@@ -1,6 +1,7 @@
 """Folders of image files, decoded when they are needed: the layouts of ImageNet and of Tiny-ImageNet."""
 
 import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from trainer.data.base import DATA, Batch, Data, LazySplit
 from trainer.data.random import mix
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, one_line
 from trainer.options import Count, Range
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's training set
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's: file name, class, box; separated by tabs
+UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+"""What PIL raises for a file that is missing, no picture, damaged, or much larger when it is decoded."""
 Sample = tuple[Path, int]
 
 
@@ -107,15 +110,26 @@ class ImageFiles(LazySplit):
         return inputs, targets.to(self.device, non_blocking=True)
 
     def _decode(self, index: int, key: int | None) -> Tensor:
-        path = os.fsdecode(self.paths[index])
-        try:
-            image = Image.open(path).convert("RGB")
-        except (OSError, SyntaxError) as error:  # PIL's, for a file that is missing, no image, or damaged
-            raise DataError(f"{path} cannot be decoded ({error}): replace or remove it") from None
+        image = decode(os.fsdecode(self.paths[index]))
         if key is None:
             return self.centre(image)
         with seeded(mix(key, index)):
             return self.augment(image)
+
+
+def decode(path: str) -> Image.Image:
+    """The picture in a file, in mode RGB.
+
+    Raises:
+        DataError: the file is missing, no picture, damaged, suspiciously large, or of more than 8 bits a channel.
+    """
+    try:
+        image = Image.open(path)
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # PIL would clip them to white or black
+            raise ValueError(f"mode {image.mode} has more than 8 bits a channel, convert it to 8")
+        return image.convert("RGB")
+    except UNDECODABLE as error:
+        raise DataError(f"{path} cannot be decoded ({one_line(error)}): replace or remove it") from None
 
 
 @contextmanager
@@ -164,19 +178,44 @@ def find_samples(root: Path) -> tuple[list[Sample], list[Sample], list[str]]:
 
 def _class_folders(folder: Path) -> tuple[list[tuple[Path, str]], list[str]]:
     """Files with their classes, and all classes; files may lie deeper, as in Tiny-ImageNet's CLASS/images."""
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and is_visible(entry.name))
     samples = []
     for name in classes:
-        files = sorted(
-            Path(where, file)
-            for where, _, files in os.walk(folder / name, followlinks=True)
-            for file in files
-            if file.lower().endswith(EXTENSIONS)
-        )
+        files = sorted(_pictures(folder / name))
         if not files:
             raise DataError(f"{folder / name} has no images: every class needs some")
         samples += [(file, name) for file in files]
     return samples, classes
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    """The picture files of a class. Links to folders are followed, but not to one that it is already in.
+
+    Raises:
+        DataError: a link leads to a folder that has been visited, or to one that is around it.
+    """
+    visited = {identity(parent) for parent in (folder, folder.parent)}
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(filter(is_visible, folders))
+        for name in folders:
+            found = identity(Path(where, name))
+            if found in visited:
+                raise DataError(
+                    f"{Path(where, name)} leads to a folder whose pictures count already: remove it"
+                )
+            visited.add(found)
+        yield from (Path(where, f) for f in files if is_visible(f) and f.lower().endswith(EXTENSIONS))
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """What two paths of one folder have in common."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def is_visible(name: str) -> bool:
+    """Whether a file is meant to be data, unlike .ipynb_checkpoints or macOS's ._0.jpg."""
+    return not name.startswith(".")
 
 
 def _annotated(folder: Path) -> tuple[list[tuple[Path, str]], list[str]]:

@@ -1,22 +1,14 @@
 """The batches of training and evaluation: seeded, resumable anywhere, the same for any world size."""
 
-import atexit
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from trainer._private import worker_shutdown
 from trainer.data.base import Batch, LazySplit, LoaderOptions, Split
 from trainer.data.random import mix
-from trainer.errors import ConfigError, DataError
-from trainer.signals import signals_blocked
-
-Plan = tuple[Tensor, int | None]
-"""A batch to be made: sample numbers (int64 [B]) and the augmentation key."""
+from trainer.data.workers import Plan, read_ahead
+from trainer.errors import ConfigError
 
 
 class TrainLoader:
@@ -66,7 +58,7 @@ class TrainLoader:
         self.batches_per_epoch = len(split) // batch_size
         self.epoch = 0
         self.batch = 0  # the next batch's number in its epoch
-        self._stream: Iterator[Batch] | None = None
+        self._stream: Generator[Batch, None, None] | None = None
 
     def next_batch(self) -> list[Batch]:
         """Returns this rank's micro-batches of the next global batch."""
@@ -89,6 +81,8 @@ class TrainLoader:
 
     def close(self) -> None:
         """Ends the worker processes; the next batch starts new ones."""
+        if self._stream is not None:
+            self._stream.close()
         self._stream = None
 
     def _plans(self, epoch: int, batch: int) -> Iterator[Plan]:
@@ -105,7 +99,9 @@ class TrainLoader:
             epoch, batch = epoch + 1, 0
 
 
-def eval_batches(split: Split, options: LoaderOptions, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+def eval_batches(
+    split: Split, options: LoaderOptions, rank: int = 0, world_size: int = 1
+) -> Generator[Batch, None, None]:
     """Yields every sample exactly once over all ranks, in order, without augmentation.
 
     All ranks get the same number of batches, since a sharded model's forward pass is a collective; the sizes
@@ -116,44 +112,10 @@ def eval_batches(split: Split, options: LoaderOptions, rank: int = 0, world_size
     return fetch(split, ((part, None) for part in parts[rank::world_size]), options)
 
 
-def fetch(split: Split, plans: Iterable[Plan], options: LoaderOptions) -> Iterator[Batch]:
+def fetch(split: Split, plans: Iterable[Plan], options: LoaderOptions) -> Generator[Batch, None, None]:
     """Yields the planned batches on the device, in order; worker processes read ahead where that helps."""
-    if options.num_workers == 0 or not isinstance(split, LazySplit):
-        for indices, key in plans:
-            yield split.batch(indices, key)
+    if options.num_workers and isinstance(split, LazySplit):
+        yield from read_ahead(split, plans, options.num_workers)
         return
-    loader = DataLoader(
-        _Reader(split),
-        sampler=((indices.tolist(), key) for indices, key in plans),  # a tensor costs a file handle
-        batch_size=None,
-        num_workers=options.num_workers,
-        pin_memory=split.device.type == "cuda",
-        generator=torch.Generator(),  # otherwise it draws from the global one
-    )
-    with signals_blocked():
-        batches = iter(loader)
-    stop_workers = worker_shutdown(batches)
-    # At exit multiprocessing sends workers SIGTERM, which they do not see, and waits for them: be there first.
-    atexit.register(stop_workers)
-    try:
-        for item in batches:
-            if isinstance(item, DataError):
-                raise item
-            yield split.finish(*item)
-    finally:
-        atexit.unregister(stop_workers)
-        stop_workers()
-
-
-class _Reader(Dataset[Any]):
-    """What worker processes run. A user's error comes back as a value, which keeps its message one line."""
-
-    def __init__(self, split: LazySplit) -> None:
-        self.split = split
-
-    def __getitem__(self, plan: tuple[list[int], int | None]) -> Batch | DataError:
-        indices, key = plan
-        try:
-            return self.split.read(torch.tensor(indices), key)
-        except DataError as error:
-            return error
+    for indices, key in plans:
+        yield split.batch(indices, key)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer._private import _NormBase
+from trainer.distributed.batch_norm import synchronize_batch_norms
 from trainer.distributed.ranks import Ranks
 from trainer.distributed.wrapping import blocks_of, compile_each, units_of_size
 from trainer.errors import ConfigError
@@ -86,10 +87,13 @@ class MultiRankStrategy(Strategy):
     """Base of the strategies for several ranks: starts their process group.
 
     Args:
+        sync_batch_norm: batch norms normalize by the statistics of all ranks' parts of a batch, so that results do not
+            depend on the number of ranks; with micro-batches, by those of a micro-batch.
         timeout: seconds after which a collective that some rank does not join fails.
     """
 
     _: KW_ONLY
+    sync_batch_norm: bool = True
     timeout: Positive = 600.0
 
     min_ranks = 2
@@ -121,6 +125,8 @@ class DDP(MultiRankStrategy):
 
     def apply(self, model: nn.Module, *, compiled: bool) -> None:
         """Moves the model to this rank's device and wraps it so that its backward pass averages gradients."""
+        if self.sync_batch_norm:
+            synchronize_batch_norms(model)
         super().apply(model, compiled=compiled)
         with warnings.catch_warnings():
             # torch 2.14 calls it forward_sync_buffers
@@ -175,6 +181,8 @@ class FSDP(MultiRankStrategy):
         for name, parameter in model.named_parameters():
             if parameter.ndim == 0:
                 raise ConfigError(f"cannot shard the 0-d parameter {name}: reshape it to [1]")
+        if self.sync_batch_norm:
+            synchronize_batch_norms(model)
         units = blocks_of(model) if self.units == "blocks" else units_of_size(model, self.units)
         if compiled:
             compile_each(units or [model])

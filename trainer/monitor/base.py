@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from trainer.monitor.guard import Guard
 from trainer.options import Count, Natural
 from trainer.registry import Registry
 
@@ -149,6 +150,9 @@ class Sink:
 class Monitors(Sink):
     """All sinks of a run as one: every report to it is passed to each of them, in their order.
 
+    A sink that fails once the run is described, as a console whose terminal is gone or a file on a full disk, does not
+    end the run: the others get a warning.
+
     Check ``options`` before computing optional records, such as images or histograms. Ranks other than the first have
     the same options and no sinks.
 
@@ -164,6 +168,7 @@ class Monitors(Sink):
         self.options = options
         registered = {name: SINKS.build({"name": name}, run) for name in options.sinks}
         self.sinks: dict[str, Sink] = {**(extra or {}), **registered}
+        self._guard = Guard(self.message)
         for sink in self.sinks.values():
             sink.attach(self)
 
@@ -171,8 +176,9 @@ class Monitors(Sink):
         """Does nothing: these are all sinks of the run."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of each sink by its name."""
-        return {name: sink.state_dict() for name, sink in self.sinks.items()}
+        """The state of each sink by its name, without those that fail."""
+        states = {name: self._guard(name, sink.state_dict) for name, sink in self.sinks.items()}
+        return {name: state for name, state in states.items() if state is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Gives each sink its state; one that is not in the checkpoint continues with what it finds."""
@@ -185,8 +191,8 @@ def _passed_to_each(report: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(report)
     def method(self: Monitors, *args: Any, **options: Any) -> None:
-        for sink in self.sinks.values():
-            getattr(sink, report.__name__)(*args, **options)
+        for name, sink in self.sinks.items():
+            self._guard(name, getattr(sink, report.__name__), *args, **options)
 
     return method
 

@@ -1,15 +1,19 @@
 """The run directory: made, locked, described, and removed again if it was not used."""
 
-import fcntl
+import itertools
 import json
-import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import UserError
 from trainer.rundir.files import atomic_write_text, make_directories, remove_empty
 from trainer.rundir.frozen_config import freeze
+from trainer.rundir.lock import LOCK, DirectoryLock
 from trainer.rundir.provenance import environment
+
+ATTEMPTS = 100
+"""To lock a directory that other processes keep taking away."""
 
 
 class RunDirectory:
@@ -30,33 +34,46 @@ class RunDirectory:
         path = path.absolute()
         self._made: list[Path] = []
         try:
-            self.path = self._make(path, unique)
-            self._lock = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"the run directory {path} cannot be made: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.path, self._lock = self._make_and_lock(path, unique)
         except BlockingIOError:
             raise UserError(
-                f"another process trains in {self.path}: wait for it or choose another hydra.run.dir"
+                f"another process trains in {path}: wait for it or choose another hydra.run.dir"
             ) from None
-        except OSError:  # a file system without locks
-            pass
+        except OSError as error:
+            raise UserError(f"the run directory {path} cannot be made: {error.strerror}") from None
+
+    def _make_and_lock(self, path: Path, unique: bool) -> tuple[Path, DirectoryLock]:
+        for attempt in itertools.count(1):
+            try:
+                made = self._make(path, unique)
+                return made, DirectoryLock(made)
+            except FileNotFoundError:  # a process that had made it, or its parents, took them away just now
+                if attempt == ATTEMPTS:
+                    raise
+        raise AssertionError
 
     def _make(self, path: Path, unique: bool) -> Path:
-        number, first = 1, path
-        while unique and path.exists():
-            number, path = number + 1, first.with_name(f"{first.name}_{number}")
-        self._made = make_directories(path, exist_ok=not unique)
-        return path
+        for number in itertools.count():
+            free = path.with_name(f"{path.name}_{number}") if number else path
+            try:
+                self._made = make_directories(free, exist_ok=not unique)
+            except FileExistsError:
+                if not unique or not free.parent.is_dir():
+                    raise
+            else:
+                return free
+        raise AssertionError
 
     def release(self) -> None:
-        """Lets other processes train there."""
-        os.close(self._lock)
+        """Lets other processes train here."""
+        self._lock.release()
 
     def remove_if_unused(self) -> None:
-        """Removes the directory, and the parents that were made for it, if nothing was written."""
-        remove_empty(self._made)
+        """Removes the directory, and the parents that were made for it, if nothing was written; before `release`."""
+        with suppress(OSError):  # somebody else removed it
+            if self._made and [entry.name for entry in self.path.iterdir()] == [LOCK]:
+                self._lock.path.unlink()
+                remove_empty(self._made)
 
     def log(self, text: str) -> None:
         """Appends to run.log directly, when the monitors may be closed."""

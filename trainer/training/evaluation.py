@@ -1,6 +1,7 @@
 """The metrics of a model on the evaluation splits."""
 
 import dataclasses
+from contextlib import closing
 
 import torch
 
@@ -25,7 +26,7 @@ def evaluate(parts: RunParts, suffix: str = "") -> dict[str, float]:
     for name, split in parts.data.evals.items():
         batches = eval_batches(split, parts.config.loader, ranks.rank, ranks.world_size)
         totals = []
-        with parts.strategy.inference():
+        with parts.strategy.inference(), closing(batches):
             for inputs, targets in batches:
                 with parts.precision.autocast():
                     totals.append(objective(parts.model(inputs), inputs, targets)[1])

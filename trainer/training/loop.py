@@ -7,6 +7,7 @@ import torch
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.state import Counters
 from trainer.distributed.dtensor import full_tensor
+from trainer.errors import one_line
 from trainer.metrics import metric_of
 from trainer.monitor import Monitors
 from trainer.optim.protocols import CurvatureOptimizer
@@ -59,24 +60,32 @@ class Trainer:
         if self.counters.step > 0 and self.parts.strategy.settles_buckets:
             self.train_step.settle_ddp_buckets()
         self.show_images()
+        if self.was_saved_before_evaluation():
+            self.evaluate()
         while not self.finished():
             refreshes = self.curvature is not None and self.curvature.needs_refresh
             outcome = self.train_step()
             self.report(outcome)
             if refreshes:
                 self.report_curvature()
+            stop = outcome.requests.stop
+            if outcome.requests.save or stop is not None or self.finished():
+                self.save()  # first, as an evaluation may fail
+            if stop is not None:
+                self.checkpoints.wait()
+                raise Preempted(stop, self.counters.step)
             if self.counters.step % self.eval_every == 0:
                 self.evaluate()
-            if outcome.requests.stop is not None:
-                self.save()
-                self.checkpoints.wait()
-                raise Preempted(outcome.requests.stop, self.counters.step)
-            if outcome.requests.save:
-                self.save()
         if self.counters.evaluated_step != self.counters.step:
             self.evaluate()
         self.save()
         self.checkpoints.wait()
+
+    def was_saved_before_evaluation(self) -> bool:
+        """Whether the run resumes from a step that was to be evaluated after it was saved."""
+        step = self.counters.step
+        saved_here = step > 0 and self.checkpoints.saved_step == step
+        return saved_here and step % self.eval_every == 0 and self.counters.evaluated_step != step
 
     def finished(self) -> bool:
         """Whether the budget is spent, or the patience."""
@@ -141,12 +150,26 @@ class Trainer:
         is_best = self.is_new_best(metrics[self.parts.primary])
         progress, clock = self.parts.progress(), {"eval_seconds": time.perf_counter() - start}
         self.monitors.evaluation(progress, metrics, clock)
-        if self.monitors.options.histograms:
-            parameters = self.parts.model.named_parameters()
-            self.monitors.histograms(progress, {name: full_tensor(p.detach()) for name, p in parameters})
-        self.parts.samples.show(progress, self.monitors)
         if is_best and self.parts.config.checkpoint.keep_best:
             self.save(best=True)
+        self.show_outputs()
+
+    def show_outputs(self) -> None:
+        """Shows histograms of the parameters and outputs of the model; a failure of this is a warning.
+
+        Where parameters are sharded it ends the run: other ranks may wait for this one to gather them.
+        """
+        progress = self.parts.progress()
+        try:
+            if self.monitors.options.histograms:
+                parameters = self.parts.model.named_parameters()
+                self.monitors.histograms(progress, {name: full_tensor(p.detach()) for name, p in parameters})
+            self.parts.samples.show(progress, self.monitors)
+        except Exception as error:
+            if self.parts.strategy.shards_parameters:
+                raise
+            what = f"no outputs are shown of step {progress.step}"
+            self.monitors.message(f"{what}: {type(error).__name__}: {one_line(error)}", "warning")
 
     def is_new_best(self, value: float) -> bool:
         """Whether a value of the primary metric is the best so far; counts it."""

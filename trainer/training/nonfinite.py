@@ -55,11 +55,13 @@ def first_non_finite(parts: RunParts, batches: list[Batch]) -> str:
                 found.insert(0, "")  # and on: a sharded model needs all ranks in its forward pass
             with parts.precision.autocast():
                 model(inputs)
-    places = ranks.all_gather_object(found[:1])
-    for rank, place in enumerate(places):
-        if place:  # a gradient would say less: it is a sum over all ranks
-            what = f"the output of {place[0]}" if place[0] else "the inputs"
-            return what if all(other == place for other in places) else f"{what} on rank {rank}"
+    places = [place[0] if place else None for place in ranks.all_gather_object(found[:1])]
+    # the first one in the model: a batch norm passes it on to the ranks that it shares statistics with
+    for first in ["", *(name for name, _ in model.named_modules() if name)]:
+        if first in places:  # a gradient would say less: it is a sum over all ranks
+            what = f"the output of {first}" if first else "the inputs"
+            everywhere = all(place == first for place in places)
+            return what if everywhere else f"{what} on rank {places.index(first)}"
     named = [(name, local_tensor(p.grad)) for name, p in model.named_parameters() if p.grad is not None]
     mine = [name for name, grad in named if not grad.isfinite().all()]
     bad = {name for names in ranks.all_gather_object(mine) for name in names}

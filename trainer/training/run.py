@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import traceback
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from trainer.config.schema import Config
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
 from trainer.errors import ConfigError, UserError, one_line
 from trainer.monitor import Monitors, Profile, RunInfo, Sink, Status
+from trainer.monitor.guard import silence_broken_streams
 from trainer.monitor.status_file import StatusSink
 from trainer.options import to_dict
 from trainer.rundir.directory import RunDirectory
@@ -170,12 +172,18 @@ def open_monitors(parts: RunParts, directory: Path, resumed_step: int) -> Monito
 
 
 def fit(trainer: Trainer, directory: RunDirectory) -> int:
-    """Trains to the end, however it comes, and writes down how it came; returns the exit code."""
+    """Trains to the end, however it comes, and writes down how it came; returns the exit code.
+
+    The data workers end with the run, not with the process, which may wait for them before it ends them.
+    """
     parts, counters, ranks, monitors = trainer.parts, trainer.counters, trainer.parts.ranks, trainer.monitors
 
     def write_state(state: str, error: str | None = None) -> None:
         fields = {"metrics": counters.evaluated, "primary": parts.primary, "error": error}
-        write_status(directory.path, state, step=counters.step, **fields)
+        try:
+            write_status(directory.path, state, step=counters.step, **fields)
+        except OSError as error:
+            monitors.message(f"status.json cannot be written: {one_line(error)}", "warning")
 
     def end(status: Status, error: str | None = None) -> None:
         if ranks.is_rank0:
@@ -184,14 +192,16 @@ def fit(trainer: Trainer, directory: RunDirectory) -> int:
 
     def end_with_peer(cause: str) -> None:
         write_state("failed", cause)
-        directory.log(cause)
-        print(f"crashed: {cause}", file=sys.stderr)
+        with suppress(OSError):
+            directory.log(cause)
+        print_error(f"crashed: {cause}")
 
     if ranks.is_rank0:
         write_state("running")
     ranks.on_peer_failure(end_with_peer)
     try:
-        trainer.fit()
+        with closing(parts.state.loader):
+            trainer.fit()
     except Preempted as stopped:
         monitors.message(f"{stopped}; go on with: {again(directory.path)}", "warning")
         end("preempted", str(stopped))
@@ -200,9 +210,11 @@ def fit(trainer: Trainer, directory: RunDirectory) -> int:
         monitors.message(str(error), "error")
         end("failed", str(error))
         if ranks.is_rank0:
-            print(f"error: {error}", file=sys.stderr)
+            print_error(f"error: {error}")
         return CRASHED
     except BaseException as error:
+        if isinstance(error, Exception):
+            save_last_step(trainer)
         cause = ranks.fail(error_line(error))
         monitors.message(cause, "error")
         end("failed", cause)
@@ -210,14 +222,39 @@ def fit(trainer: Trainer, directory: RunDirectory) -> int:
             raise
         where = f"rank {ranks.rank}: " if ranks.world_size > 1 else ""
         if isinstance(error, UserError):
-            print(f"error: {where}{error_line(error)}", file=sys.stderr)
+            print_error(f"error: {where}{error_line(error)}")
         else:
-            directory.log(f"{where}{traceback.format_exc()}")
+            with suppress(OSError):
+                directory.log(f"{where}{traceback.format_exc()}")
             seen = f"(traceback in {directory.path / 'run.log'})"
-            print(f"crashed: {where}{error_line(error)} {seen}", file=sys.stderr)
+            print_error(f"crashed: {where}{error_line(error)} {seen}")
         return CRASHED
     end("finished")
     return FINISHED
+
+
+def save_last_step(trainer: Trainer) -> None:
+    """Saves what a failed run has reached, unless it failed in the middle of a step; a failure of this is a warning.
+
+    One of several ranks does not do it: the others are somewhere else.
+    """
+    step = trainer.counters.step
+    if step == 0 or trainer.train_step.is_under_way or trainer.parts.ranks.world_size > 1:
+        return
+    try:
+        trainer.save()
+        trainer.checkpoints.wait()
+        trainer.monitors.message(f"step {step} is saved")
+    except Exception as error:
+        trainer.monitors.message(f"step {step} is not saved: {one_line(error)}", "warning")
+
+
+def print_error(line: str) -> None:
+    """Prints to standard error, which may be gone."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        silence_broken_streams()
 
 
 def error_line(error: BaseException) -> str:

@@ -43,6 +43,8 @@ class TrainStep:
         self._create_graph = differentiates_gradient(parts.optimizer)
         self._buffers = list(parts.model.buffers())
         self._statistics = [buffer for buffer in self._buffers if buffer.is_floating_point()]
+        self.is_under_way = False
+        """Whether a step has begun to change what a checkpoint holds, and has not ended; so after a failure in it."""
         self._time_since_sync = 0.0  # seconds of the last step after its synchronisation
         self._synced_at = 0.0
 
@@ -56,6 +58,7 @@ class TrainStep:
         parts, state, counters = self.parts, self.parts.state, self.parts.counters
         state.schedule.update(parts.progress().fraction, counters.step)
         batches = state.loader.next_batch()
+        self.is_under_way = True
         saved_buffers = [buffer.clone() for buffer in self._buffers]
 
         losses, totals = self._forward_backward(batches)
@@ -72,6 +75,7 @@ class TrainStep:
 
         counters.step += 1
         counters.seconds += sync.seconds
+        self.is_under_way = False
         end = time.perf_counter()
         self._time_since_sync = end - self._synced_at
         return StepOutcome(sync.requests, warning, end - start)

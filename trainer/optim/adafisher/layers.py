@@ -19,6 +19,10 @@ from ._torch_private import BatchNorm, InstanceNorm
 from .mean_squares import factor_dtype, mean_channels, mean_last, sum_rows, variance_channels
 from .views import View, matrix_views, scale_view, shift_view
 
+STATISTICS = "batch_variance"
+"""The attribute of a batch norm that does not normalize by its own input alone, but by that of all ranks: it holds the
+variance that the last forward pass used, [C]."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -88,11 +92,12 @@ def layer_of(module: nn.Module, layers: Mapping[type[nn.Module], LayerType] = LA
     """The description of a module, or None where its type is not known.
 
     A subclass counts as its base only if it kept its ``forward``: with another one, what reaches the hooks need
-    not be what the weight multiplies.
+    not be what the weight multiplies. A norm that has ``STATISTICS`` says enough about its own.
     """
     for kind in type(module).__mro__:
         if issubclass(kind, nn.Module) and kind in layers:
-            return layers[kind](module) if type(module).forward is kind.forward else None
+            is_known = type(module).forward is kind.forward or hasattr(module, STATISTICS)
+            return layers[kind](module) if is_known else None
     return None
 
 
@@ -141,7 +146,9 @@ def _embedding(module: nn.Embedding) -> Layer:
 @register_layer(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def _batch_norm(module: BatchNorm) -> Layer:
     def H(x: Tensor, output: torch.Size) -> Tensor:
-        variance = variance_channels(x)
+        variance = getattr(module, STATISTICS, None)
+        if variance is None:
+            variance = variance_channels(x)
         return variance / (variance + module.eps)  # the mean of x̂² over batch and positions
 
     return _norm(module, H, mean_channels)
