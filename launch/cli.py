@@ -16,7 +16,7 @@ python -m launch [launch=slurm|local] [GROUP=NAME ...] [OPTION=VALUE[,VALUE] ...
 Composes, checks and freezes the config of every run of a grid, and submits all runs as one job array.
 Options of the launcher begin with "launch." and are listed in conf/launch; all others are those of python -m trainer.
 
-  python -m launch optimizer=adafisher,adamw seed=range(5) launch.partition=gpu launch.time=4:00:00
+  python -m launch optimizer=adafisher,adamw 'seed=range(5)' launch.partition=gpu launch.time=4:00:00
   python -m launch experiment=imagenet_resnet50 parallel=fsdp launch.nodes=4 launch.gpus_per_node=8
   python -m launch launch=local optimizer.lr=1e-3,3e-3 launch.array_parallelism=2
 
