@@ -141,7 +141,7 @@ class FailureDetector:
         """A rank that vanished is the cause of the others' failures; without one it is the first that failed."""
         vanished = [rank for rank, sign in self._signs.items() if sign.endswith(SILENT)]
         rank = (vanished or list(self._signs))[0]
-        for peer in self._ranks:
+        for peer, _ in sorted(self._ranks.items(), key=lambda item: -item[1]):  # last to this process: it ends with it
             send(peer, f"rank {rank}{self._signs[rank]}")
 
 
