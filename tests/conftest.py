@@ -4,6 +4,7 @@ Tests run on the CPU, so that they are the same on every machine; tests/README.m
 """
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, here and in what the tests start
 
 SLOWEST = [
     "slurm/test_jobs.py",

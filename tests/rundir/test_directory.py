@@ -82,8 +82,8 @@ from trainer.rundir.directory import RunDirectory
 directory = RunDirectory(Path(sys.argv[1]), unique=False)
 child = os.fork()
 if child == 0:
+    print(os.getpid(), flush=True)
     time.sleep(60)
-print(child, flush=True)
 os.kill(os.getpid(), 9)
 """
 
