@@ -54,6 +54,15 @@ def test_moves_every_parameter_and_learns(name):
 
 
 @pytest.mark.parametrize("name", OWN)
+def test_options_left_out_have_their_defaults(name):
+    """As in a program that takes an optimizer from the registry without a configuration."""
+    model, twin = small_model(), small_model()
+    optimizer = OPTIMIZERS.get(name).target(model, param_groups(model, False), lr=1e-3)
+    configured = build(twin, name=name, lr=1e-3)
+    assert train(model, optimizer, 3) == train(twin, configured, 3)
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_a_loaded_state_goes_on_as_if_never_interrupted(name):
     model = small_model()
     optimizer = build(model, name=name)

@@ -141,7 +141,8 @@ class FailureDetector:
         """A rank that vanished is the cause of the others' failures; without one it is the first that failed."""
         vanished = [rank for rank, sign in self._signs.items() if sign.endswith(SILENT)]
         rank = (vanished or list(self._signs))[0]
-        for peer, _ in sorted(self._ranks.items(), key=lambda item: -item[1]):  # last to this process: it ends with it
+        # the first rank is the last to receive it: its process ends with it, and this thread with the process
+        for peer in sorted(self._ranks, key=self._ranks.__getitem__, reverse=True):
             send(peer, f"rank {rank}{self._signs[rank]}")
 
 

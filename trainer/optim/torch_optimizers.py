@@ -42,7 +42,7 @@ def register_torch(
     }
 
     def make(model: nn.Module, params: Groups, **values: Any) -> Optimizer:
-        arguments = {renamed.get(option, option): value for option, value in values.items()}
+        arguments = {renamed.get(option, option): value for option, value in {**own, **values}.items()}
         return optimizer_class(params, **(adapt(params, arguments) if adapt else arguments))
 
     OPTIMIZERS.add(name, make, entries)
