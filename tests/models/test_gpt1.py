@@ -20,9 +20,9 @@ def build(**options):
 
 @pytest.fixture
 def file(tmp_path):
-    """Weights of more tokens and positions than the model needs, under OpenAI's names."""
+    """Weights under OpenAI's names, of more positions than the model needs."""
     tensors = {
-        "transformer.tokens_embed.weight": torch.randn(13, 32),
+        "transformer.tokens_embed.weight": torch.randn(11, 32),
         "transformer.positions_embed.weight": torch.randn(20, 32),
         "transformer.h.0.attn.c_attn.weight": torch.randn(32, 96),
     }
@@ -50,15 +50,34 @@ def test_blocks_are_torchs_post_norm_layers():
 def test_embeddings_of_a_file(file):
     path, tensors = file
     model = build(embeddings=path, freeze_embeddings=True)
-    assert torch.equal(model.head.weight, tensors["transformer.tokens_embed.weight"][:11])
+    assert torch.equal(model.head.weight, tensors["transformer.tokens_embed.weight"])
     assert torch.equal(model.positions.weight, tensors["transformer.positions_embed.weight"][:8])
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {"tokens.weight", "positions.weight"}
 
 
+def test_learns_as_many_parameters_as_the_paper_says_with_frozen_embeddings(tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_file(
+        {"tokens_embed.weight": torch.zeros(11, 768), "positions_embed.weight": torch.zeros(8, 768)}, file
+    )
+    model = MODELS.build(
+        MODELS.check(
+            {"name": "gpt1", "vocab_size": 11, "context_length": 8}
+            | {"embeddings": str(file), "freeze_embeddings": True}
+        )
+    )
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 28_351_488
+
+
+def test_random_embeddings_are_not_frozen():
+    with pytest.raises(ConfigError, match=r"would keep random embeddings: name model.embeddings, too"):
+        build(freeze_embeddings=True)
+
+
 @pytest.mark.parametrize("freeze", [False, True])
-def test_adafisher_sees_the_rows_of_every_layer(freeze):
-    model = build(freeze_embeddings=freeze)
+def test_adafisher_sees_the_rows_of_every_layer(file, freeze):
+    model = build(embeddings=file[0], freeze_embeddings=freeze)
     optimizer = AdaFisher(model, lr=1e-3)
     before = model.tokens.weight.clone()
     tokens = torch.randint(11, (4, 8))
@@ -71,8 +90,8 @@ def test_adafisher_sees_the_rows_of_every_layer(freeze):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 64}, "holds [13, 32] as tokens_embed.weight, the model needs [11, 64]"),
-        ({"vocab_size": 14}, "holds [13, 32] as tokens_embed.weight, the model needs [14, 32]"),
+        ({"width": 64}, "holds [11, 32] as tokens_embed.weight, the model needs [11, 64]"),
+        ({"vocab_size": 10}, "holds [11, 32] as tokens_embed.weight, the model needs [10, 32]"),
         ({"context_length": 21}, "holds [20, 32] as positions_embed.weight, the model needs [21, 32]"),
     ],
 )

@@ -34,7 +34,6 @@ CIFAR = {"num_classes": 10, "in_channels": 3}
         ("focalnet_tiny_cifar", {**CIFAR, "image_size": 32, "dense": True}, 100_834_702),
         ("cct2_cifar", {**CIFAR, "image_size": 32}, 283_723),
         ("cct2_cifar", {**CIFAR, "image_size": 32, "released": True}, 821_003),
-        ("gpt1", {"vocab_size": 40478, "context_length": 256, "freeze_embeddings": True}, 28_351_488),
         ("autoencoder", {"in_channels": 1, "image_size": 28}, 2_837_314),
         (
             "gpt",

@@ -60,11 +60,12 @@ class GPT1(nn.Module):
         layers: transformer blocks.
         width: of the residual stream, a multiple of heads.
         heads: of each attention.
-        embeddings: file of OpenAI's weights in the form of safetensors; null: random ones.
+        embeddings: file of OpenAI's weights in the form of safetensors, of the same vocabulary; null: random ones.
         freeze_embeddings: do not train the embeddings of tokens and positions.
 
     Raises:
-        ConfigError: the width is not a multiple of the heads, or a sequence exceeds ``context_length``.
+        ConfigError: the width is not a multiple of the heads, random embeddings are frozen, or a sequence exceeds
+            ``context_length``.
         DataError: the file of the embeddings cannot be read, or they have other shapes.
     """
 
@@ -93,6 +94,10 @@ class GPT1(nn.Module):
             nn.init.normal_(embedding.weight, std=0.02)  # as OpenAI's began; the blocks keep torch's default
         if embeddings is not None:
             self._load(embeddings)
+        if freeze_embeddings and embeddings is None:
+            raise ConfigError(
+                "model.freeze_embeddings=true would keep random embeddings: name model.embeddings, too"
+            )
         if freeze_embeddings:
             self.tokens.requires_grad_(False)
             self.positions.requires_grad_(False)
@@ -102,12 +107,14 @@ class GPT1(nn.Module):
         for end, embedding in zip(EMBEDDINGS, (self.tokens, self.positions), strict=True):
             loaded = read_tensor(Path(path), end)
             own = embedding.weight
-            if loaded.shape[1:] != own.shape[1:] or len(loaded) < len(own):
+            if embedding is self.positions:
+                loaded = loaded[: len(own)]
+            if loaded.shape != own.shape:
                 raise DataError(
                     f"model.embeddings={path} holds {list(loaded.shape)} as {end}, the model needs {list(own.shape)}"
                 )
             with torch.no_grad():
-                own.copy_(loaded[: len(own)])
+                own.copy_(loaded)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens, int64 [B, T] -> logits [B, T, vocab_size]; T is at most ``context_length``."""
