@@ -30,7 +30,7 @@ COMPONENTS = [(group, name) for group, name in FILES if name in REGISTRIES[group
 PRESETS = {
     ("data", "small_images"): (
         "synthetic_images",
-        {"train_samples": 256, "test_samples": 64, "image_size": 16},
+        {"train_samples": 256, "test_samples": 64, "image_size": 16, "noise": 0.3},
     ),
     ("optimizer", "adafisher_paper"): ("adafisher", {"rule": "paper"}),
     ("optimizer", "adafisher_released"): ("adafisher", {"rule": "released"}),

@@ -37,7 +37,9 @@ class WindowAttention(nn.Module):
     """
 
     bias_of: Tensor
-    mask: Tensor
+    """int64 [T, T]: where in the table the bias of a score is; T = window²."""
+    apart: Tensor
+    """bool [windows, 1, T, T]: which tokens of a window do not attend to each other."""
 
     def __init__(self, width: int, window: int, shift: int, size: tuple[int, int]) -> None:
         super().__init__()
@@ -46,17 +48,17 @@ class WindowAttention(nn.Module):
         self.table = nn.Parameter(
             nn.init.trunc_normal_(torch.empty(2 * window - 1, 2 * window - 1), std=0.02)
         )
-        places = torch.cartesian_prod(torch.arange(window), torch.arange(window))  # [T, 2], T = window²
+        places = torch.cartesian_prod(torch.arange(window), torch.arange(window))  # [T, 2]
         row, column = (places[None] - places[:, None] + window - 1).unbind(-1)  # each [T, T], from 0
         self.register_buffer("bias_of", row * (2 * window - 1) + column, persistent=False)
-        self.register_buffer("mask", seams(size, window, shift), persistent=False)
+        self.register_buffer("apart", seams(size, window, shift), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, width] -> [B, H, W, width]."""
         height, width = x.shape[1:3]
         x = x.roll((-self.shift, -self.shift), (1, 2)) if self.shift else x
         windows = squares(x, self.window).flatten(1, 2)  # [B, windows, T, width]
-        bias = self.table.flatten()[self.bias_of] + self.mask  # [windows or 1, 1, T, T]
+        bias = self.table.flatten()[self.bias_of].masked_fill(self.apart, -torch.inf)  # [windows, 1, T, T]
         y = self.attention(windows, bias)
         y = unsquares(y, height, width, self.window)
         return y.roll((self.shift, self.shift), (1, 2)) if self.shift else y
@@ -75,18 +77,11 @@ def unsquares(x: Tensor, height: int, width: int, side: int) -> Tensor:
 
 
 def seams(size: tuple[int, int], window: int, shift: int) -> Tensor:
-    """What to add to the scores of shifted windows: -inf between tokens from opposite edges of the image, else 0.
-
-    Returns:
-        [windows, 1, T, T]; [1, 1, 1, 1] without a shift.
-    """
-    if not shift:
-        return torch.zeros(1, 1, 1, 1)
+    """Which tokens of a window are from opposite edges of the image: bool [windows, 1, T, T]."""
     wrapped = [torch.arange(side) >= side - shift for side in size]
     region = 2 * wrapped[0][:, None] + wrapped[1]  # [H, W]
     region = squares(region[None, :, :, None], window).flatten(1, 2)[0, :, :, 0]  # [windows, T]
-    apart = region[:, None, :, None] != region[:, None, None, :]  # [windows, 1, T, T]
-    return torch.zeros(apart.shape).masked_fill(apart, -torch.inf)
+    return region[:, None, :, None] != region[:, None, None, :]
 
 
 class Block(nn.Module):
