@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 
+from trainer.distributed import failure_detector
 from trainer.distributed.failure_detector import FailureDetector, PeerConnection
 
 
@@ -61,6 +62,28 @@ def test_a_rank_that_vanished_is_the_cause_of_earlier_failures(detector: Failure
         connection.close()
         verdicts = {future.result(10) for future in futures}
     assert verdicts == {"rank 2 exited without reporting an error (killed or out of memory)"}
+
+
+def test_all_know_the_verdict_before_the_process_of_the_first_rank_ends(
+    detector: FailureDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = [peer(detector, rank) for rank in range(3)]
+    sends, ended = failure_detector.send, []
+
+    def send(connection: socket.socket, line: str) -> None:
+        if connection not in detector._ranks:  # a rank's own end
+            sends(connection, line)
+        elif not ended:
+            sends(connection, line)
+            ended.extend([True] if detector._ranks[connection] == 0 else [])  # the detector ends with it
+
+    monkeypatch.setattr(failure_detector, "send", send)
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(peers[1].fail, "RuntimeError: out of luck")
+        until_heard(detector, 1)
+        others = [threads.submit(peers[rank].fail, "connection closed by peer") for rank in (0, 2)]
+        verdicts = {future.result(10) for future in [first, *others]}
+    assert verdicts == {"rank 1: RuntimeError: out of luck"}
 
 
 def test_the_end_of_the_first_rank_is_reported_by_the_second() -> None:
