@@ -110,9 +110,13 @@ def compare_in(folder: Path, command: Command) -> int:
 
 def record(outcome: Outcome, folder: Path) -> dict:
     """The outcome and its report, for JSON."""
-    found = {"folder": str(folder), "seconds": outcome.seconds, "tuned": outcome.tuned}
-    found |= {"untuned": outcome.untuned}
-    return found | as_json(outcome.report)
+    return {
+        "folder": str(folder),
+        "seconds": outcome.seconds,
+        "tuned": outcome.tuned,
+        "untuned": outcome.untuned,
+        **as_json(outcome.report),
+    }
 
 
 if __name__ == "__main__":

@@ -203,7 +203,8 @@ def failed_trials(label: str) -> str:
 def frozen_config(path: Path) -> Config | None:
     """The config in a run's directory; None if it cannot be read as one."""
     try:
-        return resolve(OmegaConf.create(yaml.safe_load((path / CONFIG).read_text())))
+        values = yaml.safe_load((path / CONFIG).read_text())
+        return resolve(OmegaConf.create(values)) if isinstance(values, dict) else None
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, ConfigError):
         return None
 
