@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -184,8 +186,21 @@ def train(path: Path, log: Path) -> None:
     from trainer.cli.train import main  # it has Hydra's command line in it
 
     redirect(log)
+    end_with_comparison()
     multiprocessing.set_start_method(None, force=True)  # data workers need no fork server of their own
     sys.exit(main(["--config-path", str(path), "--config-name", "config"]))
+
+
+def end_with_comparison() -> None:
+    """Has this process killed when that of the comparison was: the next one needs the run's directory."""
+    comparison = multiprocessing.parent_process()
+    assert comparison is not None
+
+    def wait() -> None:
+        comparison.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="comparison", daemon=True).start()
 
 
 def build_all(configs: Sequence[Config], log: Path) -> None:

@@ -167,5 +167,5 @@ def state_of(status: Mapping[str, Any]) -> str:
     state = status.get("state")
     if state not in STATES:
         return "unknown"
-    gone = state == "running" and not process_is_alive(status["host"], status["pid"], status["started"])
+    gone = state == "running" and not process_is_alive(status["host"], status["pid"], status.get("started"))
     return "vanished" if gone else state

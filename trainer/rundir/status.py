@@ -67,12 +67,15 @@ def read_status(run: Path) -> dict[str, Any]:
     options = options_of(_StatusRecord)
     known = {key: value for key, value in record.items() if key in options}
     try:
-        status = check_options(options, known, "")
-        values = status["metrics"] or {}
-        status["metrics"] = {name: as_float(check_value(float | None, values[name], name)) for name in values}
+        checked = check_options(options, known, "")
+        values = checked["metrics"] or {}
+        metrics = {name: as_float(check_value(float | None, values[name], name)) for name in values}
     except ConfigError as error:
         return {"state": "unknown", "error": f"{path} is damaged: {str(error)[:200]}; remove it"}
-    return status
+    written = {key: checked[key] for key in known}
+    if checked["state"] == "finished" or "metrics" in known:
+        written = {"primary": None, **written, "metrics": metrics}
+    return written
 
 
 def write_status(run: Path, state: str, **fields: Any) -> None:
