@@ -13,6 +13,7 @@ from launch.compose_comparison import compose_comparison
 from launch.options import SlurmOptions
 from launch.snapshot import take_snapshot
 from launch.sweep_dir import Sweep, SweepRun, new_directory
+from trainer.config.compose import announced_modules
 from trainer.formatting import printable
 from trainer.rundir.status import FINISHED
 from trainer.signals import signals_blocked
@@ -56,7 +57,8 @@ def prepare(sweep: Sweep, points: Sequence[SweepPoint]) -> None:
     """Writes everything that the jobs will read: code, frozen configs, sweep.json."""
     sweep.jobs.mkdir(mode=0o700)
     if sweep.options.snapshot:
-        take_snapshot(sweep.code)
+        named = (module for point in points for module in point.plugins)
+        take_snapshot(sweep.code, dict.fromkeys([*announced_modules(), *named]))
     for run, point in zip(sweep.runs, points, strict=True):
         sweep.directory(run).mkdir(mode=0o700)
         point.freeze(sweep.directory(run))

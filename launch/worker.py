@@ -18,10 +18,12 @@ from pathlib import Path
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
+from launch.snapshot import plugin_paths
 from trainer.errors import ConfigError, DataError
 from trainer.options import Natural, NonNegative, build_dataclass, check_options, options_of, to_dict
 from trainer.rundir.files import FORMAT, atomic_write_text, check_format
 from trainer.rundir.foreign import parse_json, read_text
+from trainer.rundir.provenance import CODE
 from trainer.rundir.status import PREEMPTED
 from trainer.signals import StopSignal
 
@@ -38,13 +40,17 @@ def execute(cwd: Path, module: str, arguments: Sequence[str]) -> None:
     Stop signals stay blocked until the module opens its `StopSignal`, so that none is lost while it imports torch.
 
     Args:
-        cwd: the directory to execute it in; plugins there can be imported.
+        cwd: the directory to execute it in; plugins there can be imported, unless the snapshot has a copy.
         module: name of the module.
         arguments: of its command line.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, StopSignal.SIGNALS)
     os.chdir(cwd)
-    sys.path.append(str(cwd))
+    first, last = [str(CODE), *plugin_paths()], str(cwd)
+    sys.path[:] = [*first, *sys.path, last]
+    # processes that it starts anew, as comparisons do, must not look into the working directory first either
+    os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join([*first, *filter(None, [os.environ.get("PYTHONPATH")]), last])
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
