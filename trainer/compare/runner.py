@@ -1,5 +1,6 @@
 """Executes runs one after another, each in a process of its own, so that none profits from the warm-up of another."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -119,8 +120,9 @@ class Runner:
         """Prints a line on a run that has ended."""
         run, status = read_run(planned.path), read_status(planned.path)
         if run.state == "finished":
-            primary = metric_of(status["primary"])
-            result = f"{primary.name} {primary.text(status['metrics'][primary.name])}, {run.step} steps"
+            primary = metric_of(str(status.get("primary")))
+            value = status.get("metrics", {}).get(primary.name, math.nan)
+            result = f"{primary.name} {primary.text(value)}, {run.step} steps"
         else:
             result = f"{run.state}: {run.error or f'see {self.log}'}"
         self._print(f"{what}: {planned.label}: {result}")
@@ -178,7 +180,7 @@ def lingers(run: Path, pid: int | None) -> bool:
     """Whether a process is still there long after it has written how its run ended."""
     status = read_status(run)
     over = status.get("pid") == pid and status.get("state") in ("finished", "failed", "preempted")
-    return over and time.time() - status["time"] > LEAVE_SECONDS
+    return over and time.time() - status.get("time", math.inf) > LEAVE_SECONDS
 
 
 def train(path: Path, log: Path) -> None:

@@ -132,7 +132,7 @@ def read_run(path: Path) -> RecordedRun:
         primary=status.get("primary"),
         declared=read_declarations(status.get("declared")),
         updated=status.get("time"),
-        process=(status["host"], status["pid"]) if "pid" in status else None,
+        process=(status["host"], status["pid"]) if {"host", "pid"} <= status.keys() else None,
         environment=read_environment(path),
         evaluations=points(metrics, "evaluation", seconds),
         training=points(metrics, "train", seconds),
@@ -165,7 +165,7 @@ def read_environment(path: Path) -> dict[str, Any]:
 def state_of(status: Mapping[str, Any]) -> str:
     """The state in status.json, or vanished if the process that should be running is gone."""
     state = status.get("state")
-    if state not in STATES:
+    if state not in STATES or (state == "running" and not {"host", "pid"} <= status.keys()):
         return "unknown"
     gone = state == "running" and not process_is_alive(status["host"], status["pid"], status.get("started"))
-    return "vanished" if gone else state
+    return "vanished" if gone else str(state)

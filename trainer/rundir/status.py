@@ -3,15 +3,14 @@
 import os
 import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from trainer import metrics
 from trainer.errors import ConfigError, UserError
-from trainer.options import Natural, NonNegative, Range, check_options, check_value, options_of
+from trainer.options import Natural, NonNegative, Range, check_value
 from trainer.rundir.files import FORMAT, STATUS, atomic_write_text, check_format
-from trainer.rundir.foreign import parse_json, read_text
+from trainer.rundir.foreign import MAX_NUMBER, parse_json, read_text
 from trainer.rundir.strict_json import as_float, dumps
 
 FINISHED, CRASHED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
@@ -33,49 +32,50 @@ STATES = {
 others are found by commands that look at its files, its process and the queue."""
 
 
-@dataclass(frozen=True)
-class _StatusRecord:
-    """Content of status.json."""
-
-    state: Literal["running", "finished", "failed", "preempted"]
-    host: str
-    pid: Annotated[int, Range(ge=1, lt=2**31)]
-    time: NonNegative
-    started: Natural | None = None
-    step: Natural = 0
-    metrics: dict[str, float | None] | None = None
-    primary: str | None = None
-    error: str | None = None
-    declared: dict[str, Any] | None = None
+FIELDS: dict[str, Any] = {
+    "state": Literal["running", "finished", "failed", "preempted"],
+    "step": Annotated[int, Range(ge=0, le=MAX_NUMBER)],
+    "metrics": dict,
+    "primary": str | None,
+    "error": str | None,
+    "host": str,
+    "pid": Annotated[int, Range(ge=1, lt=2**31)],
+    "started": Natural | None,
+    "time": NonNegative,
+}
+"""The types of the fields of status.json."""
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """The last written status of the run in a directory; empty where there is none, or none that is JSON.
+    """The last written status of the run in a directory; empty where there is none, or none that is a JSON object.
 
-    A metric that was not finite is nan. Of a status in another format, or with a value of the wrong type, only this
-    is known: its ``state`` is ``unknown``, and its ``error`` says why, so that a command on many runs can still show
-    the others.
+    Damaged fields are left out. A metric that was not finite is nan. Of a status in another format only this is
+    known: its ``state`` is ``unknown``, and its ``error`` says why, so that a command on many runs can still show the
+    others.
     """
     path = run / STATUS
     try:
         record = parse_json(read_text(path))
+        if not isinstance(record, dict):
+            return {}
         check_format(record, path)
     except (OSError, ValueError):
         return {}
     except UserError as error:
         return {"state": "unknown", "error": str(error)}
-    options = options_of(_StatusRecord)
-    known = {key: value for key, value in record.items() if key in options}
+    status = {name: value for name, value in record.items() if _has_type(FIELDS.get(name, Any), value)}
+    if "metrics" in status:
+        numbers = {name: value for name, value in status["metrics"].items() if _has_type(float | None, value)}
+        status["metrics"] = {name: as_float(value) for name, value in numbers.items()}
+    return status
+
+
+def _has_type(type_: Any, value: Any) -> bool:
     try:
-        checked = check_options(options, known, "")
-        values = checked["metrics"] or {}
-        metrics = {name: as_float(check_value(float | None, values[name], name)) for name in values}
-    except ConfigError as error:
-        return {"state": "unknown", "error": f"{path} is damaged: {str(error)[:200]}; remove it"}
-    written = {key: checked[key] for key in known}
-    if checked["state"] == "finished" or "metrics" in known:
-        written = {"primary": None, **written, "metrics": metrics}
-    return written
+        check_value(type_, value, "")
+    except ConfigError:
+        return False
+    return True
 
 
 def write_status(run: Path, state: str, **fields: Any) -> None:

@@ -58,7 +58,7 @@ def run(
     if status.get("state") == "finished" and found == own:
         if ranks.is_rank0:
             print(f"finished already at step {status.get('step')}: {directory.path}")
-        return Result(FINISHED, status["metrics"], status["primary"])
+        return Result(FINISHED, status.get("metrics", {}), status.get("primary", ""))
     with StopSignal() as stop:
         parts = build(config, ranks)
         trainer = prepare(parts, directory, overrides, found, stop)
