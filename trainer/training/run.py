@@ -1,6 +1,7 @@
 """One run in its directory, from its first step or its last checkpoint to its end, however it comes."""
 
 import dataclasses
+import math
 import sys
 import traceback
 from contextlib import closing, suppress
@@ -229,7 +230,8 @@ def fit(trainer: Trainer, directory: RunDirectory) -> int:
             seen = f"(traceback in {directory.path / 'run.log'})"
             print_error(f"crashed: {where}{error_line(error)} {seen}")
         return CRASHED
-    end("finished")
+    no_number = math.isnan(counters.evaluated[parts.primary])
+    end("finished", f"{parts.primary} at the end is not a number" if no_number else None)
     return FINISHED
 
 
