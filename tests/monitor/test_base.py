@@ -72,7 +72,7 @@ def test_a_sink_can_report_to_the_others(tmp_path, capsys):
             monitors.message("hello")
 
     Monitors(run_info(tmp_path), MonitorOptions(sinks=["console"]), {"greeter": Greeter()})
-    assert capsys.readouterr().out.splitlines()[-1] == "hello"
+    assert capsys.readouterr().out.splitlines()[0] == "hello"
 
 
 def test_a_sink_that_the_checkpoint_does_not_know_is_left_alone(tmp_path, calls):

@@ -13,6 +13,7 @@ over restarts), ``samples_per_second``, ``memory_mib``.
 JSON has no numbers that are not finite: nan and the infinities are null.
 """
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,8 +76,16 @@ class Lines:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open for the whole run)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends the record in one system call, so that a concurrent reader sees complete lines."""
-        self._file.write(dumps(record).encode() + b"\n")
+        """Appends the record in one system call, so that a concurrent reader sees complete lines.
+
+        Raises:
+            OSError: the disk is full; nothing of the record is left, so that later ones are lines of their own.
+        """
+        line = dumps(record).encode() + b"\n"
+        written = self._file.write(line)
+        if written < len(line):
+            self.truncate(self._file.seek(0, os.SEEK_END) - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sync(self) -> int:
         """The file's length in bytes, all of them on disk."""

@@ -73,6 +73,22 @@ def atomic_write_text(path: Path, text: str) -> None:
         part.write_text(text)
 
 
+def overwrite(path: Path, text: str) -> bool:
+    """Writes over a file where its disk is too full for a second one, in one system call; returns whether it fits.
+
+    Blanks at the end fill it up to its old length, so that what is left of the old content is never read.
+    """
+    content = text.encode()
+    try:
+        with path.open("r+b", buffering=0) as file:
+            old = os.fstat(file.fileno())
+            if len(content) > old.st_blocks * 512:  # it would need another block
+                return False
+            return file.write(content.ljust(old.st_size)) >= len(content)
+    except OSError:
+        return False
+
+
 def fsync(path: Path) -> None:
     """Returns once a file's content, or a directory's list of names, is on the disk: it survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,5 +1,6 @@
 """The state of a run and how it ended: status.json and the exit codes. Imports no torch."""
 
+import errno
 import json
 import os
 import socket
@@ -9,7 +10,7 @@ from typing import Any
 
 from trainer import metrics
 from trainer.errors import UserError
-from trainer.rundir.files import FORMAT, STATUS, atomic_write_text, check_format
+from trainer.rundir.files import FORMAT, STATUS, atomic_write_text, check_format, overwrite
 from trainer.rundir.strict_json import as_float, dumps
 
 FINISHED, CRASHED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
@@ -62,8 +63,12 @@ def write_status(run: Path, state: str, **fields: Any) -> None:
     if fields.get("metrics"):
         fields.setdefault("declared", metrics.declarations(fields["metrics"]))
     process = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-    content = {"format": FORMAT, "state": state, **fields, **process}
-    atomic_write_text(run / STATUS, dumps(content, indent=2))
+    text = dumps({"format": FORMAT, "state": state, **fields, **process}, indent=2)
+    try:
+        atomic_write_text(run / STATUS, text)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not overwrite(run / STATUS, text):
+            raise
 
 
 def process_is_alive(host: str | None, pid: int) -> bool:
