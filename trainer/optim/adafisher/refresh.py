@@ -161,7 +161,8 @@ def update_averages(new: Sequence[NewFactors], full_S: FullS, rule: Rule) -> Non
         olds += [old_H, old_S]
         news += [_one(old_H.device, old_H.dtype) if use.view.columns is None else H, S]
     for (gamma, count, _, dtype), (olds, news) in batches.items():
-        rule.average(olds, foreach_clamp_max([new.to(dtype) for new in news], LARGEST), gamma, count)
+        finite = foreach_clamp_max([new.to(dtype) for new in news], LARGEST)
+        rule.average(olds, list(finite), gamma, count)
     for t, use, *_ in new:
         if dtensor.S_is_sharded(t.param, use.view):
             _, S = averages(t, use, full_S)
