@@ -28,7 +28,7 @@ def restore(
 ) -> Restored:
     """Loads the first of the checkpoints that every rank can read.
 
-    A rank that had no random numbers of its own when the checkpoint was written gets some that depend on the step: those
+    A rank that had no random numbers when the checkpoint was written gets some that depend on the step: those
     of the seed alone would be the ones of the first steps again.
 
     Args:
