@@ -50,6 +50,15 @@ def test_the_state_is_told_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Mo
         write_status(tmp_path, "failed", error="x" * 10_000)
 
 
+def test_a_change_of_a_byte_is_found(tmp_path: Path) -> None:
+    write_status(tmp_path, "finished", step=44, metrics={"val/loss": 0.5, "val/accuracy": math.nan})
+    text = (tmp_path / STATUS).read_text()
+    (tmp_path / STATUS).write_text(text.replace("44", "45"))
+    status = read_status(tmp_path)
+    said = f"{tmp_path / STATUS} is damaged, its checksum is that of other content: remove or restore it"
+    assert status == {"state": "unknown", "error": said}
+
+
 def test_what_a_report_shows_are_states() -> None:
     assert set(SHOWN) <= STATES.keys()
 

@@ -2,12 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import UserError
+from trainer.rundir.strict_json import dumps
 
 CONFIG = "config.yaml"
 OVERRIDES = "overrides.yaml"
@@ -18,15 +20,19 @@ FORMAT = 1
 """Of the records that this version writes, under the key ``format``; it grows when an old reader would misread one."""
 
 
+CHECKSUM = "checksum"
+"""The key of a record's own."""
+
+
 def check_format(record: Any, path: Path) -> None:
-    """Refuses a record that another version of this program has written.
+    """Refuses a record that another version of this program has written, or that has changed since.
 
     Args:
         record: what was read, a mapping with the key ``format``.
         path: the file that it was read from.
 
     Raises:
-        UserError: it has no format number, or another one than `FORMAT`.
+        UserError: it has no format number, or another one than `FORMAT`; or its checksum is that of other content.
     """
     found = record.get("format") if isinstance(record, dict) else None
     if found != FORMAT:
@@ -35,6 +41,15 @@ def check_format(record: Any, path: Path) -> None:
             f"{path} has {what}, but this version of the trainer reads format {FORMAT} only: "
             f"use the version that wrote it, or choose another directory"
         )
+    if CHECKSUM in record:
+        content = {key: value for key, value in record.items() if key != CHECKSUM}
+        if with_checksum(content) != record:
+            raise UserError(f"{path} is damaged, its checksum is that of other content: remove or restore it")
+
+
+def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the checksum of its JSON text, by which `check_format` finds a change of a byte."""
+    return {**record, CHECKSUM: f"{zlib.crc32(dumps(record).encode()):08x}"}
 
 
 @contextmanager

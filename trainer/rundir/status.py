@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer import metrics
 from trainer.errors import UserError
-from trainer.rundir.files import FORMAT, STATUS, atomic_write_text, check_format, overwrite
+from trainer.rundir.files import FORMAT, STATUS, atomic_write_text, check_format, overwrite, with_checksum
 from trainer.rundir.strict_json import as_float, dumps
 
 FINISHED, CRASHED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
@@ -63,7 +63,7 @@ def write_status(run: Path, state: str, **fields: Any) -> None:
     if fields.get("metrics"):
         fields.setdefault("declared", metrics.declarations(fields["metrics"]))
     process = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-    text = dumps({"format": FORMAT, "state": state, **fields, **process}, indent=2)
+    text = dumps(with_checksum({"format": FORMAT, "state": state, **fields, **process}), indent=2)
     try:
         atomic_write_text(run / STATUS, text)
     except OSError as error:
