@@ -10,7 +10,15 @@ from typing import Any
 
 from trainer import metrics
 from trainer.errors import UserError
-from trainer.rundir.files import FORMAT, STATUS, atomic_write_text, check_format, overwrite, with_checksum
+from trainer.rundir.files import (
+    CHECKSUM,
+    FORMAT,
+    STATUS,
+    atomic_write_text,
+    check_format,
+    overwrite,
+    with_checksum,
+)
 from trainer.rundir.strict_json import as_float, dumps
 
 FINISHED, CRASHED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
@@ -42,6 +50,7 @@ def read_status(run: Path) -> dict[str, Any]:
     try:
         status = json.loads(path.read_text())
         check_format(status, path)
+        status.pop(CHECKSUM, None)
     except (OSError, ValueError):
         return {}
     except UserError as error:
