@@ -1,5 +1,6 @@
 """status.json, and whether the process that wrote it is still there."""
 
+import errno
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainer.report.read_runs import STATES as SHOWN
+from trainer.rundir import files
 from trainer.rundir.files import STATUS
 from trainer.rundir.status import STATES, process_is_alive, read_status, write_status
 
@@ -29,6 +31,45 @@ def test_a_metric_that_is_not_finite_is_null_in_the_file(tmp_path: Path) -> None
         "val/loss": None
     }
     assert math.isnan(read_status(tmp_path)["metrics"]["val/loss"])
+
+
+def test_the_state_is_told_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no room for a second file, from which the first would be replaced."""
+    write_status(tmp_path, "running", step=3, error="x" * 100)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    write_status(tmp_path, "failed", step=4)
+    assert (read_status(tmp_path)["state"], read_status(tmp_path)["step"]) == ("failed", 4)
+    assert files.overwrite(tmp_path / STATUS, "{}")
+    assert not files.overwrite(tmp_path / STATUS, "x" * 10_000)
+    assert json.loads((tmp_path / STATUS).read_text()) == {}
+    with pytest.raises(OSError, match="No space left"):
+        write_status(tmp_path, "failed", error="x" * 10_000)
+
+
+def test_no_change_of_a_byte_gives_another_value(tmp_path: Path) -> None:
+    write_status(tmp_path, "finished", step=44, metrics={"val/loss": 0.5, "val/accuracy": None}, error="ö")
+    written, content = read_status(tmp_path), (tmp_path / STATUS).read_bytes()
+    seen = []
+    for place in range(len(content)):
+        for change in (1, 16, 128):
+            changed = bytes([content[place] ^ change])
+            (tmp_path / STATUS).write_bytes(content[:place] + changed + content[place + 1 :])
+            status = read_status(tmp_path)
+            known = {
+                key: value for key, value in status.items() if key in written
+            }  # or the checksum has another key
+            if str(known) != str(written):  # nan is not equal to itself
+                seen.append(status.get("error", "no JSON"))
+                assert status == {} or status.keys() == {"state", "error"}, (
+                    f"byte {place} changed by {change}"
+                )
+    assert (
+        f"{tmp_path / STATUS} is damaged, its checksum is that of other content: remove or restore it" in seen
+    )
 
 
 def test_what_a_report_shows_are_states() -> None:

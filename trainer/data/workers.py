@@ -1,6 +1,7 @@
 """Worker processes that read batches ahead: how they start, how they end, and what is said when one is killed."""
 
 import signal
+import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,10 @@ from trainer.signals import signals_blocked
 
 Plan = tuple[Tensor, int | None]
 """A batch to be made: sample numbers (int64 [B]) and the augmentation key."""
+
+START_METHOD = "fork" if sys.platform == "linux" else None
+"""None: Python's own. From Python 3.14 on, and in a process from a fork server, it is a fork server for each loader:
+that takes seconds, and its workers do not notice that this process is killed, since it is not their parent."""
 
 HINTS = {
     signal.SIGKILL: "out of memory? lower data.num_workers or data.batch_size",
@@ -39,6 +44,7 @@ def read_ahead(split: LazySplit, plans: Iterable[Plan], num_workers: int) -> Gen
         sampler=((indices.tolist(), key) for indices, key in plans),  # a tensor costs a file handle
         batch_size=None,
         num_workers=num_workers,
+        multiprocessing_context=START_METHOD,
         pin_memory=split.device.type == "cuda",
         generator=torch.Generator(),  # otherwise it draws from the global one
     )

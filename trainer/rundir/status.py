@@ -1,5 +1,6 @@
 """The state of a run and how it ended: status.json and the exit codes. Imports no torch."""
 
+import errno
 import os
 import socket
 import time
@@ -9,7 +10,15 @@ from typing import Annotated, Any, Literal
 from trainer import metrics
 from trainer.errors import ConfigError, UserError
 from trainer.options import Natural, NonNegative, Range, check_value
-from trainer.rundir.files import FORMAT, STATUS, atomic_write_text, check_format
+from trainer.rundir.files import (
+    CHECKSUM,
+    FORMAT,
+    STATUS,
+    atomic_write_text,
+    check_format,
+    overwrite,
+    with_checksum,
+)
 from trainer.rundir.foreign import MAX_NUMBER, parse_json, read_text
 from trainer.rundir.strict_json import as_float, dumps
 
@@ -59,6 +68,7 @@ def read_status(run: Path) -> dict[str, Any]:
         if not isinstance(record, dict):
             return {}
         check_format(record, path)
+        record.pop(CHECKSUM, None)
     except (OSError, ValueError):
         return {}
     except UserError as error:
@@ -91,8 +101,12 @@ def write_status(run: Path, state: str, **fields: Any) -> None:
         fields.setdefault("declared", metrics.declarations(fields["metrics"]))
     process = {"host": socket.gethostname(), "pid": os.getpid(), "started": start_time(os.getpid())}
     process |= {"time": time.time()}
-    content = {"format": FORMAT, "state": state, **fields, **process}
-    atomic_write_text(run / STATUS, dumps(content, indent=2))
+    text = dumps(with_checksum({"format": FORMAT, "state": state, **fields, **process}), indent=2)
+    try:
+        atomic_write_text(run / STATUS, text)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not overwrite(run / STATUS, text):
+            raise
 
 
 def process_is_alive(host: str | None, pid: int, started: int | None = None) -> bool:

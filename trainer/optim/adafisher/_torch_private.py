@@ -29,6 +29,7 @@ __all__ = [
     "foreach_add",
     "foreach_add_",
     "foreach_addcdiv_",
+    "foreach_clamp_max",
     "foreach_div_",
     "foreach_lerp",
     "foreach_lerp_",
@@ -50,6 +51,7 @@ foreach_div_, foreach_addcdiv_, foreach_norm = (
     torch._foreach_addcdiv_,
     torch._foreach_norm,
 )
+foreach_clamp_max = torch._foreach_clamp_max
 
 GRAD_SCALER_PROTOCOL = "_step_supports_amp_scaling"
 """An optimizer with this attribute gets ``grad_scale`` and ``found_inf`` from GradScaler, as torch's fused ones do."""
