@@ -11,6 +11,7 @@ import pytest
 
 from tests.training.kill_and_resume import RUNS, compare, finish, start, trial
 from trainer.checkpoint import storage
+from trainer.checkpoint.manifest import MANIFEST
 from trainer.cli.train import main
 from trainer.data import Batch, TrainLoader
 from trainer.rundir.status import INTERRUPTED
@@ -94,7 +95,7 @@ def test_a_damaged_checkpoint_is_skipped(
     elif damage == "half deleted":
         next(newest.glob("*.distcp")).unlink()
     else:
-        (newest / storage.MANIFEST).unlink()
+        (newest / MANIFEST).unlink()
     (run / "status.json").unlink()
     assert main([*TINY.split(), f"hydra.run.dir={run}"]) == 0
     out = capsys.readouterr().out.replace("\n", "")

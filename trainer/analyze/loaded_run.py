@@ -1,6 +1,5 @@
 """The run that is analysed: its model and optimizer at one of its checkpoints, opened for reading."""
 
-import pickle
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from trainer.checkpoint import storage
+from trainer.checkpoint.reading import read_verified
 from trainer.config.compose import load_plugins, resolve
 from trainer.data import Batch
 from trainer.errors import CheckpointError, ConfigError, UserError, nearest, one_line
@@ -78,14 +78,8 @@ class LoadedRun:
         Raises:
             UserError: it is damaged, another model's, or in another format.
         """
-        try:
-            content = storage.read(place)
-            values = pickle.loads(content["values"])
-        except storage.UNREADABLE as error:
-            raise CheckpointError(
-                f"{place} is damaged: {type(error).__name__}: {one_line(error)[:200]}"
-            ) from None
-        self.parts.state.load(content, values)
+        content = read_verified(place)
+        self.parts.state.load(content, content["values"])
         torch.manual_seed(self.parts.config.seed)  # of dropout
         return self.parts.counters.step
 

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
 
-from trainer._private import tree_map
-from trainer.checkpoint import storage
+from trainer.checkpoint import storage, writing
 from trainer.checkpoint.state import TrainState
 from trainer.config.schema import CheckpointOptions
 from trainer.distributed.ranks import Ranks
@@ -63,7 +61,7 @@ class CheckpointManager:
         step = state.counters.step
         if step != self.saved_step:
             self.wait()
-            self._start_writing(step, storage.content_of(state, monitors, self.ranks), best)
+            self._start_writing(step, writing.content_of(state, monitors, self.ranks), best)
             self._saved_at, self.saved_step = time.monotonic(), step
         elif best:
             self.wait()
@@ -82,27 +80,24 @@ class CheckpointManager:
         if self._error:
             raise self._error
 
-    def _start_writing(self, step: int, content: dict[str, Any], best: bool) -> None:
+    def _start_writing(self, step: int, content: writing.Content, best: bool) -> None:
         if not self.options.async_:
             self._write(step, content, best)
             return
-        arguments = (step, tree_map(_copy_to_cpu, content), best)
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in content.tensors.items()}
+        arguments = (step, writing.Content(copies, content.values), best)
         self._thread = threading.Thread(target=self._try_to_write, args=arguments, daemon=True)
         self._thread.start()
 
-    def _try_to_write(self, step: int, content: dict[str, Any], best: bool) -> None:
+    def _try_to_write(self, step: int, content: writing.Content, best: bool) -> None:
         try:
             self._write(step, content, best)
         except Exception as error:  # the training thread raises it
             self._error = error
 
-    def _write(self, step: int, content: dict[str, Any], best: bool) -> None:
-        written = storage.write(self.folder, step, content, self.ranks, self._group)
+    def _write(self, step: int, content: writing.Content, best: bool) -> None:
+        written = writing.write(self.folder, step, content, self.ranks, self._group)
         if self.ranks.is_rank0:
             if best:
                 storage.mark_best(written)
             storage.remove_old(self.folder, self.options.keep_last)
-
-
-def _copy_to_cpu(value: Any) -> Any:
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

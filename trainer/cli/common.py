@@ -8,8 +8,8 @@ from typing import NoReturn, TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from trainer.errors import ConfigError, UserError
-from trainer.rundir.status import INTERRUPTED, USER_ERROR
+from trainer.errors import ConfigError, MachineError, UserError
+from trainer.rundir.status import CRASHED, INTERRUPTED, USER_ERROR
 
 Item = TypeVar("Item")
 
@@ -23,12 +23,15 @@ class Parser(ArgumentParser):
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """The exit code of a command: its own, or that of a user's mistake, which is printed in one line, or of Ctrl-C."""
+    """The exit code of a command: its own, or that of a mistake or a failure, printed in one line, or of Ctrl-C."""
     try:
         return command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except MachineError as error:
+        print(f"crashed: {error}", file=sys.stderr)
+        return CRASHED
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -16,7 +16,7 @@ from trainer.config.command_line import parse_arguments
 from trainer.config.compose import CONF, compose_grid, compose_run, load_plugins, resolve
 from trainer.config.schema import Config
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks, join
-from trainer.errors import ConfigError, UserError
+from trainer.errors import ConfigError, MachineError, UserError
 from trainer.rundir.directory import RunDirectory, VisitedRunDirectory
 from trainer.rundir.status import CRASHED, FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR
 
@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
                 return refuse(error) if ranks.is_rank0 else USER_ERROR
     except UserError as error:
         return refuse(error)
+    except MachineError as error:
+        return fail(error)
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -75,6 +77,12 @@ def refuse(error: UserError) -> int:
     """Prints a user's mistake; returns the exit code for one."""
     print(f"error: {error}", file=sys.stderr)
     return USER_ERROR
+
+
+def fail(error: MachineError) -> int:
+    """Prints what failed before the run began; returns the exit code for it."""
+    print(f"crashed: {error}", file=sys.stderr)
+    return CRASHED
 
 
 def check(args: Namespace) -> tuple[list[Config], Path | None]:
@@ -147,6 +155,8 @@ def sweep(args: Namespace, argv: list[str]) -> int:
             result = run_in(directory, resolve(composed), overrides)
         except UserError as error:
             result = Result(refuse(error), {}, "")
+        except MachineError as error:
+            result = Result(fail(error), {}, "")
         if result.code in (PREEMPTED, INTERRUPTED):
             sys.exit(result.code)
         results.append((" ".join(overrides), result))

@@ -18,21 +18,22 @@ FORMAT = 1
 """Of the records that this version writes, under the key ``format``; it grows when an old reader would misread one."""
 
 
-def check_format(record: Any, path: Path) -> None:
+def check_format(record: Any, path: Path, known: int = FORMAT) -> None:
     """Refuses a record that another version of this program has written.
 
     Args:
         record: what was read, a mapping with the key ``format``.
         path: the file that it was read from.
+        known: the format that this version reads.
 
     Raises:
-        UserError: it has no format number, or another one than `FORMAT`.
+        UserError: it has no format number, or another one.
     """
     found = record.get("format") if isinstance(record, dict) else None
-    if found != FORMAT:
+    if found != known:
         what = "no format number" if found is None else f"format {found}"
         raise UserError(
-            f"{path} has {what}, but this version of the trainer reads format {FORMAT} only: "
+            f"{path} has {what}, but this version of the trainer reads format {known} only: "
             f"use the version that wrote it, or choose another directory"
         )
 
