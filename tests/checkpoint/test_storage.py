@@ -9,8 +9,8 @@ import pytest
 
 from tests.training.helpers import parts_of
 from trainer.checkpoint import storage
-from trainer.checkpoint.manifest import MANIFEST
 from trainer.checkpoint.manager import CheckpointManager
+from trainer.checkpoint.manifest import MANIFEST
 from trainer.checkpoint.restore import restore
 from trainer.checkpoint.state import Counters
 from trainer.cli.train import main
