@@ -155,8 +155,10 @@ def check_config(values: Mapping[str, Any]) -> Config:
     for group, registry in REGISTRIES.items():
         checked[group] = registry.check(checked[group])
     config = build_dataclass(Config, checked)
-    if not re.fullmatch(r"[\w.+-]+", config.name):
-        raise ConfigError(f"name={config.name} is wrong: it must consist of letters, digits and . _ + -")
+    if not re.fullmatch(r"[\w+-][\w.+-]*", config.name):
+        raise ConfigError(
+            f"name={config.name} is wrong: it must consist of letters, digits and . _ + - and begin with no dot"
+        )
     _check_loop(config.loop, config.schedule["warmup"])
     return config
 

@@ -71,7 +71,7 @@ def atomic_write_text(path: Path, text: str) -> None:
         OSError: it cannot be written; the old file is as it was.
     """
     with atomic_path(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
 
 
 def fsync(path: Path) -> None:

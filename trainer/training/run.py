@@ -203,7 +203,7 @@ def fit(trainer: Trainer, directory: RunDirectory) -> int:
         with closing(parts.state.loader):
             trainer.fit()
     except Preempted as stopped:
-        monitors.message(f"{stopped}; go on with: {again(directory.path)}", "warning")
+        monitors.message(f"{stopped}; go on with: {again(directory.path, parts.config.plugins)}", "warning")
         end("preempted", str(stopped))
         return PREEMPTED
     except TrainingFailed as error:  # on every rank
