@@ -3,12 +3,11 @@
 import sys
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from trainer.checkpoint import storage
-from trainer.checkpoint.reading import read, read_verified
+from trainer.checkpoint.weights import weights_of
 from trainer.cli.common import Parser, exit_code
 from trainer.errors import CheckpointError, UserError, one_line
 from trainer.rundir.files import atomic_path
@@ -62,23 +61,6 @@ def export(path: Path, out: Path | None, *, best: bool, ema: bool) -> Path:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out} cannot be written: {one_line(error)}: choose another --out") from None
     return out
-
-
-def weights_of(checkpoint: Path, *, ema: bool) -> dict[str, torch.Tensor]:
-    """The weights in a checkpoint by name, or the averaged ones.
-
-    Raises:
-        CheckpointError: it is damaged, or has no averaged weights.
-        MachineError: it cannot be read.
-    """
-    model = read_verified(checkpoint, part="model")["model"]
-    weights = {name: value for name, value in model.items() if isinstance(value, torch.Tensor)}
-    if ema:  # all but buffers of integers, which are not averaged
-        content = read(checkpoint, part="ema")
-        if "ema" not in content:
-            raise CheckpointError(f"{checkpoint} has no averaged weights: the run had loop.ema=null")
-        weights |= content["ema"]["average"]
-    return weights
 
 
 def main(arguments: list[str] | None = None) -> int:

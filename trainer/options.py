@@ -52,6 +52,13 @@ Count = Annotated[int, Range(ge=1)]
 Natural = Annotated[int, Range(ge=0)]
 
 
+class MayDiffer:
+    """Metadata of an option on which what is learnt does not depend: a run may go on with another value."""
+
+
+MAY_DIFFER = MayDiffer()
+
+
 @dataclass(frozen=True)
 class Option:
     """An option: its name, its annotation, and the value where the user gives none."""
@@ -59,6 +66,11 @@ class Option:
     name: str
     type: Any
     default: Any = REQUIRED
+
+    @property
+    def may_differ(self) -> bool:
+        """Whether a run may go on with another value."""
+        return MAY_DIFFER in getattr(self.type, "__metadata__", ())
 
 
 def options_of(target: Callable[..., Any] | type) -> dict[str, Option]:

@@ -41,7 +41,22 @@ def test_a_start_without_overrides_keeps_those_of_the_first(tmp_path: Path) -> N
     assert read(tmp_path / "config.yaml")["seed"] == 4
 
 
-WORDS = ["1e3", "1_000", "yes", "null", "~", ".inf", "2020-01-01", "1:30", "=", "${b}", r"\${b}", "${", "", "é\x85"]
+WORDS = [
+    "1e3",
+    "1_000",
+    "yes",
+    "null",
+    "~",
+    ".inf",
+    "2020-01-01",
+    "1:30",
+    "=",
+    "${b}",
+    r"\${b}",
+    "${",
+    "",
+    "é\x85",
+]
 
 
 def test_it_reads_as_it_was(tmp_path: Path) -> None:
@@ -79,7 +94,9 @@ def test_what_is_no_frozen_config_is_refused(content: str, said: str, tmp_path: 
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["a b,c=ä", "it's", "$(touch x)", "new\nline", "tab\tand 'quote' \\", "\udcff"])
+@pytest.mark.parametrize(
+    "name", ["a b,c=ä", "it's", "$(touch x)", "new\nline", "tab\tand 'quote' \\", "\udcff"]
+)
 def test_the_command_can_be_pasted(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.mkdir()

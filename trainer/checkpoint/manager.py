@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,22 @@ class CheckpointManager:
         ranks: the processes that train together.
         options: how often to save, how many to keep, and whether to write while training goes on.
         saved_step: the step that is in the folder already, since the run resumes from it; None for any other run.
+        on_saved: called on the first rank with each step that is saved, in the thread that saved it.
     """
 
     def __init__(
-        self, folder: Path, ranks: Ranks, options: CheckpointOptions, *, saved_step: int | None = None
+        self,
+        folder: Path,
+        ranks: Ranks,
+        options: CheckpointOptions,
+        *,
+        saved_step: int | None = None,
+        on_saved: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.folder = folder
         self.ranks = ranks
         self.options = options
+        self.on_saved = on_saved
         self.saved_step = saved_step
         """The newest step that is saved, or is being saved; None before the first."""
         self._saved_at = time.monotonic()
@@ -68,6 +76,14 @@ class CheckpointManager:
             if self.ranks.is_rank0:
                 storage.mark_best(storage.path_of(self.folder, step))
 
+    def check(self, state: TrainState) -> None:
+        """Checks that the state can be saved, before there is something to lose.
+
+        Raises:
+            CheckpointError: the model or the optimizer keeps something that a checkpoint cannot hold.
+        """
+        writing.content_of(state, {}, self.ranks)
+
     def wait(self) -> None:
         """Returns when what is being saved is written.
 
@@ -100,4 +116,5 @@ class CheckpointManager:
         if self.ranks.is_rank0:
             if best:
                 storage.mark_best(written)
+            self.on_saved(step)
             storage.remove_old(self.folder, self.options.keep_last)

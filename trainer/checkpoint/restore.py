@@ -20,6 +20,8 @@ class Restored:
     checkpoint: Path
     monitors: dict[str, Any]
     """The state of the monitors."""
+    data: dict[str, str]
+    """The fingerprint of the data that the run was trained on."""
     warnings: list[str]
     """One for each damaged checkpoint that was skipped."""
 
@@ -52,13 +54,14 @@ def restore(
         content = read(checkpoint, state)
         if not same_run:
             state.start_from(content)
-            return Restored(checkpoint, {}, warned)
+            return Restored(checkpoint, {}, {}, warned)
         state.load(content, content["values"])
         if random := content[RANDOM].get(str(ranks.rank)):
             set_random_state(random)
         if ranks.is_rank0:
             _mark_best_again(path_of(checkpoint.parent, state.counters.best_step))
-        return Restored(checkpoint, content["values"]["monitors"], warned)
+        values = content["values"]
+        return Restored(checkpoint, values["monitors"], values["data"], warned)
     raise CheckpointError(
         f"every checkpoint in {found[0].parent} is damaged: "
         f"give another checkpoint.resume, or another hydra.run.dir to start anew"

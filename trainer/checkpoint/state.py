@@ -68,6 +68,8 @@ class TrainState:
     scaler: GradScaler
     loader: TrainLoader
     ema: EMA | None
+    data: Mapping[str, str] = field(default_factory=dict)
+    """The fingerprint of the data that it is trained on."""
     counters: Counters = field(default_factory=Counters)
     window: list[Tensor] = field(default_factory=list)
     """The totals of the training metrics, step by step and over all ranks, since they were last reported."""
@@ -89,6 +91,7 @@ class TrainState:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "loader": self.loader.state_dict(),
+            "data": dict(self.data),
             "counters": asdict(self.counters),
             "window": torch.stack(self.window) if self.window else None,
         }

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.base import DATA, Data
+from trainer.data.base import DATA, Data, digest
 from trainer.data.tokens import PackedTokens
 from trainer.errors import ConfigError, DataError, MissingExtra, nearest
-from trainer.options import Count, Range
+from trainer.options import MAY_DIFFER, Count, Range
 
 Encode = Callable[[str], Tensor]
 Decode = Callable[[Tensor], str]
@@ -24,7 +24,7 @@ def text(
     device: torch.device,
     seed: int,
     *,
-    path: str | None = None,
+    path: Annotated[str | None, MAY_DIFFER] = None,
     tokenizer: str = "chars",
     context_length: Count = 256,
     val_fraction: Annotated[float, Range(gt=0, lt=1)] = 0.1,
@@ -52,6 +52,7 @@ def text(
         kind="tokens",
         encode=encode,
         decode=decode,
+        fingerprint={"text": f"{len(content)} bytes {digest(content)}"},
     )
 
 

@@ -3,12 +3,15 @@
 import json
 import os
 import socket
+import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer import metrics
 from trainer.errors import UserError
+from trainer.options import is_number
 from trainer.rundir.files import FORMAT, STATUS, atomic_write_text, check_format
 from trainer.rundir.strict_json import as_float, dumps
 
@@ -31,23 +34,57 @@ STATES = {
 others are found by commands that look at its files, its process and the queue."""
 
 
+INTEGER = int | None
+NUMBER = int | float
+TEXT = str | None
+FIELDS: dict[str, Any] = {
+    "state": str,
+    "step": INTEGER,
+    "saved": INTEGER,
+    "metrics": dict,
+    "primary": TEXT,
+    "error": TEXT,
+    "host": str,
+    "pid": int,
+    "time": NUMBER,
+}
+"""The types of the fields of status.json."""
+
+
 def read_status(run: Path) -> dict[str, Any]:
-    """The last written status of the run in a directory; empty where there is none, or none that is JSON.
+    """The last written status of the run in a directory; empty where there is none, or none that is a JSON object.
+
+    Damaged fields are left out.
 
     A metric that was not finite is nan. Of a status in another format only this is known: its ``state`` is
     ``unknown``, and its ``error`` says why, so that a command on many runs can still show the others.
     """
     path = run / STATUS
     try:
-        status = json.loads(path.read_text())
+        status = json.loads(path.read_bytes())
+        if not isinstance(status, dict):
+            return {}
         check_format(status, path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     except UserError as error:
         return {"state": "unknown", "error": str(error)}
-    if status.get("metrics"):
-        status["metrics"] = {name: as_float(value) for name, value in status["metrics"].items()}
-    return status
+    return {name: value for name, value in status.items() if _is_sound(name, value)} | _metrics(status)
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    """Whether a field of status.json has the type that it is written with, or is one that we do not know."""
+    return isinstance(value, FIELDS.get(name, object)) and not (
+        isinstance(value, bool) and FIELDS.get(name) in (int, INTEGER, NUMBER)
+    )
+
+
+def _metrics(status: Mapping[str, Any]) -> dict[str, Any]:
+    found = status.get("metrics")
+    if not isinstance(found, dict):
+        return {}
+    numbers = {name: value for name, value in found.items() if is_number(value) or value is None}
+    return {"metrics": {name: as_float(value) for name, value in numbers.items()}}
 
 
 def write_status(run: Path, state: str, **fields: Any) -> None:
@@ -56,14 +93,60 @@ def write_status(run: Path, state: str, **fields: Any) -> None:
     Args:
         run: the run directory.
         state: running, finished, failed or preempted.
-        fields: step, metrics, primary (the metric that picks the best), error; declared: direction and format of the
-            metrics, by default as this process knows them.
+        fields: step, saved (the step of the newest checkpoint), metrics, primary (the metric that picks the best),
+            error; declared: direction and format of the metrics, by default as this process knows them.
     """
     if fields.get("metrics"):
         fields.setdefault("declared", metrics.declarations(fields["metrics"]))
     process = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
     content = {"format": FORMAT, "state": state, **fields, **process}
     atomic_write_text(run / STATUS, dumps(content, indent=2))
+
+
+class StatusFile:
+    """status.json of a run that this process trains, written by several of its threads; once it has ended, it stays so.
+
+    Args:
+        run: the run directory.
+        primary: the metric that picks the best checkpoint.
+        step: that the run is at.
+        saved: the step of its newest checkpoint; None before the first.
+        metrics: of the last evaluation; empty before the first.
+    """
+
+    PATIENCE = 5.0
+    """Seconds after which a thread writes though another one, on a disk that does not answer, has not ended to."""
+
+    def __init__(
+        self, run: Path, primary: str, step: int, saved: int | None, metrics: Mapping[str, float]
+    ) -> None:
+        self.run = run
+        self._fields: dict[str, Any] = {
+            "step": step,
+            "saved": saved,
+            "metrics": dict(metrics),
+            "primary": primary,
+            "error": None,
+        }
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def write(self, state: str, **fields: Any) -> None:
+        """Writes the state of the run with the fields that have changed; "running" only until it has ended.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        locked = self._lock.acquire(timeout=self.PATIENCE)
+        try:
+            if state == "running" and self._ended:
+                return
+            self._ended = state != "running"
+            self._fields |= fields
+            write_status(self.run, state, **self._fields)
+        finally:
+            if locked:
+                self._lock.release()
 
 
 def process_is_alive(host: str | None, pid: int) -> bool:
