@@ -3,6 +3,7 @@
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Collection, Iterable
+from io import TextIOWrapper
 from typing import NoReturn, TypeVar
 
 from rich.console import Console
@@ -22,8 +23,16 @@ class Parser(ArgumentParser):
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
+def print_any_text() -> None:
+    """Has standard output and errors escape what their encoding lacks, such as letters of a path in an ASCII locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def exit_code(command: Callable[[], int]) -> int:
     """The exit code of a command: its own, or that of a mistake or a failure, printed in one line, or of Ctrl-C."""
+    print_any_text()
     try:
         return command()
     except UserError as error:

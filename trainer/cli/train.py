@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from trainer.cli.common import print_any_text
 from trainer.config.command_line import parse_arguments
 from trainer.config.compose import (
     CONF,
@@ -38,6 +39,7 @@ if (
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    print_any_text()
     try:
         with join() as ranks:
             try:

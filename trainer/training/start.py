@@ -144,7 +144,9 @@ def start(parts: RunParts, found: Found) -> Started:
     """
     options, ranks = parts.config.checkpoint, parts.ranks
     if not found.checkpoints and options.weights is None:
-        return Started(None)
+        reached = found.status.get("step")
+        again = f"the run had reached step {reached} and no checkpoint: it starts again"
+        return Started(None, messages=[(again, "warning")] if reached else [])
     if not found.checkpoints:
         path, strict = str(options.weights), options.weights_strict
         warnings = ranks.run_on_all(lambda: load_weights(WEIGHTS, path, parts.model, strict=strict))
