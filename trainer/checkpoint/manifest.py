@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import one_line
 from trainer.rundir.files import check_format, fsync
 
 MANIFEST = "manifest.json"
@@ -99,6 +100,11 @@ def verify(checkpoint: Path, rank: int = 0, world_size: int = 1) -> None:
             raise Damaged(f"{name} has {actual} of {size} bytes")
         if crc32(checkpoint / name) != crc:
             raise Damaged(f"the checksum of {name} is another")
+
+
+def failure(error: OSError | MemoryError) -> str:
+    """What the machine says of a failure, which is no damage."""
+    return getattr(error, "strerror", None) or f"{type(error).__name__} {one_line(error)}".strip()
 
 
 def _own_crc32(body: dict[str, Any]) -> int:

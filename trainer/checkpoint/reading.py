@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.tensor import DTensor
 
 from trainer.checkpoint.encoding import DTYPES, Place, decode, tensor_places
-from trainer.checkpoint.manifest import Damaged, read_manifest, verify
+from trainer.checkpoint.manifest import Damaged, failure, read_manifest, verify
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.writing import RANDOM, VALUES
 from trainer.errors import CheckpointError, MachineError, one_line
@@ -90,8 +90,8 @@ def read_verified(checkpoint: Path, state: TrainState | None = None, part: str =
         verify(checkpoint)
     except Damaged as damage:
         raise CheckpointError(f"{checkpoint} is damaged: {damage}") from None
-    except OSError as error:
-        raise MachineError(f"{checkpoint} cannot be read: {error.strerror or one_line(error)}") from None
+    except (OSError, MemoryError) as error:
+        raise MachineError(f"{checkpoint} cannot be read: {failure(error)}") from None
     return read(checkpoint, state, part)
 
 

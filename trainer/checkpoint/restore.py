@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.manifest import Damaged, verify
+from trainer.checkpoint.manifest import Damaged, failure, verify
 from trainer.checkpoint.reading import read
 from trainer.checkpoint.state import TrainState, set_random_state
 from trainer.checkpoint.storage import mark_best, path_of, put_away
 from trainer.checkpoint.writing import RANDOM
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
-from trainer.errors import CheckpointError, MachineError, one_line
+from trainer.errors import CheckpointError, MachineError
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def find_damage(checkpoint: Path, ranks: Ranks) -> str | None:
         except Damaged as damage:
             return [str(damage), None]
         except (OSError, MemoryError) as error:
-            return [None, getattr(error, "strerror", None) or f"{type(error).__name__}: {one_line(error)}"]
+            return [None, failure(error)]
         return [None, None]
 
     found = ranks.all_gather_object(ranks.run_on_all(check))
