@@ -79,6 +79,8 @@ def options_of(target: Callable[..., Any] | type) -> dict[str, Option]:
     Returns:
         The options by name, in the order of the signature.
     """
+    if typing.get_origin(target) is Annotated:
+        target = typing.get_args(target)[0]
     if not dataclasses.is_dataclass(target):
         return keyword_options(target)
     hints = typing.get_type_hints(target, include_extras=True)

@@ -196,7 +196,7 @@ def hydra_app(args: Namespace, argv: list[str], task: object) -> None:
     if args.config_path:
         store_frozen(args)
         path, name, argv = None, FROZEN, without_frozen(argv)
-    sys.argv = ["trainer", *argv]
+    sys.argv = [sys.argv[0], *argv]  # shell completion is installed for the command by which it was called
     os.environ.setdefault("HYDRA_MAIN_MODULE", "trainer.__main__")
     hydra.main(config_path=path, config_name=name, version_base="1.3")(task)()  # type: ignore[arg-type]
 
