@@ -126,6 +126,28 @@ def test_two_runs_start_in_the_same_second(tmp_path: Path, monkeypatch: pytest.M
     assert {second.path.name, third.path.name} == {"run", "run_1"}
 
 
+def test_a_run_in_the_same_second_takes_its_directory_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its parent, after this one has found that its name is taken."""
+    first = RunDirectory(tmp_path / "name" / "run", unique=True)
+    mkdir = Path.mkdir
+
+    def too_late(path: Path, *args: Any, **options: Any) -> None:
+        try:
+            mkdir(path, *args, **options)
+        except FileExistsError:
+            if path.name == "run":
+                monkeypatch.setattr(Path, "mkdir", mkdir)
+                first.remove_if_unused()
+                first.release()
+            raise
+
+    monkeypatch.setattr(Path, "mkdir", too_late)
+    second = RunDirectory(tmp_path / "name" / "run", unique=True)
+    assert second.path == tmp_path / "name" / "run"
+
+
 @pytest.mark.parametrize("file", [".lock", "config.yaml", "metrics.jsonl"])
 def test_a_directory_that_cannot_be_written(
     file: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

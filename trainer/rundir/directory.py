@@ -59,6 +59,8 @@ class RunDirectory:
             try:
                 self._made = make_directories(free, exist_ok=not unique)
             except FileExistsError:
+                if not free.parent.exists():  # it, and what existed in it, was taken away just now
+                    raise FileNotFoundError(f"{free.parent} was removed") from None
                 if not unique or not free.parent.is_dir():
                     raise
             else:

@@ -106,7 +106,7 @@ def refuse_lost(directory: Path, status: Mapping[str, Any]) -> None:
     """
     if storage.list_damaged(directory / "checkpoints"):
         lost = "are damaged"
-    elif status.get("saved") is not None or status.get("state") == "preempted":
+    elif status.get("saved") is not None:
         lost = "are gone"
     else:
         return
