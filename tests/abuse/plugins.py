@@ -45,6 +45,11 @@ def counts_calls(*, num_classes: Count | None = None) -> nn.Module:
     return nn.Sequential(Calls(), nn.Flatten(), nn.LazyLinear(num_classes))
 
 
+@MODELS.register("all_frozen")
+def all_frozen(*, num_classes: Count | None = None) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes or 10)).requires_grad_(False)
+
+
 @MODELS.register("keeps_an_object")
 def keeps_an_object(*, num_classes: Count | None = None) -> nn.Module:
     return nn.Sequential(Odd(), nn.Flatten(), nn.LazyLinear(num_classes))

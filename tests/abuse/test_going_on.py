@@ -207,6 +207,24 @@ def test_a_state_that_cannot_be_saved_is_told_before_anything_is_trained(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("decay", ["true", "false"])
+def test_nothing_is_to_be_trained(decay: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["plugins=[tests.abuse.plugins]", "model=all_frozen", f"optimizer.decay_norms_and_biases={decay}"]
+    said = refusal(capsys, main([*line, f"hydra.run.dir={tmp_path / 'run'}"]))
+    assert said == "error: model=all_frozen has no trainable parameter\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_to_start_anew_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same command would overwrite it; the one that the run prints goes on with it."""
+    run = tmp_path / "run"
+    assert go(run, "checkpoint.resume=none") == 0
+    capsys.readouterr()
+    assert "would overwrite" in refusal(capsys, go(stopped(run), "checkpoint.resume=none"))
+    assert main(["--config-path", str(run), "loop.max_steps=7"]) == 0
+    assert go(run, "loop.max_steps=8") == 0
+
+
 def test_extra_state_and_buffers_that_are_not_persistent_go_on(tmp_path: Path) -> None:
     line = [
         *(

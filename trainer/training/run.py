@@ -91,7 +91,10 @@ def prepare(
     ranks, step = parts.ranks, started.step
     content_of(parts.state, {}, ranks)  # as in checkpoints to come
     if ranks.is_rank0:
-        directory.write_description(to_dict(parts.config), overrides, step or 0)
+        config = to_dict(parts.config)
+        if parts.config.checkpoint.resume == "none":  # which the next start of this run must not say
+            config["checkpoint"]["resume"] = "auto"
+        directory.write_description(config, overrides, step or 0)
     status = StatusFile(
         directory.path, parts.primary, parts.counters.step, saved=step, metrics=parts.counters.evaluated
     )
