@@ -22,7 +22,7 @@ class CheckpointManager:
         ranks: the processes that train together.
         options: how often to save, how many to keep, and whether to write while training goes on.
         saved_step: the step that is in the folder already, since the run resumes from it; None for any other run.
-        on_saved: called on the first rank with each step that is saved, in the thread that saved it.
+        on_saved: called with each step that is saved, in the thread that saved it.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class CheckpointManager:
 
     def _write(self, step: int, content: writing.Content, best: bool) -> None:
         written = writing.write(self.folder, step, content, self.ranks, self._group)
+        self.on_saved(step)
         if self.ranks.is_rank0:
             if best:
                 storage.mark_best(written)
-            self.on_saved(step)
             storage.remove_old(self.folder, self.options.keep_last)

@@ -131,6 +131,10 @@ class StatusFile:
         self._ended = False
         self._lock = threading.Lock()
 
+    def note(self, **fields: Any) -> None:
+        """Changes fields of what will be written next."""
+        self._fields |= fields
+
     def write(self, state: str, **fields: Any) -> None:
         """Writes the state of the run with the fields that have changed; "running" only until it has ended.
 

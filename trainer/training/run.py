@@ -104,8 +104,10 @@ def prepare(
         monitors.message(text, level)
 
     def note_saved(step: int) -> None:
-        with suppress(OSError):  # the checkpoint itself says it, too
-            status.write("running", saved=step)
+        status.note(saved=step)
+        if ranks.is_rank0:
+            with suppress(OSError):  # the next write says it, too
+                status.write("running")
 
     folder, options = directory.path / "checkpoints", parts.config.checkpoint
     checkpoints = CheckpointManager(folder, ranks, options, saved_step=step, on_saved=note_saved)
