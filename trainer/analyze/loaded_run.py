@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trainer.checkpoint import storage
 from trainer.checkpoint.reading import read_verified
-from trainer.config.compose import load_plugins, refuse_unnamed
+from trainer.config.plugins import load_plugins, refuse_unnamed
 from trainer.config.schema import check_config
 from trainer.data import Batch
 from trainer.errors import CheckpointError, ConfigError, UserError, nearest

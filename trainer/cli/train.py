@@ -13,17 +13,16 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.cli.common import print_any_text
-from trainer.config.command_line import parse_arguments
+from trainer.config.command_line import CONF, parse_arguments
 from trainer.config.compose import (
-    CONF,
     FROZEN,
     compose_grid,
     compose_run,
-    load_plugins,
     names_run_directory,
     resolve,
     store_frozen,
 )
+from trainer.config.plugins import load_plugins
 from trainer.config.schema import Config
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks, join
 from trainer.errors import ConfigError, MachineError, UserError

@@ -7,7 +7,7 @@ import argparse
 import copy
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +28,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer._private import BasicSweeper, Hydra, apply_overrides, create_config_search_path
-from trainer.config.command_line import first_line, parse_overrides
-from trainer.config.schema import REGISTRIES, Config, check_config
+from trainer.config.command_line import CONF, first_line, parse_overrides
+from trainer.config.plugins import load_plugins, named_plugins, refuse_unnamed
+from trainer.config.schema import Config, check_config
 from trainer.errors import ConfigError, nearest
-from trainer.options import REQUIRED
-from trainer.registry import Entry, import_plugin
+from trainer.registry import import_plugin
 from trainer.rundir.frozen_config import escaped, read_frozen
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
-"""The directory of the config groups."""
 
 FROZEN = "frozen config"
 """The name that a run's own config has for Hydra."""
@@ -63,46 +60,6 @@ class GridPoint:
 
     overrides: list[str]
     config: Config
-
-
-def load_plugins(overrides: list[str]) -> None:
-    """Imports the modules named by ``plugins=[...]`` and by entry points.
-
-    A component that they register without a YAML file gets a config from its signature.
-
-    Raises:
-        ConfigError: a module cannot be imported.
-    """
-    for registry in REGISTRIES.values():
-        registry.load_entry_points()
-    for module in named_plugins(overrides):
-        import_plugin(module)
-    store = ConfigStore.instance()
-    for group, registry in REGISTRIES.items():
-        for entry in registry:
-            if not (CONF / group / f"{entry.name}.yaml").exists():
-                store.store(name=entry.name, node=_default_config(entry, registry.common), group=group)
-
-
-def named_plugins(overrides: list[str]) -> list[str]:
-    """The modules that ``plugins=[...]`` names on a command line.
-
-    Raises:
-        ConfigError: an override cannot be read.
-    """
-    named = []
-    for override in parse_overrides(overrides):
-        if override.key_or_group == "plugins" and not override.is_sweep_override():
-            modules = override.value()
-            named += modules if isinstance(modules, list) else [modules]
-    return list(map(str, named))
-
-
-def _default_config(entry: Entry, common: Mapping[str, Any]) -> dict[str, Any]:
-    options = {**common, **entry.options}
-    return {"name": entry.name} | {
-        name: "???" if option.default is REQUIRED else option.default for name, option in options.items()
-    }
 
 
 @contextmanager
@@ -260,25 +217,6 @@ def resolve(config: DictConfig, args: argparse.Namespace | None = None) -> Confi
     for module in plugins:
         import_plugin(module)
     return check_config({str(key): value for key, value in values.items()})
-
-
-def refuse_unnamed(plugins: list[str], named: list[str], run: Path, option: str) -> None:
-    """Refuses a frozen config whose plugins the command does not name: it may be somebody else's.
-
-    Args:
-        plugins: of the config.
-        named: those of the command.
-        run: the directory of the config.
-        option: how the command names plugins.
-
-    Raises:
-        ConfigError: one is not named.
-    """
-    if set(plugins) - set(named):
-        raise ConfigError(
-            f"the run in {run} needs plugins, whose code would be executed: if you trust them, add "
-            f"{option.format(','.join(plugins))}"
-        )
 
 
 def _explain_missing(error: MissingConfigException) -> str:
