@@ -185,7 +185,7 @@ def test_a_text_is_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     text.write_text("abcdefgh" * 59 + "hgfedcba")
     capsys.readouterr()
     said = refusal(capsys, main([*line, "loop.max_steps=4"]))
-    assert "text: 480 bytes " in said
+    assert "val text: 48 tokens " in said
 
 
 def test_a_set_that_became_smaller_goes_on_with_its_next_epoch() -> None:
