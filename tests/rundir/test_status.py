@@ -56,7 +56,15 @@ def test_a_status_of_another_format_is_unknown_and_says_why(record: object, tmp_
 
 def test_damaged_fields_are_left_out(tmp_path: Path) -> None:
     good = {"format": 1, "state": "failed", "step": 3, "error": None, "later": [1]}
-    bad = {"saved": "x", "metrics": [1], "primary": 3, "host": None, "pid": True, "time": "now"}
+    bad = {
+        "saved": "x",
+        "metrics": [1],
+        "primary": 3,
+        "host": None,
+        "pid": 2**31,
+        "time": "now",
+        "started": -1,
+    }
     (tmp_path / STATUS).write_text(json.dumps({**good, **bad}))
     assert read_status(tmp_path) == good
     (tmp_path / STATUS).write_text(json.dumps({**good, "metrics": {"a": None, "b": "x", "c": 2}}))

@@ -32,6 +32,11 @@ def load_plugins(overrides: list[str]) -> None:
                 store.store(name=entry.name, node=_default_config(entry, registry.common), group=group)
 
 
+def announced_modules() -> list[str]:
+    """The modules that entry points name, of all registries."""
+    return [module for registry in REGISTRIES.values() for module in registry.announced_modules()]
+
+
 def named_plugins(overrides: list[str]) -> list[str]:
     """The modules that ``plugins=[...]`` names on a command line.
 

@@ -11,7 +11,7 @@ from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.writing import content_of
 from trainer.config.schema import Config
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
-from trainer.errors import UserError, one_line
+from trainer.errors import UserError, WorkerKilled, one_line
 from trainer.monitor import Monitors, Profile, RunInfo, Sink, Status
 from trainer.monitor.guard import silence_broken_streams
 from trainer.monitor.status_file import StatusSink
@@ -204,7 +204,8 @@ def fit(trainer: Trainer, directory: RunDirectory, status: StatusFile) -> int:
             save_last_step(trainer)
         cause = ranks.fail(error_line(error))
         monitors.message(cause, "error")
-        end("failed", cause)
+        killed = isinstance(error, WorkerKilled)
+        end("preempted" if killed else "failed", cause)
         if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit
             raise
         where = f"rank {ranks.rank}: " if ranks.world_size > 1 else ""
@@ -215,7 +216,7 @@ def fit(trainer: Trainer, directory: RunDirectory, status: StatusFile) -> int:
                 directory.log(f"{where}{traceback.format_exc()}")
             seen = f"(traceback in {directory.path / 'run.log'})"
             print_error(f"crashed: {where}{error_line(error)} {seen}")
-        return CRASHED
+        return PREEMPTED if killed else CRASHED
     end("finished")
     return FINISHED
 
