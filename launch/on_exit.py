@@ -92,9 +92,9 @@ def last_error_line(logs: Sequence[Path]) -> str:
 
 
 def set_status(run: Path, state: str, reason: str) -> None:
-    """Sets state and reason in status.json, and keeps step and metrics."""
+    """Sets state and reason in status.json, and keeps step, newest checkpoint and metrics."""
     status = read_status(run)
-    kept = {key: status[key] for key in ("step", "metrics", "primary", "declared") if key in status}
+    kept = {key: status[key] for key in ("step", "saved", "metrics", "primary", "declared") if key in status}
     try:
         write_status(run, state, **kept, error=reason)
     except OSError as error:

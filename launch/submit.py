@@ -13,7 +13,7 @@ from launch.compose_comparison import compose_comparison
 from launch.options import SlurmOptions
 from launch.snapshot import take_snapshot
 from launch.sweep_dir import Sweep, SweepRun, new_directory
-from trainer.config.compose import announced_modules
+from trainer.config.plugins import announced_modules
 from trainer.formatting import printable
 from trainer.rundir.status import FINISHED
 from trainer.signals import signals_blocked

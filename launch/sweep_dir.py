@@ -13,6 +13,7 @@ from launch.options import LaunchOptions, check_launch
 from trainer.errors import ConfigError, DataError, UserError
 from trainer.options import build_dataclass, check_options, options_of, to_dict
 from trainer.rundir.files import FORMAT, atomic_write_text, check_format, make_directories, remove_empty
+from trainer.rundir.frozen_config import arguments, plugins_of
 from trainer.rundir.provenance import CODE
 
 RECORD = "sweep.json"
@@ -80,7 +81,7 @@ class Sweep:
         directory = str(self.directory(run))
         if self.comparison:
             return ["trainer.compare", *run.overrides, f"compare.dir={directory}"]
-        return ["trainer", "--config-path", directory, "--config-name", "config"]
+        return ["trainer", *arguments(self.directory(run), plugins_of(self.directory(run)))]
 
     def write(self) -> None:
         """Replaces sweep.json.

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from trainer.checkpoint import storage
+from trainer.checkpoint.reading import read
 from trainer.cli.train import main as train
 from trainer.export import main
 from trainer.models.gpt import GPT
@@ -31,7 +32,7 @@ def test_a_plain_model_takes_the_weights(run: Path, capsys: pytest.CaptureFixtur
     model = GPT(layers=1, width=8, heads=2, vocab_size=64, context_length=8)
     assert model.head.weight is model.tokens.weight
     model.load_state_dict(weights)
-    saved = storage.read(storage.list_checkpoints(run / "checkpoints")[0])["model"]
+    saved = read(storage.list_checkpoints(run / "checkpoints")[0])["model"]
     assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
 
 
@@ -40,9 +41,9 @@ def test_which_weights(run: Path, tmp_path: Path) -> None:
     assert main([str(newest), "--out", str(tmp_path / "one")]) == 0
     assert main([str(run), "--ema", "--out", str(tmp_path / "ema")]) == 0
     assert main([str(run), "--best", "--out", str(tmp_path / "best")]) == 0
-    average = storage.read(newest)["ema"]["average"]
+    average = read(newest)["ema"]["average"]
     assert torch.equal(load_file(tmp_path / "ema")["norm.weight"], average["norm.weight"])
-    best = storage.read(run / "checkpoints" / storage.BEST)["model"]
+    best = read(run / "checkpoints" / storage.BEST)["model"]
     assert torch.equal(load_file(tmp_path / "best")["norm.weight"], best["norm.weight"])
     assert not torch.equal(load_file(tmp_path / "one")["norm.weight"], average["norm.weight"])
 

@@ -99,16 +99,6 @@ def test_workers_are_shut_down() -> None:
     assert not any(worker.is_alive() for worker in batches._workers)
 
 
-def test_unflatten_state_dict() -> None:
-    paths = {"a.b": ("a", "b"), "c": ("c",)}
-    assert _private.unflatten_state_dict({"a.b": 1, "c": 2}, paths) == {"a": {"b": 1}, "c": 2}
-
-
-def test_tree_map() -> None:
-    tree = {"a": [1, (2, 3)], "b": 4}
-    assert _private.tree_map(lambda leaf: 10 * leaf, tree) == {"a": [10, (20, 30)], "b": 40}
-
-
 def test_event_file_writer(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:  # type: ignore[no-untyped-call]
         parameters = inspect.signature(_private.event_file_writer(writer).add_summary).parameters

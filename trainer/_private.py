@@ -20,8 +20,6 @@ NAMES = {
     # torch
     "_adjust_lr": "torch.optim._muon",  # torch.optim.Muon takes no convolutions
     "_zeropower_via_newtonschulz": "torch.optim._muon",  # as above
-    "unflatten_state_dict": "torch.distributed.checkpoint._nested_dict",  # dcp.load fills only a state that is complete
-    "tree_map": "torch.utils._pytree",  # pytrees have no public module
     "_BatchNorm": "torch.nn.modules.batchnorm",  # the base of batch norms, which has no public name
     "_NormBase": "torch.nn.modules.batchnorm",  # the base of batch and instance norms, which has no public name
     # tensorboard

@@ -37,6 +37,10 @@ class CheckpointError(UserError):
     """A checkpoint does not exist, cannot be read, or belongs to another model."""
 
 
+class MachineError(Exception):
+    """A disk, the memory or the network failed, which is not the user's mistake; the message is one line."""
+
+
 def one_line(error: BaseException) -> str:
     """Returns the message of another library's error on one line."""
     return " ".join(str(error).split())

@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
-import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from trainer.checkpoint import storage
+from trainer.checkpoint.weights import weights_of
 from trainer.cli.common import Parser, exit_code
 from trainer.errors import CheckpointError, UserError, one_line
 from trainer.rundir.files import atomic_path
@@ -43,26 +44,22 @@ def export(path: Path, out: Path | None, *, best: bool, ema: bool) -> Path:
     Raises:
         CheckpointError: there is no such checkpoint, or it cannot be read.
     """
-    if best:
-        path = path / "checkpoints" / storage.BEST
+    if best and (name := storage.best(path / "checkpoints")):
+        path = path / "checkpoints" / name
+    elif best:
+        raise CheckpointError(f"{path} has no best checkpoint: leave out --best")
     source = storage.find_checkpoints(path)[0]
     out = out or (source.parent.parent / "model.safetensors")
+    if out.is_dir() or not out.parent.is_dir():
+        what = "is a folder" if out.is_dir() else f"the folder {out.parent} does not exist"
+        raise UserError(f"--out {out}: {what}: give the name of a file")
+    weights = weights_of(source, ema=ema)
     try:
-        content = storage.read(source, part="model")
-        if ema:
-            content |= storage.read(source, part="ema")
-    except storage.UNREADABLE as error:
-        raise CheckpointError(f"{source} is damaged: {one_line(error)}") from None
-    if ema and "ema" not in content:
-        raise CheckpointError(f"{source} has no averaged weights: the run had loop.ema=null")
-    weights: dict[str, torch.Tensor] = content["model"]
-    if ema:  # all but buffers of integers, which are not averaged
-        weights |= content["ema"]["average"]
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: the folder {out.parent} does not exist")
-    with atomic_path(out) as part:
-        # a tied weight is in the file under each of its names, so that a strict load finds it
-        save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, part)
+        with atomic_path(out) as part:
+            # a tied weight is in the file under each of its names, so that a strict load finds it
+            save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, part)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out} cannot be written: {one_line(error)}: choose another --out") from None
     return out
 
 

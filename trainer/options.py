@@ -52,6 +52,13 @@ Count = Annotated[int, Range(ge=1)]
 Natural = Annotated[int, Range(ge=0)]
 
 
+class MayDiffer:
+    """Metadata of an option on which what is learnt does not depend: a run may go on with another value."""
+
+
+MAY_DIFFER = MayDiffer()
+
+
 @dataclass(frozen=True)
 class Option:
     """An option: its name, its annotation, and the value where the user gives none."""
@@ -60,6 +67,11 @@ class Option:
     type: Any
     default: Any = REQUIRED
 
+    @property
+    def may_differ(self) -> bool:
+        """Whether a run may go on with another value."""
+        return MAY_DIFFER in getattr(self.type, "__metadata__", ())
+
 
 def options_of(target: Callable[..., Any] | type) -> dict[str, Option]:
     """Reads the options of a dataclass (its fields) or of any other callable (its keyword-only arguments).
@@ -67,6 +79,8 @@ def options_of(target: Callable[..., Any] | type) -> dict[str, Option]:
     Returns:
         The options by name, in the order of the signature.
     """
+    if typing.get_origin(target) is Annotated:
+        target = typing.get_args(target)[0]
     if not dataclasses.is_dataclass(target):
         return keyword_options(target)
     hints = typing.get_type_hints(target, include_extras=True)

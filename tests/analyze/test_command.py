@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainer.analyze import __main__ as command
 from trainer.checkpoint import storage
 from trainer.cli.train import main as train
-from trainer.config.compose import CONF
+from trainer.config.command_line import CONF
 
 NAMES = list(command.ANALYSES)
 SMALL = ["--batches", "2", "--points", "3"]

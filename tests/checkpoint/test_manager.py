@@ -8,8 +8,9 @@ import pytest
 
 from tests.training.helpers import parts_of
 from tests.training.kill_and_resume import differences
-from trainer.checkpoint import storage
+from trainer.checkpoint import storage, writing
 from trainer.checkpoint.manager import CheckpointManager
+from trainer.checkpoint.reading import read
 from trainer.config.schema import CheckpointOptions
 from trainer.distributed.ranks import SINGLE_PROCESS
 from trainer.training.step import TrainStep
@@ -24,13 +25,13 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     train_step = TrainStep(parts)
     train_step()
     saved = copy.deepcopy(parts.state.tensors())
-    go_on, write = threading.Event(), storage.write
+    go_on, write = threading.Event(), writing.write
 
     def wait_and_write(*arguments: object) -> Path:
         assert go_on.wait(60)
         return write(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(storage, "write", wait_and_write)
+    monkeypatch.setattr(writing, "write", wait_and_write)
     checkpoints = CheckpointManager(tmp_path, SINGLE_PROCESS, IN_BACKGROUND)
     checkpoints.save(parts.state, monitors={}, best=True)
     for _ in range(3):
@@ -40,10 +41,10 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     checkpoints.wait()
     assert [c.name for c in storage.list_checkpoints(tmp_path)] == ["step_00000001"]
     assert storage.best(tmp_path) == "step_00000001"
-    read = storage.read(tmp_path / "step_00000001")
-    assert differences(read["model"], dict(saved["model"])) == []
-    assert differences(read["ema"], saved["ema"]) == []
-    assert differences(read["optimizer"]["state"], saved["optimizer"]["state"]) == []
+    found = read(tmp_path / "step_00000001")
+    assert differences(found["model"], dict(saved["model"])) == []
+    assert differences(found["ema"], saved["ema"]) == []
+    assert differences(found["optimizer"]["state"], saved["optimizer"]["state"]) == []
 
 
 def test_an_error_in_the_background_is_raised_at_the_next_save(
@@ -54,7 +55,7 @@ def test_an_error_in_the_background_is_raised_at_the_next_save(
     def fail(*arguments: object) -> Path:
         raise OSError("disk full")
 
-    monkeypatch.setattr(storage, "write", fail)
+    monkeypatch.setattr(writing, "write", fail)
     checkpoints = CheckpointManager(tmp_path, SINGLE_PROCESS, IN_BACKGROUND)
     checkpoints.save(parts.state, monitors={})
     parts.counters.step += 1

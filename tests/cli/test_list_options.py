@@ -4,7 +4,7 @@ import pytest
 
 from tests.config.test_configs import COMPONENTS
 from trainer.cli.list_options import documented, main, option_table, table_of
-from trainer.config.compose import CONF
+from trainer.config.command_line import CONF
 from trainer.config.schema import REGISTRIES
 from trainer.errors import ConfigError
 

@@ -12,7 +12,7 @@ from torchvision import datasets
 
 from tests.data.test_image_sets import write_cifar, write_fashion_mnist
 from trainer.cli.train import main
-from trainer.config.compose import CONF
+from trainer.config.command_line import CONF
 from trainer.config.schema import (
     REGISTRIES,
     CheckpointOptions,

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from trainer.config.compose import compose, hydra_session, load_plugins, resolve
+from trainer.config.compose import compose, hydra_session, resolve
+from trainer.config.plugins import load_plugins
 from trainer.data import Batch
 from trainer.data.base import Split
 from trainer.distributed.dtensor import full_tensor

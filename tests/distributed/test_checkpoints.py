@@ -66,7 +66,7 @@ def load(ranks: Ranks, lines: dict[str, str], layout: str, root: Path) -> dict[s
         for name, line in lines.items():
             parts = parts_of(ranks, *line.split())
             checkpoints = storage.list_checkpoints(root / saved / name)
-            restore(checkpoints, parts.state, same_run=False, ranks=ranks)
+            restore(checkpoints, parts.state, same_run=True, ranks=ranks)
             found.setdefault(saved, {})[name] = outcome(steps(parts, AFTER))
     return found
 

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from launch.options import KINDS, LocalOptions, SlurmOptions, check_launch
-from trainer.config.compose import CONF
+from trainer.config.command_line import CONF
 from trainer.errors import ConfigError
 from trainer.options import REQUIRED, options_of
 

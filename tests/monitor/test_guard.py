@@ -15,8 +15,8 @@ import pytest
 from tests.monitor.fake import monitors, progress, run_info
 from trainer.cli.train import main
 from trainer.monitor import MonitorOptions, Monitors, Sink
+from trainer.rundir import status as module
 from trainer.rundir.status import read_status
-from trainer.training import run as module
 
 TINY = [
     "model.widths=[4]",

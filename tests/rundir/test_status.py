@@ -7,14 +7,17 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from trainer.report.read_runs import STATES as SHOWN
 from trainer.rundir import files
+from trainer.rundir import status as module
 from trainer.rundir.files import STATUS
-from trainer.rundir.status import STATES, process_is_alive, read_status, write_status
+from trainer.rundir.status import STATES, StatusFile, process_is_alive, read_status, write_status
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -94,11 +97,41 @@ def test_a_status_of_another_format_is_unknown_and_says_why(record: object, tmp_
 
 def test_damaged_fields_are_left_out(tmp_path: Path) -> None:
     good = {"format": 1, "state": "failed", "step": 3, "error": None, "later": [1]}
-    bad = {"metrics": [1], "primary": 3, "host": None, "pid": 2**31, "time": "now", "started": -1}
+    bad = {
+        "saved": "x",
+        "metrics": [1],
+        "primary": 3,
+        "host": None,
+        "pid": 2**31,
+        "time": "now",
+        "started": -1,
+    }
     (tmp_path / STATUS).write_text(json.dumps({**good, **bad}))
     assert read_status(tmp_path) == good
     (tmp_path / STATUS).write_text(json.dumps({**good, "metrics": {"a": None, "b": "x", "c": 2}}))
     assert list(read_status(tmp_path)["metrics"]) == ["a", "c"]
+
+
+def test_a_run_that_has_ended_does_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that reports the end, and another that reports progress a moment later."""
+    status = StatusFile(tmp_path, "val/loss", 1, saved=None, metrics={})
+    status.write("running", step=2)
+    write, late = module.write_status, threading.Event()
+
+    def slow(*arguments: object, **fields: object) -> None:
+        late.wait(0.2)
+        write(*arguments, **fields)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "write_status", slow)
+    threads = [threading.Thread(target=status.write, args=("failed",), kwargs={"error": "rank 1 is gone"})]
+    threads.append(threading.Thread(target=status.write, args=("running",), kwargs={"step": 3}))
+    for thread in threads:
+        thread.start()
+        time.sleep(0.02)
+    for thread in threads:
+        thread.join()
+    assert (read_status(tmp_path)["state"], read_status(tmp_path)["error"]) == ("failed", "rank 1 is gone")
+    assert [path.name for path in tmp_path.iterdir()] == [STATUS]
 
 
 def test_only_a_process_of_this_machine_is_known_to_be_gone() -> None:

@@ -9,7 +9,6 @@ and metrics.jsonl must be those of the undisturbed run, bit for bit.
 import argparse
 import contextlib
 import os
-import pickle
 import random
 import shutil
 import signal
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.forks import FORKS
 from trainer.checkpoint import storage
+from trainer.checkpoint.reading import read_verified
 from trainer.cli.train import main
 
 LICENSE = Path(__file__).parents[2] / "LICENSE"
@@ -97,13 +97,12 @@ def saves_under_way(directory: Path) -> set[tuple[str, int]]:
 
 def content(directory: Path) -> dict[str, Any]:
     newest = storage.list_checkpoints(directory / "checkpoints")[0]
-    read = storage.read(newest)
-    values = pickle.loads(read.pop("values"))
+    read = read_verified(newest)
+    values = read.pop("values")
     values["counters"].pop("seconds")
     values["monitors"] = {
         "jsonl": values["monitors"]["jsonl"]["metrics"]
     }  # the clock's file has its own length
-    read["rng"] = {rank: pickle.loads(state) for rank, state in read["rng"].items()}
     return {"name": newest.name, **read, "values": values}
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.training.kill_and_resume import RUNS, compare, finish, start, trial
 from trainer.checkpoint import storage
+from trainer.checkpoint.manifest import MANIFEST
 from trainer.cli.train import main
 from trainer.data import Batch, TrainLoader
 from trainer.rundir.status import INTERRUPTED
@@ -94,7 +95,7 @@ def test_a_damaged_checkpoint_is_skipped(
     elif damage == "half deleted":
         next(newest.glob("*.distcp")).unlink()
     else:
-        (newest / storage.MANIFEST).unlink()
+        (newest / MANIFEST).unlink()
     (run / "status.json").unlink()
     assert main([*TINY.split(), f"hydra.run.dir={run}"]) == 0
     out = capsys.readouterr().out.replace("\n", "")
@@ -130,11 +131,14 @@ def test_a_group_is_chosen_anew_on_top_of_a_frozen_config(
 def test_resuming_from_another_run(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    longer = TINY.replace("max_epochs=2", "max_epochs=3")
-    second = f"{longer} checkpoint.resume={finished} hydra.run.dir={tmp_path / 'second'}"
+    second = f"{TINY} loop.max_epochs=1 checkpoint.resume={finished} hydra.run.dir={tmp_path / 'second'}"
     assert main(second.split()) == 0
-    first = json.loads((tmp_path / "second" / "metrics.jsonl").read_text().splitlines()[0])
-    assert first["step"] > STEPS
+    status = json.loads((tmp_path / "second" / "status.json").read_text())
+    assert status["step"] == STEPS // 2  # its own budget, from its own beginning
+    assert (
+        status["metrics"]["test/loss"]
+        < json.loads((finished / "status.json").read_text())["metrics"]["test/loss"]
+    )
     capsys.readouterr()
     wrong = f"model.widths=[8,8] checkpoint.resume={finished} hydra.run.dir={tmp_path / 'third'}"
     assert main(wrong.split()) == 2

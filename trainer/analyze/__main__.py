@@ -68,6 +68,12 @@ def parser() -> Parser:
     parser.add_argument(
         "--sigma", type=float, default=default.sigma, help="of the noise off the diagonal (%(default)s)"
     )
+    parser.add_argument(
+        "--plugins",
+        type=lambda text: text.split(","),
+        metavar="MODULE[,MODULE]",
+        help="the plugins that the run's config names: they are executed, so name only those that you trust",
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: RUN/analysis)")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of tables")
     return parser
@@ -100,7 +106,7 @@ def run(args: Namespace) -> int:
             raise ConfigError(f"unknown --what {name!r}{nearest(name, ANALYSES)}")
     if find_spec("matplotlib") is None:
         raise MissingExtra("trainer.analyze", "matplotlib", "report")
-    run = LoadedRun(args.path)
+    run = LoadedRun(args.path, args.plugins)
     step = run.parts.counters.step
     found = analyse(run, args)
     written = write(found, args.out or run.run / "analysis", run.checkpoint.name, step)

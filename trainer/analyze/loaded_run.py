@@ -1,22 +1,22 @@
 """The run that is analysed: its model and optimizer at one of its checkpoints, opened for reading."""
 
-import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
-from yaml import YAMLError
 
 from trainer.checkpoint import storage
-from trainer.config.compose import load_plugins, resolve
+from trainer.checkpoint.reading import read_verified
+from trainer.config.plugins import load_plugins, refuse_unnamed
+from trainer.config.schema import check_config
 from trainer.data import Batch
-from trainer.errors import CheckpointError, ConfigError, UserError, nearest, one_line
+from trainer.errors import CheckpointError, ConfigError, UserError, nearest
+from trainer.registry import import_plugin
 from trainer.rundir.files import CONFIG
+from trainer.rundir.frozen_config import read_frozen
 from trainer.training.build import build
 from trainer.training.parts import RunParts
 
@@ -59,16 +59,17 @@ class LoadedRun:
 
     Args:
         path: a run directory, of which the newest checkpoint is taken, or one of its checkpoints.
+        plugins: the modules that may be imported, if the run's config names them.
 
     Raises:
         UserError: it is neither, or the run cannot be built any more, for instance because its data is gone.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, plugins: list[str] | None = None) -> None:
         self.run, self.checkpoint = find_run(path)
         self.checkpoints = storage.list_checkpoints(self.run / "checkpoints")[::-1]
         """All of the run's, in the order of training."""
-        self.parts = build_again(self.run)
+        self.parts = build_again(self.run, plugins or [])
         self.model = self.parts.model
         self.load(self.checkpoint)
 
@@ -78,14 +79,8 @@ class LoadedRun:
         Raises:
             UserError: it is damaged, another model's, or in another format.
         """
-        try:
-            content = storage.read(place)
-            values = pickle.loads(content["values"])
-        except storage.UNREADABLE as error:
-            raise CheckpointError(
-                f"{place} is damaged: {type(error).__name__}: {one_line(error)[:200]}"
-            ) from None
-        self.parts.state.load(content, values)
+        content = read_verified(place)
+        self.parts.state.load(content, content["values"])
         torch.manual_seed(self.parts.config.seed)  # of dropout
         return self.parts.counters.step
 
@@ -142,22 +137,23 @@ def find_run(path: Path) -> tuple[Path, Path]:
     return run, newest
 
 
-def build_again(run: Path) -> RunParts:
+def build_again(run: Path, plugins: list[str]) -> RunParts:
     """Builds a run's parts again, in one process, uncompiled, on the best device that this machine has.
+
+    Args:
+        run: its directory.
+        plugins: the modules that may be imported, if its config names them.
 
     Raises:
         UserError: its config cannot be read, or does not fit this machine or this version any more.
     """
-    try:
-        frozen = OmegaConf.load(run / CONFIG)
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{run / CONFIG} cannot be read: {one_line(error)[:200]}") from None
-    if not isinstance(frozen, DictConfig):
-        raise ConfigError(f"{run / CONFIG} is not the config of a run")
-    frozen["device"], frozen["parallel"] = "auto", {"name": "none"}
-    OmegaConf.update(frozen, "loop.compile", False)
+    values = read_frozen(run / CONFIG)
+    refuse_unnamed(list(map(str, values.get("plugins") or ())), plugins, run, "--plugins {}")
     load_plugins([])
-    return build(resolve(frozen))
+    for module in plugins:
+        import_plugin(module)
+    config = check_config({**values, "device": "auto", "parallel": {"name": "none"}})
+    return build(replace(config, loop=replace(config.loop, compile=False)))
 
 
 def largest_side(module: Known) -> int:

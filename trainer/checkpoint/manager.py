@@ -2,15 +2,13 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
 
-from trainer._private import tree_map
-from trainer.checkpoint import storage
+from trainer.checkpoint import storage, writing
 from trainer.checkpoint.state import TrainState
 from trainer.config.schema import CheckpointOptions
 from trainer.distributed.ranks import Ranks
@@ -24,14 +22,22 @@ class CheckpointManager:
         ranks: the processes that train together.
         options: how often to save, how many to keep, and whether to write while training goes on.
         saved_step: the step that is in the folder already, since the run resumes from it; None for any other run.
+        on_saved: called with each step that is saved, in the thread that saved it.
     """
 
     def __init__(
-        self, folder: Path, ranks: Ranks, options: CheckpointOptions, *, saved_step: int | None = None
+        self,
+        folder: Path,
+        ranks: Ranks,
+        options: CheckpointOptions,
+        *,
+        saved_step: int | None = None,
+        on_saved: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.folder = folder
         self.ranks = ranks
         self.options = options
+        self.on_saved = on_saved
         self.saved_step = saved_step
         """The newest step that is saved, or is being saved; None before the first."""
         self._saved_at = time.monotonic()
@@ -63,12 +69,20 @@ class CheckpointManager:
         step = state.counters.step
         if step != self.saved_step:
             self.wait()
-            self._start_writing(step, storage.content_of(state, monitors, self.ranks), best)
+            self._start_writing(step, writing.content_of(state, monitors, self.ranks), best)
             self._saved_at, self.saved_step = time.monotonic(), step
         elif best:
             self.wait()
             if self.ranks.is_rank0:
                 storage.mark_best(storage.path_of(self.folder, step))
+
+    def check(self, state: TrainState) -> None:
+        """Checks that the state can be saved, before there is something to lose.
+
+        Raises:
+            CheckpointError: the model or the optimizer keeps something that a checkpoint cannot hold.
+        """
+        writing.content_of(state, {}, self.ranks)
 
     def wait(self) -> None:
         """Returns when what is being saved is written.
@@ -82,27 +96,25 @@ class CheckpointManager:
         if self._error:
             raise self._error
 
-    def _start_writing(self, step: int, content: dict[str, Any], best: bool) -> None:
+    def _start_writing(self, step: int, content: writing.Content, best: bool) -> None:
         if not self.options.async_:
             self._write(step, content, best)
             return
-        arguments = (step, tree_map(_copy_to_cpu, content), best)
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in content.tensors.items()}
+        arguments = (step, writing.Content(copies, content.values), best)
         self._thread = threading.Thread(target=self._try_to_write, args=arguments, daemon=True)
         self._thread.start()
 
-    def _try_to_write(self, step: int, content: dict[str, Any], best: bool) -> None:
+    def _try_to_write(self, step: int, content: writing.Content, best: bool) -> None:
         try:
             self._write(step, content, best)
         except Exception as error:  # the training thread raises it
             self._error = error
 
-    def _write(self, step: int, content: dict[str, Any], best: bool) -> None:
-        written = storage.write(self.folder, step, content, self.ranks, self._group)
+    def _write(self, step: int, content: writing.Content, best: bool) -> None:
+        written = writing.write(self.folder, step, content, self.ranks, self._group)
+        self.on_saved(step)
         if self.ranks.is_rank0:
             if best:
                 storage.mark_best(written)
             storage.remove_old(self.folder, self.options.keep_last)
-
-
-def _copy_to_cpu(value: Any) -> Any:
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

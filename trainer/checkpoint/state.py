@@ -68,13 +68,19 @@ class TrainState:
     scaler: GradScaler
     loader: TrainLoader
     ema: EMA | None
+    data: Mapping[str, str] = field(default_factory=dict)
+    """The fingerprint of the data that it is trained on."""
     counters: Counters = field(default_factory=Counters)
     window: list[Tensor] = field(default_factory=list)
     """The totals of the training metrics over all ranks, summed since they were last reported: one tensor, or none."""
 
     def tensors(self) -> dict[str, Any]:
         """Model, optimizer and average, keyed by parameter: what is sharded when the model is."""
-        tensors = {"model": self.model.state_dict(), "optimizer": self._optimizer_state()}
+        tensors = {
+            "model": self.model.state_dict(),
+            "buffers": self._buffers(),
+            "optimizer": self._optimizer_state(),
+        }
         if self.ema is not None:
             tensors["ema"] = self.ema.state_dict()
         return tensors
@@ -85,8 +91,9 @@ class TrainState:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "loader": self.loader.state_dict(),
+            "data": dict(self.data),
             "counters": asdict(self.counters),
-            "window": list(self.window),
+            "window": torch.stack(self.window) if self.window else None,
         }
 
     def load(self, tensors: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -96,16 +103,45 @@ class TrainState:
             CheckpointError: it is of another model or optimizer, or has other counters.
         """
         counters = Counters.of(values["counters"])
-        _check_same_shapes(self.model.state_dict(), tensors["model"])
-        self._load_optimizer(tensors["optimizer"])
-        self.model.load_state_dict(tensors["model"])
+        self._load_model_and_optimizer(tensors, own_options=False)
         if self.ema is not None and "ema" in tensors:
             self.ema.load_state_dict(tensors["ema"])
         self.schedule.load_state_dict(values["schedule"])
         self.scaler.load_state_dict(values["scaler"])
         self.loader.load_state_dict(values["loader"])
         self.counters = counters
-        self.window = list(values["window"])
+        device = next(self.model.parameters()).device
+        self.window = [] if values["window"] is None else list(values["window"].to(device))
+
+    def start_from(self, tensors: Mapping[str, Any]) -> None:
+        """Takes over weights, averages and what the optimizer keeps of each parameter; its options stay as built.
+
+        Raises:
+            CheckpointError: it is of another model or optimizer.
+        """
+        self._load_model_and_optimizer(tensors, own_options=True)
+        self.start_average(tensors.get("ema"))
+
+    def start_average(self, saved: dict[str, Any] | None = None) -> None:
+        """Begins the average of the weights, if there is one, with a saved average or else the present weights."""
+        if self.ema is not None and saved is not None:
+            self.ema.load_state_dict(saved)
+        elif self.ema is not None:
+            self.ema.restart()
+
+    def _load_model_and_optimizer(self, tensors: Mapping[str, Any], *, own_options: bool) -> None:
+        _check_same_shapes(self.model.state_dict(), tensors["model"])
+        self._load_optimizer(tensors["optimizer"], own_options=own_options)
+        self.model.load_state_dict(tensors["model"])
+        for name, buffer in self._buffers().items():
+            saved = tensors["buffers"].get(name)
+            if saved is not None and saved.shape == buffer.shape:
+                buffer.copy_(saved)
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """The buffers that the model's state dict leaves out."""
+        saved = self.model.state_dict().keys()
+        return {name: buffer for name, buffer in self.model.named_buffers() if name not in saved}
 
     def _parameter_names(self) -> list[str]:
         """In the optimizer's own order, by which its state dict numbers them."""
@@ -121,7 +157,7 @@ class TrainState:
         named = {names[i] if isinstance(i, int) else i: values for i, values in state["state"].items()}
         return {"state": named, "param_groups": groups}
 
-    def _load_optimizer(self, saved: Mapping[str, Any]) -> None:
+    def _load_optimizer(self, saved: Mapping[str, Any], *, own_options: bool) -> None:
         numbers = {name: i for i, name in enumerate(self._parameter_names())}
         theirs = {name for group in saved["param_groups"] for name in group["params"]}
         if theirs != numbers.keys():
@@ -129,8 +165,11 @@ class TrainState:
             raise CheckpointError(
                 f"the checkpoint's optimizer has other parameters: {odd} is in one of them only"
             )
-        groups = [{**g, "params": [numbers[name] for name in g["params"]]} for g in saved["param_groups"]]
-        state = {numbers.get(name, name): values for name, values in saved.get("state", {}).items()}
+        if own_options:
+            groups = self.optimizer.state_dict()["param_groups"]
+        else:
+            groups = [{**g, "params": [numbers[name] for name in g["params"]]} for g in saved["param_groups"]]
+        state = {numbers.get(name, name): values for name, values in saved["state"].items()}
         try:
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         except (ValueError, KeyError, RuntimeError) as error:
@@ -142,11 +181,16 @@ def _check_same_shapes(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor])
         if name not in ours or name not in theirs:
             where = "the checkpoint" if name in ours else "this model"
             raise CheckpointError(f"the checkpoint is of another model: {name} is missing in {where}")
-        if ours[name].shape != theirs[name].shape:
-            saved, built = tuple(theirs[name].shape), tuple(ours[name].shape)
+        if _shape(ours[name]) != _shape(theirs[name]):
+            saved, built = _shape(theirs[name]), _shape(ours[name])
             raise CheckpointError(
                 f"the checkpoint is of another model: {name} has the shape {saved}, the model's has {built}"
             )
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Of a tensor; a module's extra state may be something else, which has none."""
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def seed_all(seed: int) -> None:
@@ -157,19 +201,32 @@ def seed_all(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of this process's random number generators."""
+    """The state of this process's random number generators: lists, numbers and text, which JSON can hold."""
+    version, numbers, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
     return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "torch": _hex(torch.get_rng_state()),
+        "cuda": [_hex(state) for state in torch.cuda.get_rng_state_all()]
+        if torch.cuda.is_available()
+        else [],
     }
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Puts this process's generators back to what `random_state` gave; those of GPUs if there are as many."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(_from_hex(state["torch"]))
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all([_from_hex(one) for one in state["cuda"]])
+
+
+def _hex(state: Tensor) -> str:
+    return state.numpy().tobytes().hex()
+
+
+def _from_hex(text: str) -> Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)

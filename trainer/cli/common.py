@@ -3,13 +3,14 @@
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Collection, Iterable
+from io import TextIOWrapper
 from typing import NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import track
 
-from trainer.errors import ConfigError, UserError
-from trainer.rundir.status import INTERRUPTED, USER_ERROR
+from trainer.errors import ConfigError, MachineError, UserError
+from trainer.rundir.status import CRASHED, INTERRUPTED, USER_ERROR
 
 Item = TypeVar("Item")
 
@@ -22,13 +23,24 @@ class Parser(ArgumentParser):
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
+def print_any_text() -> None:
+    """Has standard output and errors escape what their encoding lacks, such as letters of a path in an ASCII locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def exit_code(command: Callable[[], int]) -> int:
-    """The exit code of a command: its own, or that of a user's mistake, which is printed in one line, or of Ctrl-C."""
+    """The exit code of a command: its own, or that of a mistake or a failure, printed in one line, or of Ctrl-C."""
+    print_any_text()
     try:
         return command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except MachineError as error:
+        print(f"crashed: {error}", file=sys.stderr)
+        return CRASHED
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -23,7 +23,9 @@ def quick_help(argv: Sequence[str]) -> str | None:
     announced = any(group.startswith("trainer.") for group in entry_points().groups)
     if list(argv) not in (["--help"], ["-h"]) or announced:
         return None
-    config = yaml.load((CONF / "config.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    config = yaml.load(
+        (CONF / "config.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    )
     template: str = config["hydra"]["help"]["template"]
     return template.replace("$APP_CONFIG_GROUPS", groups())
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from trainer.cli.common import Parser, exit_code
 from trainer.cli.help import CONF, names
-from trainer.config.compose import load_plugins
+from trainer.config.plugins import load_plugins
 from trainer.config.schema import REGISTRIES, Config
 from trainer.errors import ConfigError, nearest
 from trainer.options import REQUIRED, Option, describe, options_of

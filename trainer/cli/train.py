@@ -2,7 +2,7 @@
 
 import os
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.config.command_line import parse_arguments
-from trainer.config.compose import CONF, compose_grid, compose_run, load_plugins, resolve
+from trainer.cli.common import print_any_text
+from trainer.config.command_line import CONF, parse_arguments
+from trainer.config.compose import (
+    FROZEN,
+    compose_grid,
+    compose_run,
+    names_run_directory,
+    resolve,
+    store_frozen,
+)
+from trainer.config.plugins import load_plugins
 from trainer.config.schema import Config
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks, join
-from trainer.errors import ConfigError, UserError
+from trainer.errors import ConfigError, MachineError, UserError
 from trainer.formatting import printable
 from trainer.rundir.directory import RunDirectory, VisitedRunDirectory
 from trainer.rundir.status import CRASHED, FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR
@@ -31,6 +40,7 @@ if (
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    print_any_text()
     try:
         with join() as ranks:
             try:
@@ -39,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
                 return refuse(error) if ranks.is_rank0 else USER_ERROR
     except UserError as error:
         return refuse(error)
+    except MachineError as error:
+        return fail(error)
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -79,6 +91,12 @@ def refuse(error: UserError) -> int:
     return USER_ERROR
 
 
+def fail(error: MachineError) -> int:
+    """Prints what failed before the run began; returns the exit code for it."""
+    print(f"crashed: {error}", file=sys.stderr)
+    return CRASHED
+
+
 def check(args: Namespace) -> tuple[list[Config], Path | None]:
     """Composes and checks the config of every run that the command line asks for.
 
@@ -96,7 +114,7 @@ def check(args: Namespace) -> tuple[list[Config], Path | None]:
 
 def single(args: Namespace, config: Config, path: Path, ranks: Ranks) -> int:
     """Runs one config in its directory; returns the exit code."""
-    named = args.config_path or any(o.startswith("hydra.run.dir=") for o in args.overrides)
+    named = bool(args.config_path) or names_run_directory(args.overrides)
     directory = shared_directory(ranks, path, unique=not named)
     return run_in(directory, config, args.overrides, ranks).code
 
@@ -146,9 +164,11 @@ def sweep(args: Namespace, argv: list[str]) -> int:
         print(f"\nrun {hydra_config.job.num}: {' '.join(overrides)}", flush=True)
         try:
             directory = RunDirectory(Path(hydra_config.runtime.output_dir), unique=False)
-            result = run_in(directory, resolve(composed), overrides)
+            result = run_in(directory, resolve(composed, args), overrides)
         except UserError as error:
             result = Result(refuse(error), {}, "")
+        except MachineError as error:
+            result = Result(fail(error), {}, "")
         if result.code in (PREEMPTED, INTERRUPTED):
             sys.exit(result.code)
         results.append((" ".join(overrides), result))
@@ -171,7 +191,20 @@ def show_sweep(results: "list[tuple[str, Result]]") -> None:
 
 
 def hydra_app(args: Namespace, argv: list[str], task: object) -> None:
-    """Hands the command line to Hydra as it is."""
+    """Hands the command line to Hydra as it is, but for the frozen config that it names, which is data."""
+    path: str | None = str(CONF)
+    name = "config"
+    if args.config_path:
+        store_frozen(args)
+        path, name, argv = None, FROZEN, without_frozen(argv)
     sys.argv = [sys.argv[0], *argv]  # shell completion is installed for the command by which it was called
     os.environ.setdefault("HYDRA_MAIN_MODULE", "trainer.__main__")
-    hydra.main(config_path=args.config_path or str(CONF), config_name="config", version_base="1.3")(task)()  # type: ignore[arg-type]
+    hydra.main(config_path=path, config_name=name, version_base="1.3")(task)()  # type: ignore[arg-type]
+
+
+def without_frozen(argv: list[str]) -> list[str]:
+    """A command line without ``--config-path`` and ``--config-name`` and their values."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-path", "-cp")
+    parser.add_argument("--config-name", "-cn")
+    return parser.parse_known_args(argv)[1]

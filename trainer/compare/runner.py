@@ -23,6 +23,7 @@ from trainer.errors import UserError
 from trainer.metrics import metric_of
 from trainer.registry import import_plugin
 from trainer.report.read_runs import RecordedRun, read_run
+from trainer.rundir.frozen_config import arguments, plugins_of
 from trainer.rundir.logs import last_error, last_lines
 from trainer.rundir.status import FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR, read_status
 from trainer.signals import StopSignal, signals_blocked
@@ -190,7 +191,7 @@ def train(path: Path, log: Path) -> None:
     redirect(log)
     end_with_comparison()
     multiprocessing.set_start_method(None, force=True)  # data workers need no fork server of their own
-    sys.exit(main(["--config-path", str(path), "--config-name", "config"]))
+    sys.exit(main(arguments(path, plugins_of(path))))
 
 
 def end_with_comparison() -> None:

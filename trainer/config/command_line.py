@@ -10,6 +10,9 @@ from hydra.errors import OverrideParseException
 from trainer._private import get_args_parser
 from trainer.errors import ConfigError
 
+CONF = Path(__file__).resolve().parents[2] / "conf"
+"""The directory of the config groups."""
+
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Parses Hydra's command line: overrides and ``--multirun``, ``--cfg``, ``--config-dir`` and so on.

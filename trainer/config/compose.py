@@ -5,8 +5,9 @@
 
 import argparse
 import copy
+import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,20 +28,27 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer._private import BasicSweeper, Hydra, apply_overrides, create_config_search_path
-from trainer.config.command_line import first_line, parse_overrides
-from trainer.config.schema import REGISTRIES, Config, check_config
+from trainer.config.command_line import CONF, first_line, parse_overrides
+from trainer.config.plugins import load_plugins, named_plugins, refuse_unnamed
+from trainer.config.schema import Config, check_config
 from trainer.errors import ConfigError, nearest
-from trainer.options import REQUIRED
-from trainer.registry import Entry, import_plugin
+from trainer.registry import import_plugin
+from trainer.rundir.frozen_config import escaped, read_frozen
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
-"""The directory of the config groups."""
+FROZEN = "frozen config"
+"""The name that a run's own config has for Hydra."""
+
+LONGEST = 120
+"""Bytes of a name that is made of text; file systems take 255."""
 
 
 def file_name(text: str) -> str:
-    """Returns text as one name of a file or directory, of at most 120 bytes. Names of different texts may be alike."""
-    name = re.sub(r"[^\w.,=+-]+", "-", text)
-    return name.encode()[:120].decode(errors="ignore") or "run"
+    """Returns text as one name of a file or directory; a long one ends with a hash in place of what is cut off."""
+    name = re.sub(r"[^\w.,=+-]+", "-", text) or "run"
+    if len(name.encode()) <= LONGEST:
+        return name
+    kept = name.encode()[: LONGEST - 9].decode(errors="ignore")
+    return f"{kept}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 OmegaConf.register_new_resolver("file_name", file_name, replace=True)
@@ -54,48 +62,17 @@ class GridPoint:
     config: Config
 
 
-def load_plugins(overrides: list[str]) -> None:
-    """Imports the modules named by ``plugins=[...]`` and by entry points.
-
-    A component that they register without a YAML file gets a config from its signature.
-
-    Raises:
-        ConfigError: a module cannot be imported.
-    """
-    for registry in REGISTRIES.values():
-        registry.load_entry_points()
-    for override in parse_overrides(overrides):
-        if override.key_or_group == "plugins" and not override.is_sweep_override():
-            modules = override.value()
-            for module in modules if isinstance(modules, list) else [modules]:
-                import_plugin(str(module))
-    store = ConfigStore.instance()
-    for group, registry in REGISTRIES.items():
-        for entry in registry:
-            if not (CONF / group / f"{entry.name}.yaml").exists():
-                store.store(name=entry.name, node=_default_config(entry, registry.common), group=group)
-
-
-def announced_modules() -> list[str]:
-    """The modules that entry points name, of all registries."""
-    return [module for registry in REGISTRIES.values() for module in registry.announced_modules()]
-
-
-def _default_config(entry: Entry, common: Mapping[str, Any]) -> dict[str, Any]:
-    options = {**common, **entry.options}
-    return {"name": entry.name} | {
-        name: "???" if option.default is REQUIRED else option.default for name, option in options.items()
-    }
-
-
 @contextmanager
 def hydra_session(args: argparse.Namespace) -> Iterator[Hydra]:
-    """Hydra with the config directory of this project, or those of the command line.
+    """Hydra with the config directory of this project, or the frozen config of ``--config-path``.
 
     Raises:
         ConfigError: ``--config-dir`` is not a directory.
+        DataError: the frozen config cannot be read.
     """
-    path = create_config_search_path(args.config_path or str(CONF))
+    if args.config_path:
+        store_frozen(args)
+    path = create_config_search_path(None if args.config_path else str(CONF))
     if args.config_dir:
         if not Path(args.config_dir).is_dir():
             raise ConfigError(f"--config-dir {args.config_dir} is not a directory")
@@ -108,11 +85,28 @@ def hydra_session(args: argparse.Namespace) -> Iterator[Hydra]:
         GlobalHydra.instance().clear()
 
 
+def config_name(args: argparse.Namespace) -> str:
+    """The name by which Hydra finds the config of a command line."""
+    return FROZEN if args.config_path else args.config_name or "config"
+
+
+def store_frozen(args: argparse.Namespace) -> None:
+    """Gives Hydra the frozen config of ``--config-path``: values alone, neither interpolations nor options of Hydra's.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    values = read_frozen(Path(args.config_path, f"{args.config_name or 'config'}.yaml"))
+    quiet = [{f"override hydra/{name}": "disabled"} for name in ("hydra_logging", "job_logging")]
+    node = {"defaults": ["_self_", *quiet], **escaped(values), "hydra": {"output_subdir": None}}
+    ConfigStore.instance().store(name=FROZEN, node=node)
+
+
 def compose_run(args: argparse.Namespace) -> tuple[Config, Path]:
     """Composes the config of the single run that a command line asks for, with its plugins.
 
     Returns:
-        The checked config, and the run directory as Hydra names it.
+        The checked config, and the run directory: that of ``--config-path``, or as Hydra names it.
 
     Raises:
         ConfigError: as `load_plugins`, `compose` and `resolve`.
@@ -120,7 +114,13 @@ def compose_run(args: argparse.Namespace) -> tuple[Config, Path]:
     load_plugins(args.overrides)
     with hydra_session(args) as hydra:
         composed = compose(hydra, args, args.overrides)
-    return resolve(composed), Path(composed.hydra.run.dir)
+    own = args.config_path and not names_run_directory(args.overrides)  # a run is where its directory is
+    return resolve(composed, args), Path(args.config_path if own else composed.hydra.run.dir)
+
+
+def names_run_directory(overrides: list[str]) -> bool:
+    """Whether a command line says where the run is, in any of Hydra's ways to write it."""
+    return any(override.key_or_group == "hydra.run.dir" for override in parse_overrides(overrides))
 
 
 def compose_grid(args: argparse.Namespace, overrides: list[str]) -> list[GridPoint]:
@@ -137,7 +137,7 @@ def compose_grid(args: argparse.Namespace, overrides: list[str]) -> list[GridPoi
     points = BasicSweeper.split_arguments(parse_overrides(overrides), max_batch_size=None)[0]
     with hydra_session(args) as hydra:
         composed = compose_points(hydra, args, points)
-    return [GridPoint(point, resolve(config)) for point, config in zip(points, composed, strict=True)]
+    return [GridPoint(point, resolve(config, args)) for point, config in zip(points, composed, strict=True)]
 
 
 def compose(hydra: Hydra, args: argparse.Namespace, overrides: list[str]) -> DictConfig:
@@ -147,7 +147,7 @@ def compose(hydra: Hydra, args: argparse.Namespace, overrides: list[str]) -> Dic
         ConfigError: the overrides cannot be read or do not fit the config.
     """
     try:
-        return hydra.compose_config(args.config_name or "config", overrides, RunMode.RUN)
+        return hydra.compose_config(config_name(args), overrides, RunMode.RUN)
     except MissingConfigException as error:
         raise ConfigError(_explain_missing(error)) from None
     except ConfigCompositionException as error:
@@ -196,8 +196,12 @@ def without_hydra(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
-def resolve(config: DictConfig) -> Config:
+def resolve(config: DictConfig, args: argparse.Namespace | None = None) -> Config:
     """Resolves and checks a composed config, whose plugins are imported first.
+
+    Args:
+        config: as `compose` returns it.
+        args: the command line; those of a frozen config are imported only if they are named there.
 
     Raises:
         ConfigError: as `check_config`; also an interpolation that leads nowhere and a missing value.
@@ -207,8 +211,11 @@ def resolve(config: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(first_line(error)) from None
     assert isinstance(values, dict)
-    for module in values.get("plugins") or ():
-        import_plugin(str(module))
+    plugins = list(map(str, values.get("plugins") or ()))
+    if args is not None and args.config_path:
+        refuse_unnamed(plugins, named_plugins(args.overrides), Path(args.config_path), "plugins=[{}]")
+    for module in plugins:
+        import_plugin(module)
     return check_config({str(key): value for key, value in values.items()})
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from trainer.data import DATA, LoaderOptions
 from trainer.distributed.strategies import STRATEGIES
@@ -11,7 +11,16 @@ from trainer.errors import ConfigError
 from trainer.models import MODELS
 from trainer.monitor import MonitorOptions
 from trainer.optim import OPTIMIZERS, SCHEDULES
-from trainer.options import Count, Fraction, NonNegative, Positive, build_dataclass, check_options, options_of
+from trainer.options import (
+    MAY_DIFFER,
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    build_dataclass,
+    check_options,
+    options_of,
+)
 from trainer.registry import Registry
 
 REGISTRIES: dict[str, Registry] = {r.kind: r for r in (MODELS, DATA, OPTIMIZERS, SCHEDULES, STRATEGIES)}
@@ -27,33 +36,33 @@ DEFAULT_EPOCHS = 20
 class LoopOptions:
     """The config group ``loop``."""
 
-    max_epochs: Count | None = None
+    max_epochs: Annotated[Count | None, MAY_DIFFER] = None
     """Passes over the training set. At most one of the three budgets is set; with none it is 20 epochs."""
-    max_steps: Count | None = None
+    max_steps: Annotated[Count | None, MAY_DIFFER] = None
     """Optimizer steps."""
-    max_time: Positive | None = None
+    max_time: Annotated[Positive | None, MAY_DIFFER] = None
     """Seconds of training, without evaluation and checkpoints, summed over restarts."""
     accumulate: Count = 1
     """Micro-batches into which each batch of ``data.batch_size`` samples is split."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient over all parameters; a longer one is scaled down to it."""
-    eval_every: Count | str = "1 epoch"
+    eval_every: Annotated[Count | str, MAY_DIFFER] = "1 epoch"
     """Steps, or ``N epochs``, between evaluations; there is always one at the end."""
-    log_every: Count = 10
+    log_every: Annotated[Count, MAY_DIFFER] = 10
     """Steps between records of training metrics."""
     ema: Fraction | None = None
     """Decay per step of an exponential moving average of the weights, evaluated in addition to the raw ones."""
     label_smoothing: Fraction = 0.0
     """Share of the target probability that is spread over all classes; in training only."""
-    patience: Count | None = None
+    patience: Annotated[Count | None, MAY_DIFFER] = None
     """Evaluations without a new best metric after which training stops early."""
-    max_bad_steps: Count = 10
+    max_bad_steps: Annotated[Count, MAY_DIFFER] = 10
     """Skipped steps in a row after which the run fails; a step is skipped if its loss or gradient is not finite."""
-    activation_checkpointing: Literal["none", "full"] | Count = "none"
+    activation_checkpointing: Annotated[Literal["none", "full"] | Count, MAY_DIFFER] = "none"
     """Blocks of the model that keep only their inputs and run again in the backward pass: all, or every k-th."""
-    compile: bool = False
+    compile: Annotated[bool, MAY_DIFFER] = False
     """Compile the model with torch.compile; block by block where it is sharded."""
-    channels_last: bool = False
+    channels_last: Annotated[bool, MAY_DIFFER] = False
     """Keep the model's 4-D tensors in channels-last memory format."""
 
     @property
@@ -85,19 +94,25 @@ class PrecisionOptions:
 class CheckpointOptions:
     """The config group ``checkpoint``."""
 
-    every_steps: Count | None = None
+    every_steps: Annotated[Count | None, MAY_DIFFER] = None
     """Steps between checkpoints; there is always one at the end of the run and when a signal stops it."""
-    every_minutes: Positive | None = 10.0
+    every_minutes: Annotated[Positive | None, MAY_DIFFER] = 10.0
     """Minutes of wall-clock time between checkpoints."""
-    async_: bool = False
+    async_: Annotated[bool, MAY_DIFFER] = False
     """Write checkpoints in the background, from a copy, while training continues."""
-    keep_last: Count = 2
+    keep_last: Annotated[Count, MAY_DIFFER] = 2
     """The number of newest checkpoints that are kept."""
-    keep_best: bool = True
+    keep_best: Annotated[bool, MAY_DIFFER] = True
     """Write a checkpoint at each new best evaluation, and keep the newest of them in addition."""
     resume: str = "auto"
     """``auto``: resume from the newest complete checkpoint in the run directory, if any; ``none``; or the path of
-    another run or checkpoint, from which a new run starts."""
+    another run or checkpoint, from whose weights and optimizer state a new run starts, with the options given here."""
+    weights: str | None = None
+    """The path of a run, of a checkpoint or of a file.safetensors, from whose weights alone a new run starts."""
+    weights_strict: Annotated[bool, MAY_DIFFER] = True
+    """Refuse weights that do not match the model by name and shape; false: take those that do."""
+    accept_changed_data: Annotated[bool, MAY_DIFFER] = False
+    """Resume although the data are not those that the run was trained on."""
 
 
 @dataclass(frozen=True)
@@ -116,23 +131,23 @@ class Config:
     checked against the options of the component that ``name`` picks.
     """
 
-    name: str
+    name: Annotated[str, MAY_DIFFER]
     model: dict[str, Any]
     data: dict[str, Any]
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
-    parallel: dict[str, Any]
+    parallel: Annotated[dict[str, Any], MAY_DIFFER]
     seed: int = 0
-    plugins: list[str] = field(default_factory=list)
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    deterministic: bool = False
+    plugins: Annotated[list[str], MAY_DIFFER] = field(default_factory=list)
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], MAY_DIFFER] = "auto"
+    deterministic: Annotated[bool, MAY_DIFFER] = False
     """Use deterministic algorithms only, on a GPU too, where they are slower."""
-    dry_run: bool | DryRun = False
-    profile: bool = False
+    dry_run: Annotated[bool | DryRun, MAY_DIFFER] = False
+    profile: Annotated[bool, MAY_DIFFER] = False
     loop: LoopOptions = field(default_factory=LoopOptions)
     precision: PrecisionOptions = field(default_factory=PrecisionOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
-    monitor: MonitorOptions = field(default_factory=MonitorOptions)
+    monitor: Annotated[MonitorOptions, MAY_DIFFER] = field(default_factory=MonitorOptions)
 
     @property
     def loader(self) -> LoaderOptions:
@@ -155,9 +170,15 @@ def check_config(values: Mapping[str, Any]) -> Config:
     for group, registry in REGISTRIES.items():
         checked[group] = registry.check(checked[group])
     config = build_dataclass(Config, checked)
-    if not re.fullmatch(r"[\w.+-]+", config.name):
-        raise ConfigError(f"name={config.name} is wrong: it must consist of letters, digits and . _ + -")
+    if not re.fullmatch(r"[\w+-][\w.+-]*", config.name):
+        raise ConfigError(
+            f"name={config.name} is wrong: it must consist of letters, digits and . _ + - and begin with no dot"
+        )
     _check_loop(config.loop, config.schedule["warmup"])
+    if config.checkpoint.weights is not None and config.checkpoint.resume not in ("auto", "none"):
+        raise ConfigError(
+            "checkpoint.resume and checkpoint.weights exclude each other: a run starts from one of them"
+        )
     return config
 
 

@@ -1,14 +1,15 @@
 """The interface of data sets: splits, whose batches are functions of sample numbers and a key."""
 
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from trainer.options import Count, Fraction, Natural
+from trainer.options import MAY_DIFFER, Count, Fraction, Natural
 from trainer.registry import Registry
 
 Batch = tuple[Tensor, Tensor]
@@ -65,6 +66,8 @@ class Data:
         kind: what the inputs are.
         encode, decode: text to tokens (int64 [T]) and back, where tokens stand for text; encode raises ValueError
             for what the vocabulary lacks.
+        fingerprint: of what is trained and evaluated on, by what it describes, such as ``training files``: a run goes
+            on only if it is the same. Options that say where the data are need none of their own: `MAY_DIFFER`.
     """
 
     train: Split
@@ -73,6 +76,12 @@ class Data:
     kind: Literal["images", "tokens"]
     encode: Callable[[str], Tensor] | None = None
     decode: Callable[[Tensor], str] | None = None
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+
+
+def digest(content: bytes) -> str:
+    """Eight digits that change with the content."""
+    return f"{zlib.crc32(content):08x}"
 
 
 @dataclass(frozen=True)
@@ -81,9 +90,9 @@ class LoaderOptions:
 
     batch_size: Count = 128
     """Samples per optimizer step, over all ranks and micro-batches."""
-    eval_batch_size: Count = 512
+    eval_batch_size: Annotated[Count, MAY_DIFFER] = 512
     """Samples per evaluation step, over all ranks; a rank takes at most its share, rounded up."""
-    num_workers: Natural = 0
+    num_workers: Annotated[Natural, MAY_DIFFER] = 0
     """Processes that read samples ahead, for splits that are read lazily."""
     drop_last: bool = True
     """Leave out the last samples of an epoch that are too few for a batch, instead of a smaller one; of that, what does

@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100 as torchvision stores them: 50,000 training and 10,000 test images of 32 x 32."""
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from trainer.data.base import DATA, Data
 from trainer.data.download import download
 from trainer.data.images import Augmentation, memory_images
 from trainer.errors import DataError
-from trainer.options import Natural, Positive
+from trainer.options import MAY_DIFFER, Natural, Positive
 
 
 @DATA.register("cifar10")
@@ -17,8 +18,8 @@ def cifar10(
     device: torch.device,
     seed: int,
     *,
-    root: str = "data",
-    download: bool = False,
+    root: Annotated[str, MAY_DIFFER] = "data",
+    download: Annotated[bool, MAY_DIFFER] = False,
     normalize: bool = True,
     mean: tuple[float, float, float] | None = None,
     std: tuple[Positive, Positive, Positive] | None = None,
@@ -47,8 +48,8 @@ def cifar100(
     device: torch.device,
     seed: int,
     *,
-    root: str = "data",
-    download: bool = False,
+    root: Annotated[str, MAY_DIFFER] = "data",
+    download: Annotated[bool, MAY_DIFFER] = False,
     normalize: bool = True,
     mean: tuple[float, float, float] | None = None,
     std: tuple[Positive, Positive, Positive] | None = None,

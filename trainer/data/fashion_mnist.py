@@ -4,6 +4,7 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from trainer.data.base import DATA, Data
 from trainer.data.download import download
 from trainer.data.images import Augmentation, memory_images
 from trainer.errors import DataError
-from trainer.options import Natural
+from trainer.options import MAY_DIFFER, Natural
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 TORCHVISION = Path("FashionMNIST", "raw")
@@ -27,8 +28,8 @@ def fashion_mnist(
     device: torch.device,
     seed: int,
     *,
-    root: str | None = None,
-    download: bool = False,
+    root: Annotated[str | None, MAY_DIFFER] = None,
+    download: Annotated[bool, MAY_DIFFER] = False,
     normalize: bool = True,
     crop_padding: Natural = 0,
     flip: bool = False,

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainer.data.base import DATA, Batch, Data, LazySplit
+from trainer.data.base import DATA, Batch, Data, LazySplit, digest
 from trainer.data.images import cutout
 from trainer.data.random import mix, uniform
 from trainer.errors import ConfigError, DataError, one_line
-from trainer.options import Count, Natural, Range
+from trainer.options import MAY_DIFFER, Count, Natural, Range
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's training set
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -31,7 +31,7 @@ def image_folder(
     device: torch.device,
     seed: int,
     *,
-    root: str = "data",
+    root: Annotated[str, MAY_DIFFER] = "data",
     image_size: Count = 224,
     resize: Count = 256,
     min_scale: Annotated[float, Range(gt=0, le=1)] = 0.08,
@@ -71,7 +71,18 @@ def image_folder(
         evals={"test": split(test)},
         model_defaults={"num_classes": len(classes), "in_channels": 3, "image_size": image_size},
         kind="images",
+        fingerprint={
+            "classes": f"{len(classes)} {digest(os.fsencode('/'.join(classes)))}",
+            "training files": fingerprint_of(train, Path(root)),
+            "evaluation files": fingerprint_of(test, Path(root)),
+        },
     )
+
+
+def fingerprint_of(samples: list[Sample], root: Path) -> str:
+    """The number of files and a digest of their names and labels, wherever their folder is."""
+    names = (f"{path.relative_to(root)}:{label}" for path, label in samples)
+    return f"{len(samples)} {digest(os.fsencode('/'.join(names)))}"
 
 
 class ImageFiles(LazySplit):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.data.base import Batch, Data, Split
+from trainer.data.base import Batch, Data, Split, digest
 from trainer.data.random import uniform
 from trainer.errors import DataError
 
@@ -195,4 +195,8 @@ def memory_images(
             "image_size": height if height == width else (height, width),
         },
         kind="images",
+        fingerprint={
+            f"{name} samples": f"{len(labels)} {digest(labels.numpy().tobytes())}"
+            for name, (_, labels) in {"training": train, "test": test}.items()
+        },
     )

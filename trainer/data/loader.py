@@ -77,9 +77,11 @@ class TrainLoader:
         return {"epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Moves to a position; batches that were read ahead are dropped."""
+        """Moves to a position, which in a smaller set than before may be the next epoch; drops what was read ahead."""
         self.close()
         self.epoch, self.batch = state["epoch"], state["batch"]
+        if self.batch >= self.batches_per_epoch:
+            self.epoch, self.batch = self.epoch + 1, 0
 
     def close(self) -> None:
         """Ends the worker processes; the next batch starts new ones."""

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.base import DATA, Data
+from trainer.data.base import DATA, Data, digest
 from trainer.data.gpt1_bpe import load_bpe
 from trainer.data.tokens import PackedTokens
 from trainer.errors import ConfigError, DataError, MissingExtra, nearest
-from trainer.options import Count, Range
+from trainer.options import MAY_DIFFER, Count, Range
 
 SPLIT_NAMES = {
     "train": "train",
@@ -35,7 +35,7 @@ def text(
     device: torch.device,
     seed: int,
     *,
-    path: str | None = None,
+    path: Annotated[str | None, MAY_DIFFER] = None,
     tokenizer: str = "chars",
     context_length: Count = 256,
     val_fraction: Annotated[float, Range(gt=0, lt=1)] = 0.1,
@@ -80,6 +80,9 @@ def pack(
         kind="tokens",
         encode=encode,
         decode=decode,
+        fingerprint={
+            f"{name} text": f"{len(part)} tokens {digest(part.tobytes())}" for name, part in splits.items()
+        },
     )
 
 

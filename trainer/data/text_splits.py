@@ -1,13 +1,14 @@
 """Text that comes in files of its own for training, validation and test, as WikiText-2 and Penn Treebank do."""
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 from trainer.data.base import DATA, Data
 from trainer.data.text import encode_all, pack, read_file, split_of
 from trainer.errors import ConfigError, DataError
-from trainer.options import Count
+from trainer.options import MAY_DIFFER, Count
 
 SPLITS = ("train", "val", "test")
 
@@ -17,7 +18,7 @@ def text_splits(
     device: torch.device,
     seed: int,
     *,
-    path: str | tuple[str, str, str] | None = None,
+    path: Annotated[str | tuple[str, str, str] | None, MAY_DIFFER] = None,
     tokenizer: str = "chars",
     context_length: Count = 256,
 ) -> Data:

@@ -11,7 +11,9 @@ class RunLog(Sink):
     """Appends messages and evaluations to run.log, in the same file after each restart."""
 
     def __init__(self, run: RunInfo) -> None:
-        self._file = open(run.directory / "run.log", "a", buffering=1)  # noqa: SIM115 (open for the whole run)
+        self._file = open(  # noqa: SIM115 (open for the whole run)
+            run.directory / "run.log", "a", buffering=1, encoding="utf-8", errors="backslashreplace"
+        )
         self.message(run.summary)
 
     def evaluation(

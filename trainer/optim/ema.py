@@ -23,6 +23,10 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = model
         self.decay = decay
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins with the present weights."""
         self.steps = 0
         self.average = {name: tensor.clone() for name, tensor in self._weights().items()}
 

@@ -20,6 +20,7 @@ MUONS = {"adago", "adamuon", "muon", "muonclip", "normuon"}
 _CLOSURE = "step() needs a closure that computes the loss again"
 _MODEL = "it takes the model instead of its parameters"
 _EVAL = "its weights must be switched by eval() and train() around each evaluation"
+_OBJECTS = "it keeps Python objects, which a checkpoint does not hold"
 
 UNSUPPORTED = {
     "adalomo": "it updates inside the backward pass",
@@ -27,12 +28,14 @@ UNSUPPORTED = {
     "alig": _CLOSURE,
     "bsam": _CLOSURE,
     **dict.fromkeys(("sam", "friendlysam", "gsam", "looksam", "wsam"), _CLOSURE),
+    "conda": _OBJECTS,
     "demo": "it exchanges the gradients between ranks itself",
     "distributedmuon": "it exchanges the gradients between ranks itself",
     "lbfgs": _CLOSURE,
     "lomo": "it updates inside the backward pass",
     "lorarite": "it takes pairs of low-rank matrices only",
     "magma": "it wraps another optimizer",
+    "scalableshampoo": _OBJECTS,
     "schedulefreeadamw": _EVAL,
     "schedulefreeradam": _EVAL,
     "schedulefreesgd": _EVAL,

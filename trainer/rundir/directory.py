@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ class RunDirectory:
             try:
                 self._made = make_directories(free, exist_ok=not unique)
             except FileExistsError:
+                if not free.parent.exists():  # it, and what existed in it, was taken away just now
+                    raise FileNotFoundError(f"{free.parent} was removed") from None
                 if not unique or not free.parent.is_dir():
                     raise
             else:
@@ -78,13 +81,45 @@ class RunDirectory:
 
     def log(self, text: str) -> None:
         """Appends to run.log directly, when the monitors may be closed."""
-        with (self.path / "run.log").open("a") as log:
+        with (self.path / "run.log").open("a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(f"{text.rstrip()}\n")
 
-    def write_description(self, config: dict[str, Any], overrides: list[str]) -> None:
-        """Writes config.yaml, overrides.yaml and environment.json."""
-        freeze(self.path, config, overrides)
-        atomic_write_text(self.path / "environment.json", json.dumps(environment(), indent=2))
+    def write_description(self, config: dict[str, Any], overrides: list[str], step: int) -> None:
+        """Writes config.yaml, overrides.yaml and environment.json.
+
+        Args:
+            config: of the run.
+            overrides: what the user typed.
+            step: that this session starts at.
+
+        Raises:
+            UserError: one cannot be written.
+        """
+        try:
+            freeze(self.path, config, overrides)
+            record = with_session(self.path / "environment.json", environment(), step)
+            atomic_write_text(self.path / "environment.json", json.dumps(record, indent=2))
+        except OSError as error:
+            raise UserError(f"the run directory {self.path} cannot be written: {error.strerror}") from None
+
+
+def with_session(file: Path, now: dict[str, Any], step: int) -> dict[str, Any]:
+    """The environment of a run's first session, with those of later ones under ``sessions``, as far as they differ.
+
+    Args:
+        file: the record of the sessions before; there may be none.
+        now: the environment of this session.
+        step: that this session starts at.
+    """
+    try:
+        first = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return now
+    if not isinstance(first, dict) or not isinstance(before := first.get("sessions", []), list):
+        return now
+    changed = {key: value for key, value in now.items() if first.get(key) != value}
+    session = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": step, **changed}
+    return {**first, "sessions": [*before, session]}
 
 
 class VisitedRunDirectory(RunDirectory):

@@ -24,21 +24,22 @@ CHECKSUM = "checksum"
 """The key of a record's own."""
 
 
-def check_format(record: Any, path: Path) -> None:
+def check_format(record: Any, path: Path, known: int = FORMAT) -> None:
     """Refuses a record that another version of this program has written, or that has changed since.
 
     Args:
         record: what was read, a mapping with the key ``format``.
         path: the file that it was read from.
+        known: the format that this version reads.
 
     Raises:
-        UserError: it has no format number, or another one than `FORMAT`; or its checksum is that of other content.
+        UserError: it has no format number, or another one; or its checksum is that of other content.
     """
     found = record.get("format") if isinstance(record, dict) else None
-    if found != FORMAT:
+    if found != known:
         what = "no format number" if found is None else f"format {found}"
         raise UserError(
-            f"{path} has {what}, but this version of the trainer reads format {FORMAT} only: "
+            f"{path} has {what}, but this version of the trainer reads format {known} only: "
             f"use the version that wrote it, or choose another directory"
         )
     if CHECKSUM in record:
@@ -85,7 +86,7 @@ def atomic_write_text(path: Path, text: str) -> None:
         OSError: it cannot be written; the old file is as it was.
     """
     with atomic_path(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
 
 
 def overwrite(path: Path, text: str) -> bool:

@@ -3,7 +3,9 @@
 import errno
 import os
 import socket
+import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,6 +46,7 @@ others are found by commands that look at its files, its process and the queue."
 FIELDS: dict[str, Any] = {
     "state": Literal["running", "finished", "failed", "preempted"],
     "step": Annotated[int, Range(ge=0, le=MAX_NUMBER)],
+    "saved": Annotated[int, Range(ge=0, le=MAX_NUMBER)] | None,
     "metrics": dict,
     "primary": str | None,
     "error": str | None,
@@ -94,8 +97,8 @@ def write_status(run: Path, state: str, **fields: Any) -> None:
     Args:
         run: the run directory.
         state: running, finished, failed or preempted.
-        fields: step, metrics, primary (the metric that picks the best), error; declared: direction and format of the
-            metrics, by default as this process knows them.
+        fields: step, saved (the step of the newest checkpoint), metrics, primary (the metric that picks the best),
+            error; declared: direction and format of the metrics, by default as this process knows them.
     """
     if fields.get("metrics"):
         fields.setdefault("declared", metrics.declarations(fields["metrics"]))
@@ -107,6 +110,56 @@ def write_status(run: Path, state: str, **fields: Any) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not overwrite(run / STATUS, text):
             raise
+
+
+class StatusFile:
+    """status.json of a run that this process trains, written by several of its threads; once it has ended, it stays so.
+
+    Args:
+        run: the run directory.
+        primary: the metric that picks the best checkpoint.
+        step: that the run is at.
+        saved: the step of its newest checkpoint; None before the first.
+        metrics: of the last evaluation; empty before the first.
+    """
+
+    PATIENCE = 5.0
+    """Seconds after which a thread writes though another one, on a disk that does not answer, has not ended to."""
+
+    def __init__(
+        self, run: Path, primary: str, step: int, saved: int | None, metrics: Mapping[str, float]
+    ) -> None:
+        self.run = run
+        self._fields: dict[str, Any] = {
+            "step": step,
+            "saved": saved,
+            "metrics": dict(metrics),
+            "primary": primary,
+            "error": None,
+        }
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def note(self, **fields: Any) -> None:
+        """Changes fields of what will be written next."""
+        self._fields |= fields
+
+    def write(self, state: str, **fields: Any) -> None:
+        """Writes the state of the run with the fields that have changed; "running" only until it has ended.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        locked = self._lock.acquire(timeout=self.PATIENCE)
+        try:
+            if state == "running" and self._ended:
+                return
+            self._ended = state != "running"
+            self._fields |= fields
+            write_status(self.run, state, **self._fields)
+        finally:
+            if locked:
+                self._lock.release()
 
 
 def process_is_alive(host: str | None, pid: int, started: int | None = None) -> bool:

@@ -61,6 +61,7 @@ def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> RunParts:
         scaler=precision.scaler,
         loader=loader,
         ema=ema,
+        data=data.fingerprint,
     )
     return RunParts(
         config=config,

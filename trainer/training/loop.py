@@ -63,14 +63,16 @@ class Trainer:
         self.show_images()
         if self.was_saved_before_evaluation():
             self.evaluate()
-        while not self.finished():
+        while not self.parts.is_finished:
             refreshes = self.curvature is not None and self.curvature.needs_refresh
             outcome = self.train_step()
+            if self.counters.step == 1:
+                self.checkpoints.check(self.parts.state)  # the optimizer has a state now
             self.report(outcome)
             if refreshes:
                 self.report_curvature()
             stop = outcome.requests.stop
-            if outcome.requests.save or stop is not None or self.finished():
+            if outcome.requests.save or stop is not None or self.parts.is_finished:
                 self.save()  # first, as an evaluation may fail
             if stop is not None:
                 self.checkpoints.wait()
@@ -87,13 +89,6 @@ class Trainer:
         step = self.counters.step
         saved_here = step > 0 and self.checkpoints.saved_step == step
         return saved_here and step % self.eval_every == 0 and self.counters.evaluated_step != step
-
-    def finished(self) -> bool:
-        """Whether the budget is spent, or the patience."""
-        patience = self.options.patience
-        return self.parts.progress().fraction >= 1 or (
-            patience is not None and self.counters.evaluations_since_best >= patience
-        )
 
     def requests(self) -> Requests:
         """What this rank wants to be done after the step that is being taken."""

@@ -78,6 +78,13 @@ class RunParts:
         """The metric that picks the best checkpoint, such as ``test/accuracy``."""
         return f"{next(iter(self.data.evals))}/{self.objective.primary}"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the budget is spent, or the patience."""
+        patience = self.config.loop.patience
+        spent = self.budget.fraction(self.counters.step, self.counters.seconds) >= 1
+        return spent or (patience is not None and self.counters.evaluations_since_best >= patience)
+
     def progress(self) -> Progress:
         """How far the run has come, as monitors are told."""
         step, seconds = self.counters.step, self.counters.seconds

@@ -6,26 +6,25 @@ import traceback
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from trainer.checkpoint import storage
 from trainer.checkpoint.manager import CheckpointManager
-from trainer.checkpoint.restore import restore
+from trainer.checkpoint.writing import content_of
 from trainer.config.schema import Config
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
-from trainer.errors import ConfigError, UserError, WorkerKilled, one_line
+from trainer.errors import UserError, WorkerKilled, one_line
 from trainer.monitor import Monitors, Profile, RunInfo, Sink, Status
 from trainer.monitor.status_file import StatusSink
 from trainer.options import to_dict
 from trainer.rundir.directory import RunDirectory
 from trainer.rundir.frozen_config import again
-from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, read_status, write_status
+from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, StatusFile
 from trainer.signals import Preempted, StopSignal
 from trainer.streams import print_if_read
 from trainer.training.build import build
 from trainer.training.loop import Trainer
 from trainer.training.nonfinite import TrainingFailed
 from trainer.training.parts import RunParts
+from trainer.training.start import Found, Started, inspect_directory, start
 
 
 @dataclass(frozen=True)
@@ -54,83 +53,65 @@ def run(
     Raises:
         UserError: the config cannot be run; nothing was written then.
     """
-    found, status, own = ranks.run_on_rank0(lambda: inspect_directory(config, directory.path))
-    if status.get("state") == "finished" and found == own:
-        if ranks.is_rank0:
-            print_if_read(f"finished already at step {status.get('step')}: {directory.path}")
-        return Result(FINISHED, status.get("metrics", {}), status.get("primary", ""))
+    found = Found(**ranks.run_on_rank0(lambda: inspect_directory(config, directory.path)))
+    if found.is_finished and not found.budget_changes:
+        return finished_already(found, directory, ranks)
     with StopSignal() as stop:
         parts = build(config, ranks)
-        trainer = prepare(parts, directory, overrides, found, stop)
-        code = fit(trainer, directory)
+        started = start(parts, found)
+        if found.is_finished and parts.is_finished:
+            return finished_already(found, directory, ranks)
+        trainer, status = prepare(parts, directory, overrides, started, stop)
+        code = fit(trainer, directory, status)
         return Result(code, parts.counters.evaluated, parts.primary)
 
 
-def inspect_directory(config: Config, directory: Path) -> tuple[list[Path], dict[str, Any], list[Path]]:
-    """What a run directory holds: checkpoints to resume from, the status, the checkpoints of its own.
-
-    Raises:
-        UserError: the run cannot be resumed, as the config wants it, or its files have another format.
-    """
-    status = read_status(directory)
-    if status.get("state") == "unknown":
-        raise UserError(status["error"])
-    return resumable(config, directory), status, storage.list_checkpoints(directory / "checkpoints")
-
-
-def resumable(config: Config, directory: Path) -> list[Path]:
-    """The checkpoints to resume from, best first; none for a new run.
-
-    A run that started from another's checkpoint and was stopped resumes from its own.
-
-    Raises:
-        UserError: ``checkpoint.resume`` leads nowhere, or would overwrite a run.
-    """
-    resume = config.checkpoint.resume
-    own = storage.list_checkpoints(directory / "checkpoints")
-    if own and resume == "none":
-        raise ConfigError(
-            f"checkpoint.resume=none would overwrite the run in {directory}: "
-            f"choose another hydra.run.dir, or checkpoint.resume=auto to go on with it"
-        )
-    if own or resume in ("auto", "none"):
-        return own
-    return storage.find_checkpoints(Path(resume), "checkpoint.resume=")
+def finished_already(found: Found, directory: RunDirectory, ranks: Ranks) -> Result:
+    """The result of a run that has nothing left to do."""
+    if ranks.is_rank0:
+        print_if_read(f"finished already at step {found.status.get('step')}: {directory.path}")
+    return Result(FINISHED, found.status.get("metrics") or {}, found.status.get("primary") or "")
 
 
 def prepare(
-    parts: RunParts, directory: RunDirectory, overrides: list[str], found: list[Path], stop: StopSignal
-) -> Trainer:
-    """Restores the run from the first checkpoint that can be read, opens its monitors, describes it on disk.
+    parts: RunParts, directory: RunDirectory, overrides: list[str], started: Started, stop: StopSignal
+) -> tuple[Trainer, StatusFile]:
+    """Describes a run on disk, and opens its monitors and its status.json.
 
     Args:
-        parts: of the run, as built.
+        parts: of the run, in the state that they start with.
         directory: of the run.
         overrides: what the user typed.
-        found: the checkpoints to resume from; none for a new run.
+        started: where that state is from.
         stop: read between two steps.
 
     Raises:
-        UserError: a checkpoint does not fit the run; nothing was written then.
+        UserError: the run's state cannot be saved, or its directory cannot be written.
     """
-    ranks = parts.ranks
-    same_run = bool(found) and found[0].absolute().parent.parent == directory.path
-    restored = restore(found, parts.state, same_run=same_run, ranks=ranks) if found else None
-    resumed_step = parts.counters.step if same_run else None
-
+    ranks, step = parts.ranks, started.step
+    content_of(parts.state, {}, ranks)  # as in checkpoints to come
     if ranks.is_rank0:
-        directory.write_description(to_dict(parts.config), overrides)
-    monitors = ranks.run_on_all(lambda: open_monitors(parts, directory.path, resumed_step or 0))
-    if restored is not None:
-        if same_run:
-            monitors.load_state_dict(restored.monitors)
-        for warning in restored.warnings:
-            monitors.message(warning, "warning")
-        monitors.message(f"going on from {restored.checkpoint}")
-    checkpoints = CheckpointManager(
-        directory.path / "checkpoints", ranks, parts.config.checkpoint, saved_step=resumed_step
+        config = to_dict(parts.config)
+        if parts.config.checkpoint.resume == "none":  # which the next start of this run must not say
+            config["checkpoint"]["resume"] = "auto"
+        directory.write_description(config, overrides, step or 0)
+    status = StatusFile(
+        directory.path, parts.primary, parts.counters.step, saved=step, metrics=parts.counters.evaluated
     )
-    return Trainer(parts, monitors=monitors, checkpoints=checkpoints, stop=stop)
+    monitors = ranks.run_on_all(lambda: open_monitors(parts, status, step or 0))
+    monitors.load_state_dict(started.monitors)
+    for text, level in started.messages:
+        monitors.message(text, level)
+
+    def note_saved(step: int) -> None:
+        status.note(saved=step)
+        if ranks.is_rank0:
+            with suppress(OSError):  # the next write says it, too
+                status.write("running")
+
+    folder, options = directory.path / "checkpoints", parts.config.checkpoint
+    checkpoints = CheckpointManager(folder, ranks, options, saved_step=step, on_saved=note_saved)
+    return Trainer(parts, monitors=monitors, checkpoints=checkpoints, stop=stop), status
 
 
 def describe(parts: RunParts, directory: Path, resumed_step: int) -> RunInfo:
@@ -158,24 +139,27 @@ def describe(parts: RunParts, directory: Path, resumed_step: int) -> RunInfo:
     )
 
 
-def open_monitors(parts: RunParts, directory: Path, resumed_step: int) -> Monitors:
+def open_monitors(parts: RunParts, status: StatusFile, resumed_step: int) -> Monitors:
     """The monitors of a run; ranks other than the first have none that write.
 
     Raises:
-        UserError: the files of a sink cannot be opened.
+        UserError: a file of theirs cannot be written.
     """
     config = parts.config
-    info = describe(parts, directory, resumed_step)
+    info = describe(parts, status.run, resumed_step)
     if not parts.ranks.is_rank0:
         return Monitors(info, dataclasses.replace(config.monitor, sinks=[]))
     extra: dict[str, Sink] = {}
     if config.profile:
         extra["profile"] = Profile(info, config.monitor.profile_steps)
-    extra["status"] = StatusSink(directory, parts.counters.evaluated, parts.primary)
-    return Monitors(info, config.monitor, extra)
+    extra["status"] = StatusSink(status)
+    try:
+        return Monitors(info, config.monitor, extra)
+    except OSError as error:
+        raise UserError(f"the run directory {status.run} cannot be written: {one_line(error)}") from None
 
 
-def fit(trainer: Trainer, directory: RunDirectory) -> int:
+def fit(trainer: Trainer, directory: RunDirectory, status: StatusFile) -> int:
     """Trains to the end, however it comes, and writes down how it came; returns the exit code.
 
     The data workers end with the run, not with the process, which may wait for them before it ends them.
@@ -183,16 +167,15 @@ def fit(trainer: Trainer, directory: RunDirectory) -> int:
     parts, counters, ranks, monitors = trainer.parts, trainer.counters, trainer.parts.ranks, trainer.monitors
 
     def write_state(state: str, error: str | None = None) -> None:
-        fields = {"metrics": counters.evaluated, "primary": parts.primary, "error": error}
         try:
-            write_status(directory.path, state, step=counters.step, **fields)
+            status.write(state, step=counters.step, metrics=counters.evaluated, error=error)
         except OSError as error:
             monitors.message(f"status.json cannot be written: {one_line(error)}", "warning")
 
-    def end(status: Status, error: str | None = None) -> None:
+    def end(state: Status, error: str | None = None) -> None:
         if ranks.is_rank0:
-            write_state(status, error)
-        monitors.finish(status, counters.evaluated)
+            write_state(state, error)
+        monitors.finish(state, counters.evaluated)
 
     def end_with_peer(cause: str) -> None:
         write_state("failed", cause)
@@ -207,7 +190,7 @@ def fit(trainer: Trainer, directory: RunDirectory) -> int:
         with closing(parts.state.loader):
             trainer.fit()
     except Preempted as stopped:
-        monitors.message(f"{stopped}; go on with: {again(directory.path)}", "warning")
+        monitors.message(f"{stopped}; go on with: {again(directory.path, parts.config.plugins)}", "warning")
         end("preempted", str(stopped))
         return PREEMPTED
     except TrainingFailed as error:  # on every rank
