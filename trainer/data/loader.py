@@ -1,11 +1,12 @@
 """The batches of training and evaluation: seeded, resumable anywhere, the same for any world size."""
 
 import math
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import torch
+from torch import Tensor
 
-from trainer.data.base import Batch, LazySplit, LoaderOptions, Split
+from trainer.data.base import Batch, LazySplit, LoaderOptions, OrderedSplit, Split
 from trainer.data.random import mix
 from trainer.data.workers import Plan, read_ahead
 from trainer.errors import ConfigError
@@ -13,6 +14,8 @@ from trainer.errors import ConfigError
 
 class TrainLoader:
     """Endless training batches: each epoch is a new permutation, its last incomplete batch dropped.
+
+    A split with an order of its own goes through it without dropping any; an epoch counts as many batches.
 
     Batch b of epoch e is the same for every world size and number of micro-batches: the ranks and their
     micro-batches share it out in order. The position is two counters: resuming in mid-epoch replays nothing.
@@ -89,14 +92,22 @@ class TrainLoader:
         """This rank's micro-batches from a position on, for ever."""
         local = self.batch_size // self.world_size
         while True:
-            generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-            order = torch.randperm(len(self.split), generator=generator)
+            order = self._order(epoch)
             for number in range(batch, self.batches_per_epoch):
                 start = number * self.batch_size + self.rank * local
                 key = mix(self.seed, epoch, number)
-                for part in order[start : start + local].chunk(self.micro_batches):
+                for part in order(start, start + local).chunk(self.micro_batches):
                     yield part, key
             epoch, batch = epoch + 1, 0
+
+    def _order(self, epoch: int) -> Callable[[int, int], Tensor]:
+        """Sample numbers of an epoch from one place in it to another."""
+        split, first = self.split, epoch * self.batches_per_epoch * self.batch_size
+        if isinstance(split, OrderedSplit):
+            return lambda start, stop: split.draw(self.seed, torch.arange(first + start, first + stop))
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+        table = torch.randperm(len(split), generator=generator)
+        return lambda start, stop: table[start:stop]
 
 
 def eval_batches(
