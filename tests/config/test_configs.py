@@ -25,7 +25,17 @@ from trainer.monitor import MonitorOptions
 from trainer.optim import OptimizerOptions, ScheduleOptions
 from trainer.options import REQUIRED, check_options, options_of
 
-COMPONENTS = [(group, path.stem) for group in REGISTRIES for path in sorted((CONF / group).glob("*.yaml"))]
+FILES = [(group, path.stem) for group in REGISTRIES for path in sorted((CONF / group).glob("*.yaml"))]
+COMPONENTS = [(group, name) for group, name in FILES if name in REGISTRIES[group]]
+GPT2 = {"mlp": "gelu_tanh"}
+LLAMA = {"norm": "rms", "position": "rope", "mlp": "swiglu", "bias": False, "tied": False}
+PRESETS = {
+    ("model", "gpt2_124m"): ("gpt", {**GPT2, "layers": 12, "width": 768, "heads": 12}),
+    ("model", "gpt2_350m"): ("gpt", {**GPT2, "layers": 24, "width": 1024, "heads": 16}),
+    ("model", "llama_60m"): ("gpt", {**LLAMA, "layers": 8, "width": 512, "heads": 8, "mlp_width": 1376}),
+    ("model", "llama_160m"): ("gpt", {**LLAMA, "layers": 12, "width": 768, "heads": 12, "mlp_width": 3072}),
+}
+"""Files of a component with other values than its defaults."""
 FIXED = {
     "precision": PrecisionOptions,
     "checkpoint": CheckpointOptions,
@@ -51,7 +61,7 @@ def composed() -> dict[tuple[str, str], dict]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return {
             (group, name): OmegaConf.to_container(compose("config", overrides=[f"{group}={name}"])[group])
-            for group, name in COMPONENTS
+            for group, name in FILES
         }
 
 
@@ -60,7 +70,7 @@ def test_every_option_of_a_component_with_its_default(
     group: str, name: str, composed: dict[tuple[str, str], dict]
 ) -> None:
     registry = REGISTRIES[group]
-    values = composed[group, name]
+    values = dict(composed[group, name])
     assert values.pop("name") == name
     options = {**registry.common, **registry.get(name).options}
     assert set(values) == set(options)
@@ -73,8 +83,17 @@ def test_every_option_of_a_component_with_its_default(
 
 
 def test_every_component_has_a_file() -> None:
-    for group, registry in REGISTRIES.items():
-        assert {path.stem for path in (CONF / group).glob("*.yaml")} == set(registry.names())
+    components = {(group, name) for group, registry in REGISTRIES.items() for name in registry.names()}
+    assert components == set(COMPONENTS)
+    assert set(FILES) - components == set(PRESETS)
+
+
+@pytest.mark.parametrize(("group", "name"), PRESETS)
+def test_presets_differ_from_their_component_as_they_say(
+    group: str, name: str, composed: dict[tuple[str, str], dict]
+) -> None:
+    component, different = PRESETS[group, name]
+    assert composed[group, name] == {**composed[group, component], **different}
 
 
 @pytest.mark.parametrize("name", SHARED)

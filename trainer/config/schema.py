@@ -43,6 +43,9 @@ class LoopOptions:
     """Steps between records of training metrics."""
     ema: Fraction | None = None
     """Decay per step of an exponential moving average of the weights, evaluated in addition to the raw ones."""
+    loss_chunks: Literal["auto"] | Count = 1
+    """Stretches of a sequence whose logits exist at a time, of a language model; ``auto``: so many that each takes at
+    most 256 MiB. More than one cost a second pass through the output layer."""
     label_smoothing: Fraction = 0.0
     """Share of the target probability that is spread over all classes; in training only."""
     patience: Count | None = None

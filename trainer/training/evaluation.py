@@ -6,6 +6,7 @@ from contextlib import closing
 import torch
 
 from trainer.data import eval_batches
+from trainer.training.chunked_loss import loss_of
 from trainer.training.parts import RunParts
 
 
@@ -20,7 +21,7 @@ def evaluate(parts: RunParts, suffix: str = "") -> dict[str, float]:
         ``SPLIT/loss`` and the objective's other metrics, over all samples, without label smoothing.
     """
     parts.model.eval()
-    ranks = parts.ranks
+    ranks, chunks = parts.ranks, parts.config.loop.loss_chunks
     objective = dataclasses.replace(parts.objective, label_smoothing=0.0)
     metrics: dict[str, float] = {}
     for name, split in parts.data.evals.items():
@@ -29,7 +30,7 @@ def evaluate(parts: RunParts, suffix: str = "") -> dict[str, float]:
         with parts.strategy.inference(), closing(batches):
             for inputs, targets in batches:
                 with parts.precision.autocast():
-                    totals.append(objective(parts.model(inputs), inputs, targets)[1])
+                    totals.append(loss_of(parts.model, objective, inputs, targets, chunks)[1])
         summed = ranks.sum(torch.stack(totals).cpu().double().sum(0))
         metrics |= {f"{name}{suffix}/{key}": value for key, value in objective.metrics(summed).items()}
     return metrics
