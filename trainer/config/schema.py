@@ -33,8 +33,9 @@ class LoopOptions:
     """Optimizer steps."""
     max_time: Positive | None = None
     """Seconds of training, without evaluation and checkpoints, summed over restarts."""
-    accumulate: Count = 1
-    """Micro-batches into which each batch of ``data.batch_size`` samples is split."""
+    accumulate: Literal["auto"] | Count = 1
+    """Micro-batches into which each batch of ``data.batch_size`` samples is split; ``auto``: the fewest that fit into
+    the GPUs' memory, found at the start and kept in the run's config."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient over all parameters; a longer one is scaled down to it."""
     eval_every: Count | str = "1 epoch"

@@ -42,6 +42,7 @@ def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> RunParts:
     strategy.apply(model, compiled=config.loop.compile)
     ema = EMA(model, config.loop.ema) if config.loop.ema is not None else None
     optimizer = build_optimizer(config, model)
+    assert config.loop.accumulate != "auto"  # it is settled before
     loader = TrainLoader(
         data.train,
         config.loader,

@@ -24,6 +24,7 @@ from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, read_status, wri
 from trainer.signals import Preempted, StopSignal
 from trainer.training.build import build
 from trainer.training.loop import Trainer
+from trainer.training.micro_batches import settle_accumulate
 from trainer.training.nonfinite import TrainingFailed
 from trainer.training.parts import RunParts
 
@@ -60,7 +61,7 @@ def run(
             print(f"finished already at step {status.get('step')}: {directory.path}")
         return Result(FINISHED, status["metrics"], status["primary"])
     with StopSignal() as stop:
-        parts = build(config, ranks)
+        parts = build(settle_accumulate(config, directory.path, ranks), ranks)
         trainer = prepare(parts, directory, overrides, found, stop)
         code = fit(trainer, directory)
         return Result(code, parts.counters.evaluated, parts.primary)
