@@ -1,4 +1,4 @@
-"""``loop.accumulate=auto``: the fewest micro-batches within a limit, kept in the run's config, without a trace in it."""
+"""``loop.accumulate=auto``: the fewest micro-batches within a limit, kept in the run's config, with no other trace."""
 
 from pathlib import Path
 from typing import Any
