@@ -88,6 +88,9 @@ def test_a_folder_is_its_files_by_path_and_a_file_is_a_document(tmp_path: Path) 
     (tmp_path / "in" / "picture.png").write_bytes(b"no text")
     assert run(tmp_path / "in", "--tokenizer", "bytes", "--out", tmp_path / "out", "--workers", 1) == 0
     assert tokens_of(tmp_path / "out").tolist() == expected(["first\r\n", "last \ufffd"])
+    only = ("--suffixes", ".py,.md", "--out", tmp_path / "only")
+    assert run(tmp_path / "in", "--tokenizer", "bytes", *only) == 0
+    assert tokens_of(tmp_path / "only").tolist() == expected(["last \ufffd"])
 
 
 def test_a_long_file_is_read_in_pieces_and_is_one_document(

@@ -24,15 +24,15 @@ def line(tmp_path: Path) -> str:
     a = write_shards(tmp_path / "a", rng.integers(30, size=700), vocab_size=30)
     b = write_shards(tmp_path / "b", rng.integers(30, size=400), vocab_size=30)
     return (
-        f"data=tokens data.sources={{{a}:0.75,{b}:0.25}} data.context_length=9 data.val_fraction=0.1 data.batch_size=12 "
-        "model=gpt model.layers=1 model.width=12 model.heads=2 model.norm=rms model.position=rope model.mlp=swiglu "
+        f"data=tokens data.sources={{{a}:0.75,{b}:0.25}} data.context_length=9 data.val_fraction=0.1 "
+        "data.batch_size=12 model=gpt model.layers=1 model.width=12 model.heads=2 model.norm=rms model.position=rope model.mlp=swiglu "
         "optimizer=adafisher optimizer.update_interval=3 schedule=constant device=cpu"
     )
 
 
 @pytest.mark.parametrize(("world_size", "parallel"), [(2, "ddp"), (3, "fsdp")])
 def test_killed_it_goes_on_to_the_bit(world_size: int, parallel: str, line: str, tmp_path: Path) -> None:
-    overrides = [*line.split(), f"parallel={parallel}", "loop.max_steps=24", "checkpoint.every_steps=5"]
+    overrides = [*line.split(), f"parallel={parallel}", "loop.max_steps=15", "checkpoint.every_steps=4"]
     overrides += ["loop.log_every=1", "monitor.sinks=[jsonl]"]
     undisturbed, disturbed = (f"hydra.run.dir={tmp_path / name}" for name in ("undisturbed", "disturbed"))
     assert train(world_size, [*overrides, undisturbed]) == [0] * world_size

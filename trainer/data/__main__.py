@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trainer.cli.common import Parser, exit_code
+from trainer.data.documents import TABLES, TEXT
 from trainer.data.shards import Manifest, TokenShards, checksum, shard_path
 from trainer.data.tokenize import SHARD_TOKENS, Job, tokenize
 from trainer.errors import ConfigError, DataError
@@ -53,6 +54,13 @@ def parser() -> Parser:
     )
     command.add_argument(
         "--column", default="text", help="of tables: the one with the documents (default: %(default)s)"
+    )
+    command.add_argument(
+        "--suffixes",
+        type=lambda text: text.split(","),
+        default=[*TEXT, *TABLES],
+        metavar=".A,.B",
+        help="of the files that are taken of a folder (default: those of text, JSON lines and Parquet)",
     )
     command.add_argument(
         "--end-token", metavar="TOKEN", help="put behind each document (default: the tokenizer's own)"
@@ -122,6 +130,7 @@ def run_tokenize(options: Namespace) -> int:
         out=options.out,
         column=options.column,
         end_token=options.end_token,
+        suffixes=options.suffixes,
         shard_tokens=options.shard_tokens,
     )
     try:

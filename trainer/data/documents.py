@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -18,7 +18,7 @@ HUB = "hf:"
 COMPRESSED = (".gz", ".zst")
 TABLES = (".jsonl", ".ndjson", ".parquet")
 TEXT = (".txt", ".md", ".rst", ".py", ".html", ".tex", ".text")
-"""Files that are taken of a folder; a file that is named itself may be called anything, and is text then."""
+"""With `TABLES`, what is taken of a folder; a file that is named itself may be called anything, and is text then."""
 PIECE = 2**24
 """Characters of a text file that are read at a time: a longer one comes in pieces that end with a line."""
 
@@ -31,8 +31,12 @@ class Piece(NamedTuple):
     """Whether it is the document's last piece."""
 
 
-def expand(sources: list[str]) -> list[str]:
+def expand(sources: list[str], suffixes: Sequence[str]) -> list[str]:
     """The files of sources, in order: those of a folder by their paths; ``hf:`` sources as they are.
+
+    Args:
+        sources: files, folders and ``hf:`` sources.
+        suffixes: of the files that are taken of a folder, as `kind_of` names them.
 
     Raises:
         DataError: a source does not exist, or a folder has no text in it.
@@ -44,10 +48,10 @@ def expand(sources: list[str]) -> list[str]:
             found.append(source)
         elif place.is_dir():
             files = sorted(
-                str(path) for path in place.rglob("*") if kind_of(path) in TABLES + TEXT and path.is_file()
+                str(path) for path in place.rglob("*") if kind_of(path) in suffixes and path.is_file()
             )
             if not files:
-                raise DataError(f"{source} has no files of text ({' '.join(TEXT + TABLES)})")
+                raise DataError(f"{source} has no files of text ({' '.join(suffixes)})")
             found += files
         else:
             raise DataError(f"{source} does not exist: name files, folders or hf:NAME")

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.data.documents import HUB, Piece, expand, read_documents
+from trainer.data.documents import HUB, TABLES, TEXT, Piece, expand, read_documents
 from trainer.data.shard_writer import PART, ShardWriter
 from trainer.data.shards import MANIFEST, TOKENIZER_FILE, Manifest, read_manifest
 from trainer.data.tokenizers import Tokenizer, load_tokenizer
@@ -57,6 +57,8 @@ class Job:
     out: Path
     column: str = "text"
     end_token: str | None = None
+    suffixes: Sequence[str] = TEXT + TABLES
+    """Of the files that are taken of a folder."""
     shard_tokens: int = SHARD_TOKENS
 
     def identity(self, files: list[str], tokenizer: Tokenizer) -> str:
@@ -105,7 +107,7 @@ def tokenize(job: Job, workers: int, report: Callable[[int, int, int], None]) ->
         UserError: a source cannot be read, the folder is of another job, or a package is missing.
     """
     tokenizer = load_tokenizer(job.tokenizer, "--tokenizer ", job.end_token)
-    files = expand(job.sources)
+    files = expand(job.sources, job.suffixes)
     progress = Progress(job.identity(files, tokenizer))
     with locked(job.out):
         if (begun := begin(job.out, progress)) is None:
