@@ -25,7 +25,8 @@ def line(tmp_path: Path) -> str:
     b = write_shards(tmp_path / "b", rng.integers(30, size=400), vocab_size=30)
     return (
         f"data=tokens data.sources={{{a}:0.75,{b}:0.25}} data.context_length=9 data.val_fraction=0.1 "
-        "data.batch_size=12 model=gpt model.layers=1 model.width=12 model.heads=2 model.norm=rms model.position=rope model.mlp=swiglu "
+        "data.batch_size=12 model=gpt model.layers=1 model.width=12 model.heads=2 model.norm=rms "
+        "model.position=rope model.mlp=swiglu "
         "optimizer=adafisher optimizer.update_interval=3 schedule=constant device=cpu"
     )
 

@@ -19,8 +19,9 @@ COMPRESSED = (".gz", ".zst")
 TABLES = (".jsonl", ".ndjson", ".parquet")
 TEXT = (".txt", ".md", ".rst", ".py", ".html", ".tex", ".text")
 """With `TABLES`, what is taken of a folder; a file that is named itself may be called anything, and is text then."""
-PIECE = 2**24
-"""Characters of a text file that are read at a time: a longer one comes in pieces that end with a line."""
+PIECE = 2**20
+"""Characters of a text file that are read at a time: a longer one comes in pieces, which end with a line if that ends
+within as many again."""
 
 
 class Piece(NamedTuple):
@@ -131,7 +132,7 @@ def _text(path: str) -> Iterator[Piece]:
     with open_text(path) as file:
         text = file.read(PIECE)
         while text:
-            text += file.readline() if len(text) >= PIECE else ""
+            text += file.readline(PIECE) if len(text) >= PIECE else ""
             following = file.read(PIECE)
             yield Piece(text, not following)
             text = following

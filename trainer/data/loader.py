@@ -11,6 +11,9 @@ from trainer.data.random import mix
 from trainer.data.workers import Plan, read_ahead
 from trainer.errors import ConfigError
 
+DRAWN_AHEAD = 4096
+"""Places of an order of a split's own that are computed at a time, which costs little more than a batch of them."""
+
 
 class TrainLoader:
     """Endless training batches: each epoch is a new permutation, its last incomplete batch dropped.
@@ -61,6 +64,7 @@ class TrainLoader:
         self.batches_per_epoch = len(split) // batch_size
         self.epoch = 0
         self.batch = 0  # the next batch's number in its epoch
+        self._drawn = (0, torch.empty(0, dtype=torch.int64))  # the first place, and the numbers from there on
         self._stream: Generator[Batch, None, None] | None = None
 
     def next_batch(self) -> list[Batch]:
@@ -104,10 +108,18 @@ class TrainLoader:
         """Sample numbers of an epoch from one place in it to another."""
         split, first = self.split, epoch * self.batches_per_epoch * self.batch_size
         if isinstance(split, OrderedSplit):
-            return lambda start, stop: split.draw(self.seed, torch.arange(first + start, first + stop))
+            return lambda start, stop: self._draw(split, first + start, first + stop)
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         table = torch.randperm(len(split), generator=generator)
         return lambda start, stop: table[start:stop]
+
+    def _draw(self, split: OrderedSplit, start: int, stop: int) -> Tensor:
+        """The numbers at these places of the split's order, which is computed some batches ahead."""
+        if not (self._drawn[0] <= start and stop <= self._drawn[0] + len(self._drawn[1])):
+            ahead = torch.arange(start, max(stop, start + DRAWN_AHEAD))
+            self._drawn = (start, split.draw(self.seed, ahead))
+        first, numbers = self._drawn
+        return numbers[start - first : stop - first]
 
 
 def eval_batches(

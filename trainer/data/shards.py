@@ -129,7 +129,7 @@ class TokenShards:
         while done < len(out):
             number, place = divmod(start + done, self.manifest.shard_tokens)
             part = out[done : done + self.manifest.shard_tokens - place]
-            count = os.preadv(self._open(number), [part.data.cast("B")], place * self.dtype.itemsize)
+            count = os.preadv(self._open(number), [part.data], place * self.dtype.itemsize)
             if count != part.nbytes:
                 raise DataError(
                     f"{shard_path(self.folder, number)} has become shorter: copy or make it again"

@@ -1,7 +1,7 @@
 """From documents to token shards, by several processes, so that it can be interrupted and gone on with.
 
-Memory: what a process holds is its tokenizer and a chunk of a megabyte of text, or one document or piece of a text file
-(`trainer.data.documents.PIECE`) where that is longer, with its tokens; two chunks a process wait to be written.
+Memory: a process holds its tokenizer and a chunk of a million characters, or one row of a table where that is longer,
+with its tokens; two chunks a process wait to be written. The number and the size of the files make no difference.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from trainer.data.documents import HUB, TABLES, TEXT, Piece, expand, read_docume
 from trainer.data.shard_writer import PART, ShardWriter
 from trainer.data.shards import MANIFEST, TOKENIZER_FILE, Manifest, read_manifest
 from trainer.data.tokenizers import Tokenizer, load_tokenizer
-from trainer.errors import DataError, UserError
+from trainer.errors import DataError, UserError, one_line
 from trainer.rundir.files import (
     FORMAT,
     atomic_path,
@@ -41,7 +41,7 @@ from trainer.rundir.lock import LOCK, DirectoryLock
 
 PROGRESS = "progress.json"
 CHUNK = 2**20
-"""Characters that a worker tokenizes at a time; one document where that is longer."""
+"""Characters that a worker tokenizes at a time; one row of a table where that is longer."""
 SAVE_SECONDS = 10.0
 """Between two notes of how far it has come."""
 SHARD_TOKENS = 2**26
@@ -106,6 +106,13 @@ def tokenize(job: Job, workers: int, report: Callable[[int, int, int], None]) ->
     Raises:
         UserError: a source cannot be read, the folder is of another job, or a package is missing.
     """
+    try:
+        return _tokenize(job, workers, report)
+    except OSError as error:  # of the folder; a source that cannot be read is a DataError
+        raise UserError(f"--out {job.out} cannot be written: {one_line(error)}") from None
+
+
+def _tokenize(job: Job, workers: int, report: Callable[[int, int, int], None]) -> Manifest:
     tokenizer = load_tokenizer(job.tokenizer, "--tokenizer ", job.end_token)
     files = expand(job.sources, job.suffixes)
     progress = Progress(job.identity(files, tokenizer))
