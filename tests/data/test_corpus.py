@@ -185,7 +185,7 @@ def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("trainer.data.shards.OPEN_FILES", 3)
     shards = TokenShards(write_shards(tmp_path / "a", np.arange(1000)))
     out = np.empty(1000, dtype="<u2")
-    shards.read(0, out)
+    shards.read([0], out[None])
     assert np.array_equal(out, np.arange(1000))
     assert len(shards._files) == 3
 

@@ -68,9 +68,12 @@ class TokenSamples(LazySplit):
         sources = np.searchsorted(self.firsts, numbers, side="right") - 1
         places = (numbers - self.firsts[sources]) * length
         tokens = np.empty((len(numbers), length + 1), dtype=self.stretches[0].shards.dtype)
-        for row, source, place in zip(tokens, sources.tolist(), places.tolist(), strict=True):
-            stretch = self.stretches[source]
-            stretch.shards.read(stretch.start + place, row)
+        for source in set(sources.tolist()):
+            stretch, rows = self.stretches[source], np.flatnonzero(sources == source)
+            part = tokens if len(rows) == len(tokens) else tokens[rows]
+            stretch.shards.read((stretch.start + places[rows]).tolist(), part)
+            if part is not tokens:
+                tokens[rows] = part
         both = torch.from_numpy(tokens.astype(np.int32))
         return both[:, :-1], both[:, 1:]
 

@@ -115,36 +115,37 @@ class TokenShards:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}  # another process opens its own
 
-    def read(self, start: int, out: np.ndarray) -> None:
-        """Reads consecutive tokens, from one shard or several.
+    def read(self, starts: list[int], out: np.ndarray) -> None:
+        """Reads stretches of consecutive tokens, each from one shard or several.
 
         Args:
-            start: number of the first one.
-            out: of this folder's dtype, contiguous, [L]; filled.
+            starts: numbers of the first tokens, [B].
+            out: of this folder's dtype, contiguous, [B, L]; filled.
 
         Raises:
             DataError: a shard is missing or has become shorter.
         """
-        done = 0
-        while done < len(out):
-            number, place = divmod(start + done, self.manifest.shard_tokens)
-            part = out[done : done + self.manifest.shard_tokens - place]
-            count = os.preadv(self._open(number), [part.data], place * self.dtype.itemsize)
-            if count != part.nbytes:
-                raise DataError(
-                    f"{shard_path(self.folder, number)} has become shorter: copy or make it again"
-                )
-            done += len(part)
+        content, files = out.data.cast("B"), self._files  # all that follows counts bytes
+        length, size = out[0].nbytes, self.manifest.shard_tokens * self.dtype.itemsize
+        for row, start in enumerate(starts):
+            place, stop = row * length, (row + 1) * length
+            number, offset = divmod(start * self.dtype.itemsize, size)
+            while place < stop:  # once, but for a stretch that goes on in another shard
+                count = min(stop - place, size - offset)
+                file = files[number] if number in files else self._open(number)
+                if os.preadv(file, [content[place : place + count]], offset) != count:
+                    path = shard_path(self.folder, number)
+                    raise DataError(f"{path} has become shorter: copy or make it again")
+                place, number, offset = place + count, number + 1, 0
 
     def _open(self, number: int) -> int:
-        if number not in self._files:
-            path = shard_path(self.folder, number)
-            if len(self._files) == OPEN_FILES:
-                os.close(self._files.pop(next(iter(self._files))))
-            try:
-                self._files[number] = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        path = shard_path(self.folder, number)
+        if len(self._files) == OPEN_FILES:
+            os.close(self._files.pop(next(iter(self._files))))
+        try:
+            self._files[number] = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from None
         return self._files[number]
 
     def _check_sizes(self) -> None:

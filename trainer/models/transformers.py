@@ -29,7 +29,7 @@ class CausalLM(nn.Module):
 def transformers(
     *,
     arch: str = "llama",
-    options: dict[str, Any] = {},  # noqa: B006 (an option's default; it is copied, never changed)
+    options: dict[str, Any] | None = None,
     vocab_size: Count | None = None,
     context_length: Count | None = None,
 ) -> nn.Module:
@@ -37,7 +37,7 @@ def transformers(
 
     Args:
         arch: a ``model_type`` of transformers, such as llama, qwen3 or gpt2.
-        options: of its config, such as ``{num_hidden_layers: 4, hidden_size: 256}``.
+        options: of its config, such as ``{num_hidden_layers: 4, hidden_size: 256}``; None: none.
         vocab_size: different tokens.
         context_length: longest sequence.
 
@@ -59,9 +59,9 @@ def transformers(
     }
     try:
         default = AutoConfig.for_model(arch)
-        unknown = next((name for name in options if not hasattr(default, name)), None)
+        unknown = next((name for name in options or {} if not hasattr(default, name)), None)
         if unknown is None:
-            config = AutoConfig.for_model(arch, **{**TOKENS, **sizes, **options})
+            config = AutoConfig.for_model(arch, **{**TOKENS, **sizes, **(options or {})})
             return CausalLM(AutoModelForCausalLM.from_config(config))
     except Exception as error:  # each architecture checks its options in its own way
         raise ConfigError(
