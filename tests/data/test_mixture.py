@@ -32,10 +32,9 @@ def test_a_permutation_of_billions_needs_no_table() -> None:
     assert ((counts - 500) ** 2 / 500).sum() < 150  # chi-squared with 99 degrees of freedom: p < 0.001
 
 
-@pytest.mark.parametrize("size", [6, 13])
-def test_permutations_of_a_few_are_equally_likely(size: int) -> None:
+def test_permutations_of_a_few_are_equally_likely() -> None:
     """Of two neighbours: all pairs of numbers, over many keys."""
-    keys = 4000
+    size, keys = 6, 2000
     pairs = [tuple(permute(np.array([0, 1]), size, key).tolist()) for key in range(keys)]
     possible = list(itertools.permutations(range(size), 2))
     expected = keys / len(possible)

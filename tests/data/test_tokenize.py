@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -201,6 +202,7 @@ def tokenize_slowly(rows: Path, out: Path) -> None:
     main(["tokenize", str(rows), *map(str, SMALL_SHARDS), "--out", str(out), "--workers", "2"])
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_sigkill_and_its_workers_end(tmp_path: Path, rows: Path) -> None:
     assert run(rows, *SMALL_SHARDS, "--out", tmp_path / "whole", "--workers", 1) == 0
     process = FORKS.Process(target=tokenize_slowly, args=(rows, tmp_path / "out"))
@@ -293,7 +295,7 @@ def test_verify_finds_a_changed_byte(
 ) -> None:
     assert run(rows, *SMALL_SHARDS, "--out", tmp_path / "out", "--workers", 1) == 0
     assert main(["verify", str(tmp_path / "out")]) == 0
-    capsys.readouterr()
+    assert re.search(r"as written, fingerprint [0-9a-f]{16}$", capsys.readouterr().out.strip())
     shard = tmp_path / "out" / "shard_00001.bin"
     shard.write_bytes(b"x" + shard.read_bytes()[1:])
     refused(main(["verify", str(tmp_path / "out")]), "shard_00001.bin is damaged")

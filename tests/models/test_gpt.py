@@ -1,6 +1,7 @@
 """GPT's options: equal to the models of the package transformers, with a cache or without, all of it with factors."""
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.models.test_models import build, count
 from trainer.config.compose import CONF
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, MissingExtra
 from trainer.models.base import CachingModel
 from trainer.models.decoder_block import rotate
 from trainer.optim import AdaFisher
@@ -142,6 +143,46 @@ def test_logits_are_those_of_transformers(kind: str) -> None:
     expected = theirs(tokens).logits
     assert expected.std() > 0.3
     torch.testing.assert_close(ours(tokens), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        (
+            "llama",
+            {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4},
+        ),
+        ("gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 4}),
+    ],
+)
+def test_a_model_of_transformers_from_its_config(arch: str, options: dict) -> None:
+    pytest.importorskip("transformers")
+    model = build("transformers", arch=arch, options=options, vocab_size=50, context_length=16)
+    logits = model(torch.randint(50, (2, 16)))
+    assert logits.shape == (2, 16, 50)
+    logits.square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.slow
+def test_misfits_of_transformers_are_one_line() -> None:
+    pytest.importorskip("transformers")
+    sizes = {"vocab_size": 50, "context_length": 16}
+    with pytest.raises(ConfigError, match=r"unknown model.arch=lama; did you mean llama"):
+        build("transformers", arch="lama", **sizes)
+    with pytest.raises(
+        ConfigError, match=r"model.arch=llama has no option hiden_size; did you mean hidden_size"
+    ):
+        build("transformers", options={"hiden_size": 3}, **sizes)
+    with pytest.raises(ConfigError, match=r"model.arch=llama of transformers cannot be built: [^\n]*33"):
+        build("transformers", options={"hidden_size": 33}, **sizes)
+
+
+def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtra, match=r"needs the package transformers: pip install '.\[zoo\]'"):
+        build("transformers", vocab_size=50, context_length=16)
 
 
 # By itself -------------------------------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def run_verify(options: Namespace) -> int:
             path = shard_path(folder, number)
             if checksum(path) != expected:
                 raise DataError(f"{path} is damaged: its checksum is not that of the manifest")
-        print(f"{folder}: {describe(manifest)}, as written")
+        print(f"{folder}: {describe(manifest)}, as written, fingerprint {manifest.fingerprint}")
     return FINISHED
 
 
