@@ -30,6 +30,14 @@ COMPONENTS = [(group, name) for group, name in FILES if name in REGISTRIES[group
 GPT2 = {"mlp": "gelu_tanh"}
 LLAMA = {"norm": "rms", "position": "rope", "mlp": "swiglu", "bias": False, "tied": False}
 PRESETS = {
+    ("data", "small_images"): (
+        "synthetic_images",
+        {"train_samples": 256, "test_samples": 64, "image_size": 16, "noise": 0.3},
+    ),
+    ("optimizer", "adafisher_paper"): ("adafisher", {"rule": "paper"}),
+    ("optimizer", "adafisher_released"): ("adafisher", {"rule": "released"}),
+    ("optimizer", "adafisherw_paper"): ("adafisherw", {"rule": "paper"}),
+    ("optimizer", "adafisherw_released"): ("adafisherw", {"rule": "released"}),
     ("model", "gpt2_124m"): ("gpt", {**GPT2, "layers": 12, "width": 768, "heads": 12}),
     ("model", "gpt2_350m"): ("gpt", {**GPT2, "layers": 24, "width": 1024, "heads": 16}),
     ("model", "llama_60m"): ("gpt", {**LLAMA, "layers": 8, "width": 512, "heads": 8, "mlp_width": 1376}),
@@ -142,6 +150,11 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cifar(root, datasets.CIFAR10, "labels")
     write_fashion_mnist(root)
     (root / "text.txt").write_text("To be, or not to be, that is the question: " * 200)
+    (root / "wikitext").mkdir()
+    for split in ("train", "valid", "test"):
+        (root / "wikitext" / f"wiki.{split}.tokens").write_text(
+            "To be, or not to be, that is the question: " * 20
+        )
     for split in ("train", "val"):
         for number, name in enumerate("ab"):
             (root / split / name).mkdir(parents=True)
@@ -151,6 +164,15 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SMALLER = {
     "cifar10_resnet18": ["data.batch_size=4"],
+    "cifar_cnn_adafisher": ["quick=images"],
+    "cifar_cnn_adam": ["quick=images"],
+    "cifar_cnn_sgd": ["quick=images"],
+    "cifar_vit_adafisherw": ["quick=images"],
+    "cifar_vit_adamw": ["quick=images"],
+    "cifar_vit_sgd": ["quick=images"],
+    "iris_mlp": [],
+    "wikitext2_gpt1_adafisherw": ["quick=text"],
+    "wikitext2_gpt1_adamw": ["quick=text"],
     "imagenet_resnet50": ["data.batch_size=2", "data.image_size=32", "data.resize=32", "data.num_workers=0"],
     "wikitext2_gpt": ["data.batch_size=2", "data.tokenizer=bytes", "model.width=96"],
     "shakespeare_gpt": ["data.batch_size=2"],
@@ -165,9 +187,13 @@ def test_experiments_run_dry(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.cifar, "check_integrity", lambda path, md5=None: Path(path).is_file())
-    place = f"data.path={sets / 'text.txt'}" if "gpt" in name else f"data.root={sets}"
-    assert main([f"experiment={name}", "dry_run=true", place, *SMALLER[name]]) == 0, capsys.readouterr().err
+    paths = {"shakespeare_gpt": "text.txt", "wikitext2": "wikitext"}
+    place = [f"data.path={sets / path}" for prefix, path in paths.items() if name.startswith(prefix)]
+    if not place and not name.startswith(("cifar_", "iris")):
+        place = [f"data.root={sets}"]
+    assert main([f"experiment={name}", "dry_run=true", *place, *SMALLER[name]]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
-    for shown in ("parameters", "curvature", "optimizer state", "step 2", "evaluation"):
-        assert shown in out
+    shown = ("parameters", "optimizer state", "step 2", "evaluation")
+    for text in (*shown, "curvature") if "adafisher" in out else shown:
+        assert text in out
     assert list(tmp_path.iterdir()) == []

@@ -16,9 +16,9 @@ DRAWN_AHEAD = 4096
 
 
 class TrainLoader:
-    """Endless training batches: each epoch is a new permutation, its last incomplete batch dropped.
+    """Endless training batches: each epoch is a new permutation, its last incomplete batch dropped or kept.
 
-    A split with an order of its own goes through it without dropping any; an epoch counts as many batches.
+    A split with an order of its own goes on in it from epoch to epoch: what one drops begins the next.
 
     Batch b of epoch e is the same for every world size and number of micro-batches: the ranks and their
     micro-batches share it out in order. The position is two counters: resuming in mid-epoch replays nothing.
@@ -61,7 +61,9 @@ class TrainLoader:
         self.rank = rank
         self.world_size = world_size
         self.micro_batches = micro_batches
-        self.batches_per_epoch = len(split) // batch_size
+        whole = batch_size if options.drop_last else parts
+        self.samples_per_epoch = len(split) // whole * whole
+        self.batches_per_epoch = math.ceil(self.samples_per_epoch / batch_size)
         self.epoch = 0
         self.batch = 0  # the next batch's number in its epoch
         self._drawn = (0, torch.empty(0, dtype=torch.int64))  # the first place, and the numbers from there on
@@ -94,11 +96,12 @@ class TrainLoader:
 
     def _plans(self, epoch: int, batch: int) -> Iterator[Plan]:
         """This rank's micro-batches from a position on, for ever."""
-        local = self.batch_size // self.world_size
         while True:
             order = self._order(epoch)
             for number in range(batch, self.batches_per_epoch):
-                start = number * self.batch_size + self.rank * local
+                start = number * self.batch_size
+                local = min(self.batch_size, self.samples_per_epoch - start) // self.world_size
+                start += self.rank * local
                 key = mix(self.seed, epoch, number)
                 for part in order(start, start + local).chunk(self.micro_batches):
                     yield part, key
@@ -106,7 +109,7 @@ class TrainLoader:
 
     def _order(self, epoch: int) -> Callable[[int, int], Tensor]:
         """Sample numbers of an epoch from one place in it to another."""
-        split, first = self.split, epoch * self.batches_per_epoch * self.batch_size
+        split, first = self.split, epoch * self.samples_per_epoch
         if isinstance(split, OrderedSplit):
             return lambda start, stop: self._draw(split, first + start, first + stop)
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
