@@ -35,7 +35,7 @@ def test_what_a_report_shows_are_states() -> None:
     assert set(SHOWN) <= STATES.keys()
 
 
-@pytest.mark.parametrize("content", [None, "", '{"format": 1, "sta'])
+@pytest.mark.parametrize("content", [None, "", '{"format": 1, "sta', "null", "[]", "3", "[" * 10_000, "\x00"])
 def test_no_status_is_empty(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / STATUS).write_text(content)
@@ -49,6 +49,15 @@ def test_a_status_of_another_format_is_unknown_and_says_why(record: object, tmp_
     assert status["state"] == "unknown"
     assert status["error"].startswith(f"{tmp_path / STATUS} has ")
     assert status.keys() == {"state", "error"}
+
+
+def test_damaged_fields_are_left_out(tmp_path: Path) -> None:
+    good = {"format": 1, "state": "failed", "step": 3, "error": None, "later": [1]}
+    bad = {"metrics": [1], "primary": 3, "host": None, "pid": 2**31, "time": "now", "started": -1}
+    (tmp_path / STATUS).write_text(json.dumps({**good, **bad}))
+    assert read_status(tmp_path) == good
+    (tmp_path / STATUS).write_text(json.dumps({**good, "metrics": {"a": None, "b": "x", "c": 2}}))
+    assert list(read_status(tmp_path)["metrics"]) == ["a", "c"]
 
 
 def test_only_a_process_of_this_machine_is_known_to_be_gone() -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer._private import worker_processes, worker_shutdown
 from trainer.data.base import Batch, LazySplit
-from trainer.errors import DataError
+from trainer.errors import DataError, WorkerKilled
 from trainer.signals import signals_blocked
 
 Plan = tuple[Tensor, int | None]
@@ -69,11 +69,11 @@ def next_item(batches: Any) -> Batch | DataError | None:
         death = death_of(worker_processes(batches))
         if death is None:
             raise
-        raise DataError(death) from error
+        raise death from error
 
 
-def death_of(workers: list[Any]) -> str | None:
-    """Returns how the first worker that did not end by itself died, in one line; None if none did."""
+def death_of(workers: list[Any]) -> DataError | None:
+    """Returns an error that says how the first worker that did not end by itself died; None if none did."""
     ended = wait([worker.sentinel for worker in workers], timeout=1.0)
     for worker in workers:
         if worker.sentinel in ended:
@@ -82,9 +82,12 @@ def death_of(workers: list[Any]) -> str | None:
     if not codes:
         return None
     if codes[0] > 0:
-        return f"a data worker ended with exit code {codes[0]}: try data.num_workers=0, which shows why"
+        return DataError(
+            f"a data worker ended with exit code {codes[0]}: try data.num_workers=0, which shows why"
+        )
     killer = signal.Signals(-codes[0])
-    return f"a data worker was ended by {killer.name}: {HINTS.get(killer, 'try data.num_workers=0')}"
+    hint = HINTS.get(killer, "try data.num_workers=0")
+    return WorkerKilled(f"a data worker was ended by {killer.name}: {hint}")
 
 
 def stop_workers(batches: Any) -> None:

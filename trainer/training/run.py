@@ -13,7 +13,7 @@ from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.restore import restore
 from trainer.config.schema import Config
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
-from trainer.errors import ConfigError, UserError, one_line
+from trainer.errors import ConfigError, UserError, WorkerKilled, one_line
 from trainer.monitor import Monitors, Profile, RunInfo, Sink, Status
 from trainer.monitor.guard import silence_broken_streams
 from trainer.monitor.status_file import StatusSink
@@ -59,7 +59,7 @@ def run(
     if status.get("state") == "finished" and found == own:
         if ranks.is_rank0:
             print(f"finished already at step {status.get('step')}: {directory.path}")
-        return Result(FINISHED, status["metrics"], status["primary"])
+        return Result(FINISHED, status.get("metrics", {}), status.get("primary", ""))
     with StopSignal() as stop:
         parts = build(settle_accumulate(config, directory.path, ranks), ranks)
         trainer = prepare(parts, directory, overrides, found, stop)
@@ -218,7 +218,8 @@ def fit(trainer: Trainer, directory: RunDirectory) -> int:
             save_last_step(trainer)
         cause = ranks.fail(error_line(error))
         monitors.message(cause, "error")
-        end("failed", cause)
+        killed = isinstance(error, WorkerKilled)
+        end("preempted" if killed else "failed", cause)
         if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit
             raise
         where = f"rank {ranks.rank}: " if ranks.world_size > 1 else ""
@@ -229,7 +230,7 @@ def fit(trainer: Trainer, directory: RunDirectory) -> int:
                 directory.log(f"{where}{traceback.format_exc()}")
             seen = f"(traceback in {directory.path / 'run.log'})"
             print_error(f"crashed: {where}{error_line(error)} {seen}")
-        return CRASHED
+        return PREEMPTED if killed else CRASHED
     end("finished")
     return FINISHED
 
