@@ -15,7 +15,7 @@ FLOORS = {  # from the ground up
     "ground": "_private errors signals streams options registry formatting metrics rundir",
     "parts": "models data optim monitor distributed",
     "run": "config checkpoint training",
-    "commands": "cli report compare analyze export __main__",
+    "commands": "cli report compare analyze export data.__main__ __main__",
     "cluster": "launch",
 }
 FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS.values()) for package in packages.split()}
@@ -27,9 +27,14 @@ def module_name(file: Path) -> str:
 
 
 def package_of(module: str) -> str:
-    """``optim`` of ``trainer.optim.muon``; ``launch`` of all of launch; nothing of ``trainer`` itself."""
+    """``optim`` of ``trainer.optim.muon``; ``launch`` of all of launch; nothing of ``trainer`` itself.
+
+    A command in a package that is none itself counts as a package of its own: ``data.__main__``.
+    """
     top, _, rest = module.partition(".")
-    return "launch" if top == "launch" else rest.partition(".")[0]
+    if top == "launch":
+        return "launch"
+    return rest if rest in FLOOR_OF else rest.partition(".")[0]
 
 
 def imports_of(file: Path) -> Iterator[str]:

@@ -26,6 +26,7 @@ from trainer.cli import list_options
 from trainer.cli.train import check as compose_all
 from trainer.compare.arguments import parse_command as parse_comparison
 from trainer.config.command_line import parse_arguments
+from trainer.data.__main__ import parser as data_parser
 from trainer.errors import ConfigError
 from trainer.report.__main__ import parser as report_parser
 
@@ -190,6 +191,7 @@ MODULES: dict[str, Callable[[list[str]], object]] = {
     "trainer.compare": check_compare,
     "trainer.report": lambda argv: report_parser().parse_args(argv),
     "trainer.analyze": lambda argv: analyze_parser().parse_args(argv),
+    "trainer.data": lambda argv: data_parser().parse_args(argv),
     "trainer.export": lambda argv: export.parser().parse_args(argv),
     "launch": check_launch,
     "pip": check_pip,
@@ -270,6 +272,7 @@ TRAIN = "    python -m trainer "
         (wrong_commands, "README.md", "    python -m trainer.report a --none"),
         (wrong_commands, "README.md", "    python -m trainer.analyze RUN --none"),
         (wrong_commands, "README.md", "    python -m trainer.export RUN --none"),
+        (wrong_commands, "README.md", "    python -m trainer.data tokenize a --out b"),
         (wrong_commands, "README.md", "    python -m launch status DIR --none"),
         (wrong_commands, "README.md", "    python -m launch launch.none=1"),
         (wrong_commands, "README.md", "    python -m launch none DIR"),

@@ -150,9 +150,10 @@ class Registry:
 
 
 def import_submodules(package: str) -> None:
-    """Imports every module of a package that is being imported, so that each can register components."""
+    """Imports every module of a package that is being imported but ``__main__``: each can register components."""
     for module in pkgutil.iter_modules(sys.modules[package].__path__, f"{package}."):
-        importlib.import_module(module.name)
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
 
 
 def import_plugin(module: str) -> None:

@@ -27,6 +27,8 @@ from trainer.options import REQUIRED, check_options, options_of
 
 FILES = [(group, path.stem) for group in REGISTRIES for path in sorted((CONF / group).glob("*.yaml"))]
 COMPONENTS = [(group, name) for group, name in FILES if name in REGISTRIES[group]]
+GPT2 = {"mlp": "gelu_tanh"}
+LLAMA = {"norm": "rms", "position": "rope", "mlp": "swiglu", "bias": False, "tied": False}
 PRESETS = {
     ("data", "small_images"): (
         "synthetic_images",
@@ -36,6 +38,10 @@ PRESETS = {
     ("optimizer", "adafisher_released"): ("adafisher", {"rule": "released"}),
     ("optimizer", "adafisherw_paper"): ("adafisherw", {"rule": "paper"}),
     ("optimizer", "adafisherw_released"): ("adafisherw", {"rule": "released"}),
+    ("model", "gpt2_124m"): ("gpt", {**GPT2, "layers": 12, "width": 768, "heads": 12}),
+    ("model", "gpt2_350m"): ("gpt", {**GPT2, "layers": 24, "width": 1024, "heads": 16}),
+    ("model", "llama_60m"): ("gpt", {**LLAMA, "layers": 8, "width": 512, "heads": 8, "mlp_width": 1376}),
+    ("model", "llama_160m"): ("gpt", {**LLAMA, "layers": 12, "width": 768, "heads": 12, "mlp_width": 3072}),
 }
 """Files of a component with other values than its defaults."""
 FIXED = {

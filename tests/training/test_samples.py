@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.training.helpers import parts_of
 from trainer.cli.train import main
+from trainer.models import MODELS
 from trainer.training.samples import generate, wrong_and_right
 
 VOCABULARY = 7
@@ -121,3 +122,22 @@ def test_any_seed_can_draw(seed: int, text: Path) -> None:
         "model.heads=2",
     ]
     assert parts_of(*line, "model.layers=1", f"seed={seed}").samples.sample(3)
+
+
+def test_a_cache_makes_the_same_text_and_computes_each_token_once() -> None:
+    model = MODELS.build(
+        MODELS.check({"name": "gpt", "vocab_size": VOCABULARY, "context_length": 8, "position": "rope"})
+    ).eval()
+    prompt, lengths = torch.tensor([2, 3, 4]), []
+
+    def outputs(tokens: Tensor, *cache: object) -> Tensor:
+        lengths.append(tokens.shape[1])
+        with torch.no_grad():
+            return model(tokens, *cache)
+
+    plain = generate(outputs, prompt, 9, 8, torch.Generator().manual_seed(1))
+    assert lengths == [3, 4, 5, 6, 7, 8, 8, 8, 8]
+    lengths.clear()
+    cached = generate(outputs, prompt, 9, 8, torch.Generator().manual_seed(1), model.new_cache())
+    assert lengths == [3, 1, 1, 1, 1, 1, 8, 8, 8]
+    assert torch.equal(cached, plain)

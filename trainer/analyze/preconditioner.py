@@ -68,7 +68,7 @@ def row(layer: str, of: str, series: dict[int, dict[str, float]]) -> dict[str, A
 
 def gradients(run: LoadedRun, count: int, layers: Mapping[str, Known]) -> Iterator[dict[str, Tensor]]:
     """Gradients of the layers' weights, one an optimizer's batch, at the weights that the model has."""
-    parts = run.parts.config.loop.accumulate
+    parts = run.parts.state.loader.micro_batches
     batches = run.batches(count)
     run.model.train()
     for start in range(0, len(batches), parts):

@@ -25,6 +25,7 @@ from trainer.training.build import (
     strategy_of,
 )
 from trainer.training.evaluation import evaluate
+from trainer.training.micro_batches import settle_accumulate
 from trainer.training.parts import RunParts
 from trainer.training.run import describe
 from trainer.training.step import TrainStep
@@ -45,6 +46,9 @@ def dry_run(config: Config, ranks: Ranks) -> None:
     if isinstance(config.dry_run, DryRun):
         plan(config, config.dry_run.world_size, console)
         return
+    if config.loop.accumulate == "auto":
+        config = settle_accumulate(config, None, ranks)
+        console.print(f"loop.accumulate=auto: {config.loop.accumulate}", highlight=False)
     parts = build(config, ranks)
     console.print(describe(parts, Path(), 0).summary, highlight=False)
     console.print(parameter_table(parts))
@@ -83,7 +87,7 @@ def plan(config: Config, world_size: int, console: Console) -> None:
         config.loader,
         seed=config.seed,
         world_size=world_size,
-        micro_batches=config.loop.accumulate,
+        micro_batches=1 if config.loop.accumulate == "auto" else config.loop.accumulate,
     )
     try:
         tensors = planned_tensors(config, data, torch.device("meta"))

@@ -42,8 +42,9 @@ class LoopOptions:
     """Optimizer steps."""
     max_time: Annotated[Positive | None, MAY_DIFFER] = None
     """Seconds of training, without evaluation and checkpoints, summed over restarts."""
-    accumulate: Count = 1
-    """Micro-batches into which each batch of ``data.batch_size`` samples is split."""
+    accumulate: Literal["auto"] | Count = 1
+    """Micro-batches into which each batch of ``data.batch_size`` samples is split; ``auto``: the fewest that fit into
+    the GPUs' memory, found at the start and kept in the run's config."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient over all parameters; a longer one is scaled down to it."""
     eval_every: Annotated[Count | str, MAY_DIFFER] = "1 epoch"
@@ -52,6 +53,9 @@ class LoopOptions:
     """Steps between records of training metrics."""
     ema: Fraction | None = None
     """Decay per step of an exponential moving average of the weights, evaluated in addition to the raw ones."""
+    loss_chunks: Annotated[Literal["auto"] | Count, MAY_DIFFER] = 1
+    """Stretches of a sequence whose logits exist at a time, of a language model; ``auto``: so many that each takes at
+    most 256 MiB. More than one cost a second pass through the output layer."""
     label_smoothing: Fraction = 0.0
     """Share of the target probability that is spread over all classes; in training only."""
     patience: Annotated[Count | None, MAY_DIFFER] = None

@@ -23,7 +23,8 @@ def differences(stored: Mapping[str, Any], config: Config) -> list[str]:
     return [
         f"{name}={_text(then)} there, {_text(now)} here"
         for name, then, now in _walk(options_of(Config), stored, to_dict(config))
-        if name != "checkpoint.resume" or {then, now} != {"auto", "none"}
+        if (name != "checkpoint.resume" or {then, now} != {"auto", "none"})
+        and (name, now) != ("loop.accumulate", "auto")  # which keeps the number that the run has found
     ]
 
 

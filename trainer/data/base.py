@@ -54,6 +54,26 @@ class LazySplit(Split):
         return self.finish(*self.read(indices, key))
 
 
+class OrderedSplit(Split):
+    """Samples that come in an order of their own, without a table of them all: sets too large for one, mixtures."""
+
+    @abstractmethod
+    def draw(self, seed: int, places: Tensor) -> Tensor:
+        """Returns the numbers of the samples at these places of an endless sequence of training samples.
+
+        Args:
+            seed: the run's, on which alone the order depends.
+            places: int64 [B].
+
+        Returns:
+            int64 [B].
+        """
+
+    @abstractmethod
+    def hold_out(self, share: float) -> tuple[Split, Split]:
+        """Returns the split without a share of its samples, and these, of which the others touch nothing."""
+
+
 @dataclass(frozen=True)
 class Data:
     """A data set, split.

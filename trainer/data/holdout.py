@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from trainer.data.base import Batch, Data, LazySplit, Split
+from trainer.data.base import Batch, Data, LazySplit, OrderedSplit, Split
 from trainer.errors import ConfigError
 
 HOLDOUT_SEED = 0  # not the run's: runs of different seeds must share their validation set
@@ -67,11 +67,16 @@ def hold_out(data: Data, share: float) -> Data:
     held = round(samples * share)
     if not 0 < held < samples:
         raise ConfigError(f"data.holdout={share} leaves one part of the {samples} training samples empty")
-    if data.kind == "tokens":
-        order = torch.arange(samples)
+    train: Split
+    val: Split
+    if isinstance(data.train, OrderedSplit):
+        train, val = data.train.hold_out(share)
     else:
-        order = torch.randperm(samples, generator=torch.Generator().manual_seed(HOLDOUT_SEED))
-    train, val = (subset(data.train, part.sort().values) for part in order.split([samples - held, held]))
+        if data.kind == "tokens":
+            order = torch.arange(samples)
+        else:
+            order = torch.randperm(samples, generator=torch.Generator().manual_seed(HOLDOUT_SEED))
+        train, val = (subset(data.train, part.sort().values) for part in order.split([samples - held, held]))
     others = {"test" if name == "val" else name: split for name, split in data.evals.items()}
     return replace(data, train=train, evals={"val": val, **others})
 

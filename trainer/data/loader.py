@@ -1,18 +1,24 @@
 """The batches of training and evaluation: seeded, resumable anywhere, the same for any world size."""
 
 import math
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import torch
+from torch import Tensor
 
-from trainer.data.base import Batch, LazySplit, LoaderOptions, Split
+from trainer.data.base import Batch, LazySplit, LoaderOptions, OrderedSplit, Split
 from trainer.data.random import mix
 from trainer.data.workers import Plan, read_ahead
 from trainer.errors import ConfigError
 
+DRAWN_AHEAD = 4096
+"""Places of an order of a split's own that are computed at a time, which costs little more than a batch of them."""
+
 
 class TrainLoader:
     """Endless training batches: each epoch is a new permutation, its last incomplete batch dropped or kept.
+
+    A split with an order of its own goes on in it from epoch to epoch: what one drops begins the next.
 
     Batch b of epoch e is the same for every world size and number of micro-batches: the ranks and their
     micro-batches share it out in order. The position is two counters: resuming in mid-epoch replays nothing.
@@ -60,6 +66,7 @@ class TrainLoader:
         self.batches_per_epoch = math.ceil(self.samples_per_epoch / batch_size)
         self.epoch = 0
         self.batch = 0  # the next batch's number in its epoch
+        self._drawn = (0, torch.empty(0, dtype=torch.int64))  # the first place, and the numbers from there on
         self._stream: Generator[Batch, None, None] | None = None
 
     def next_batch(self) -> list[Batch]:
@@ -92,16 +99,32 @@ class TrainLoader:
     def _plans(self, epoch: int, batch: int) -> Iterator[Plan]:
         """This rank's micro-batches from a position on, for ever."""
         while True:
-            generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-            order = torch.randperm(len(self.split), generator=generator)
+            order = self._order(epoch)
             for number in range(batch, self.batches_per_epoch):
                 start = number * self.batch_size
                 local = min(self.batch_size, self.samples_per_epoch - start) // self.world_size
                 start += self.rank * local
                 key = mix(self.seed, epoch, number)
-                for part in order[start : start + local].chunk(self.micro_batches):
+                for part in order(start, start + local).chunk(self.micro_batches):
                     yield part, key
             epoch, batch = epoch + 1, 0
+
+    def _order(self, epoch: int) -> Callable[[int, int], Tensor]:
+        """Sample numbers of an epoch from one place in it to another."""
+        split, first = self.split, epoch * self.samples_per_epoch
+        if isinstance(split, OrderedSplit):
+            return lambda start, stop: self._draw(split, first + start, first + stop)
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+        table = torch.randperm(len(split), generator=generator)
+        return lambda start, stop: table[start:stop]
+
+    def _draw(self, split: OrderedSplit, start: int, stop: int) -> Tensor:
+        """The numbers at these places of the split's order, which is computed some batches ahead."""
+        if not (self._drawn[0] <= start and stop <= self._drawn[0] + len(self._drawn[1])):
+            ahead = torch.arange(start, max(stop, start + DRAWN_AHEAD))
+            self._drawn = (start, split.draw(self.seed, ahead))
+        first, numbers = self._drawn
+        return numbers[start - first : stop - first]
 
 
 def eval_batches(

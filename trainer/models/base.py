@@ -1,6 +1,6 @@
 """The registry of models, and what a model takes from the data."""
 
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
@@ -11,9 +11,29 @@ from trainer.registry import Registry
 MODELS = Registry("model", entry_points="trainer.models")
 """Models by name. The tag ``objective`` says what a model learns: "classification" (the default: images to
 logits [B, classes]), "language" (tokens [B, T] to logits [B, T, vocabulary]) or "reconstruction" (images to
-images)."""
+images). ``pieces``: a language model whose forward takes ``pieces`` and ``read``, as `trainer.models.pieces`
+describes."""
 
 Fact = TypeVar("Fact")
+
+
+class Cache(Protocol):
+    """What a model keeps of the tokens that it has seen."""
+
+    length: int
+    """How many there were."""
+
+
+@runtime_checkable
+class CachingModel(Protocol):
+    """A language model that goes on with a text without computing anew what it has seen of it.
+
+    It is called with tokens, int64 [1, T], and a cache, and gives the logits of these tokens, of which there is one
+    unless the cache was empty.
+    """
+
+    def new_cache(self) -> Any:
+        """An empty `Cache`."""
 
 
 def required_from_data(name: str, value: Fact | None) -> Fact:

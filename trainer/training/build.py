@@ -42,6 +42,7 @@ def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> RunParts:
     strategy.apply(model, compiled=config.loop.compile)
     ema = EMA(model, config.loop.ema) if config.loop.ema is not None else None
     optimizer = build_optimizer(config, model)
+    assert config.loop.accumulate != "auto"  # it is settled before
     loader = TrainLoader(
         data.train,
         config.loader,
@@ -197,13 +198,18 @@ def objective_of(config: Config) -> Objective:
     """The objective that the model was registered with.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or it cannot be computed in chunks.
     """
     model = config.model["name"]
     name = MODELS.get(model).tags.get("objective", "classification")
     if name not in OBJECTIVES:
         raise ConfigError(
             f"model={model} is registered with an unknown objective={name}{nearest(name, OBJECTIVES)}"
+        )
+    if config.loop.loss_chunks != 1 and not MODELS.get(model).tags.get("pieces"):
+        raise ConfigError(
+            f"loop.loss_chunks={config.loop.loss_chunks} does not work with model={model}, which makes all its outputs "
+            "at once: leave it at 1"
         )
     return OBJECTIVES[name](config.loop.label_smoothing)
 

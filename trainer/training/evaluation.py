@@ -8,6 +8,7 @@ import torch
 
 from trainer.data import eval_batches
 from trainer.signals import Preempted, StopSignal
+from trainer.training.chunked_loss import loss_of
 from trainer.training.parts import RunParts
 from trainer.training.step_sync import received_by_any
 
@@ -28,7 +29,7 @@ def evaluate(parts: RunParts, suffix: str = "", stop: StopSignal | None = None) 
         Preempted: a rank has received a signal.
     """
     parts.model.eval()
-    ranks = parts.ranks
+    ranks, chunks = parts.ranks, parts.config.loop.loss_chunks
     objective = dataclasses.replace(parts.objective, label_smoothing=0.0)
     metrics: dict[str, float] = {}
     for name, split in parts.data.evals.items():
@@ -39,7 +40,7 @@ def evaluate(parts: RunParts, suffix: str = "", stop: StopSignal | None = None) 
                 if stop and (received := received_by_any(ranks, stop.received)):
                     raise Preempted(received, parts.counters.step)
                 with parts.precision.autocast():
-                    totals.append(objective(parts.model(inputs), inputs, targets)[1])
+                    totals.append(loss_of(parts.model, objective, inputs, targets, chunks)[1])
         summed = ranks.sum(torch.stack(totals).cpu().double().sum(0))
         of_split = objective.metrics(summed)
         if math.isnan(of_split["loss"]):

@@ -22,6 +22,7 @@ from trainer.signals import Preempted, StopSignal
 from trainer.streams import print_if_read
 from trainer.training.build import build
 from trainer.training.loop import Trainer
+from trainer.training.micro_batches import settle_accumulate
 from trainer.training.nonfinite import TrainingFailed
 from trainer.training.parts import RunParts
 from trainer.training.start import Found, Started, inspect_directory, start
@@ -57,7 +58,7 @@ def run(
     if found.is_finished and not found.budget_changes:
         return finished_already(found, directory, ranks)
     with StopSignal() as stop:
-        parts = build(config, ranks)
+        parts = build(settle_accumulate(config, directory.path, ranks), ranks)
         started = start(parts, found)
         if found.is_finished and parts.is_finished:
             return finished_already(found, directory, ranks)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from trainer.config.schema import Config
 from trainer.data import Batch, Data
 from trainer.distributed.strategies import Strategy
 from trainer.errors import ConfigError
+from trainer.models.base import Cache, CachingModel
 from trainer.monitor import Monitors, Progress
 from trainer.training.objectives import Classification, Objective
 from trainer.training.precision import Precision
@@ -80,7 +82,8 @@ class SampleOutputs:
         generator = torch.Generator().manual_seed(self.seed % 2**63)
         context = self.data.model_defaults["context_length"]
         with torch.compiler.set_stance("force_eager"):  # the length of the text changes with every token
-            tokens = generate(self._outputs, self.prompt, length, context, generator)
+            cache = self.model.new_cache() if isinstance(self.model, CachingModel) else None
+            tokens = generate(self._outputs, self.prompt, length, context, generator, cache)
         return self.data.decode(tokens.cpu())
 
     @cached_property
@@ -90,10 +93,10 @@ class SampleOutputs:
         places = torch.linspace(0, len(split) - 1, min(CANDIDATES, len(split))).round().long()
         return split.batch(places, None)
 
-    def _outputs(self, inputs: Tensor) -> Tensor:
+    def _outputs(self, *inputs: Any) -> Tensor:
         self.model.eval()
         with self.strategy.inference(), self.precision.autocast():
-            return self.model(inputs)
+            return self.model(*inputs)
 
     def _prompt(self, text: str | None) -> Tensor:
         """Tokens [T] on the model's device."""
@@ -118,20 +121,30 @@ def wrong_and_right(correct: Tensor, count: int) -> Tensor:
 
 
 def generate(
-    outputs: Callable[[Tensor], Tensor], prompt: Tensor, length: int, context: int, generator: torch.Generator
+    outputs: Callable[..., Tensor],
+    prompt: Tensor,
+    length: int,
+    context: int,
+    generator: torch.Generator,
+    cache: Cache | None = None,
 ) -> Tensor:
     """Draws tokens one after the other from the model's distribution: [T] -> [T + length].
 
     Args:
-        outputs: tokens [1, T] to logits [1, T, vocabulary], T at most ``context``.
+        outputs: tokens [1, T] to logits [1, T, vocabulary], T at most ``context``; given a cache too, of the tokens
+            that are not in it yet.
         prompt: tokens [T] to continue.
         length: tokens to draw.
         context: the most tokens that ``outputs`` takes.
         generator: on the CPU.
+        cache: empty; used until the text is longer than the context, whose beginning moves then.
     """
     tokens = prompt
     for _ in range(length):
-        logits = outputs(tokens[None, -context:])[0, -1]
+        if cache is not None and len(tokens) <= context:
+            logits = outputs(tokens[None, cache.length :], cache)[0, -1]
+        else:
+            logits = outputs(tokens[None, -context:])[0, -1]
         drawn = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)
         tokens = torch.cat([tokens, drawn.to(tokens)])
     return tokens
