@@ -17,33 +17,24 @@ class Watcher(Protocol):
 
 
 class WatchedCall:
-    """Stands between a module's call and its ``forward``, and shows a watcher what passes.
+    """Stands between a module's call and its ``forward``, and shows what passes to those who watch.
 
-    It sees the inputs as hooks of the user have changed them, and the output before they do.
+    They see the inputs as hooks of the user have changed them, and the output before such hooks do.
     """
 
-    def __init__(self, capture: Watcher, module: nn.Module) -> None:
-        self.capture = weakref.ref(capture)
+    def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
         self.before = module.__dict__.get(CALL)
-        module.__dict__[CALL] = self
-
-    def remove(self) -> None:
-        """Restores what was there before, unless somebody has replaced it in the meantime."""
-        if self.module.__dict__.get(CALL) is self:
-            del self.module.__dict__[CALL]
-            if self.before is not None:
-                self.module.__dict__[CALL] = self.before
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the layer; in training mode under gradients the watcher sees it."""
+        """Calls the layer, which is seen in training mode under gradients."""
         if torch.compiler.is_compiling():
             return self.module._call_impl(*args, **kwargs)
-        module, capture = calling_module() or self.module, self.capture()
+        module = calling_module() or self.module
         own = module.__dict__
         if (
-            capture is None
-            or not module.training
+            not module.training
             or not torch.is_grad_enabled()
             or torch.jit.is_tracing()
             or is_transformed()
@@ -56,7 +47,8 @@ class WatchedCall:
         def watched(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
             inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-            capture.watch(self.module, module, inputs, output)
+            for watcher in self.watchers:
+                watcher.watch(self.module, module, inputs, output)
             return output
 
         own["forward"] = watched
@@ -64,3 +56,24 @@ class WatchedCall:
             return module._call_impl(*args, **kwargs)
         finally:
             own.pop("forward", None)
+
+
+def watch(module: nn.Module, watcher: Watcher) -> None:
+    """Shows a module's calls to one more watcher, until `unwatch`."""
+    call = module.__dict__.get(CALL)
+    if not isinstance(call, WatchedCall):
+        call = module.__dict__[CALL] = WatchedCall(module)
+    call.watchers.add(watcher)
+
+
+def unwatch(module: nn.Module, watcher: Watcher | None = None) -> None:
+    """Ends it, or removes what a watcher that is gone has left. What was called before `watch` is called again."""
+    call = module.__dict__.get(CALL)
+    if not isinstance(call, WatchedCall):
+        return
+    if watcher is not None:
+        call.watchers.discard(watcher)
+    if not any(True for _ in call.watchers):
+        del module.__dict__[CALL]
+        if call.before is not None:
+            module.__dict__[CALL] = call.before
