@@ -104,7 +104,10 @@ def layer_of(module: nn.Module, layers: LayerTypes = LAYERS) -> Layer | None:
     for kind in type(module).__mro__:
         if issubclass(kind, nn.Module) and (describe := _layer_type(kind, layers)):
             is_known = type(module).forward is kind.forward or hasattr(module, STATISTICS)
-            return describe(module) if is_known else None
+            layer = describe(module) if is_known else None
+            if layer is not None and layer.kind == type(module).__name__:  # which FSDP makes, among others
+                layer = replace(layer, kind=kind.__name__)
+            return layer
     return None
 
 
