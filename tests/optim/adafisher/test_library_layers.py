@@ -195,3 +195,57 @@ def test_a_subclass_with_its_own_forward_is_not_what_its_base_is() -> None:
     base = norm_of("timm.layers.norm")
     assert layer_of(type("Mine", (base,), {})(4)) is not None
     assert layer_of(type("Mine", (base,), {"forward": lambda self, x: x})(4)) is None
+
+
+# Models ---------------------------------------------------------------------------------------------------------
+
+SMALL = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+MODELS: dict[
+    str, tuple[str, dict[str, Any], set[str]]
+] = {  # its config, and the ends of names left to the gradient
+    "GPT2LMHeadModel": ("GPT2Config", {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 32}, set()),
+    "LlamaForCausalLM": ("LlamaConfig", SMALL, set()),
+    "Gemma3ForCausalLM": ("Gemma3TextConfig", {**SMALL, "head_dim": 8}, set()),
+    "MixtralForCausalLM": (
+        "MixtralConfig",
+        {**SMALL, "num_local_experts": 3},
+        {"experts.gate_up_proj", "experts.down_proj", "mlp.gate.weight"},
+    ),
+}
+
+
+def left_to_the_gradient(model: nn.Module) -> list[str]:
+    """The parameters that have no factors from rows after a step, which all are finite."""
+    optimizer = AdaFisher(model.train())
+    tokens = torch.randint(32, (2, 6))
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    assert all(param.isfinite().all() for param in model.parameters())
+    return [row.parameter for row in optimizer.coverage() if row.source == "gradient"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_language_models(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config, options, ends = MODELS[name]
+    model = getattr(transformers, name)(getattr(transformers, config)(**options))
+    left = left_to_the_gradient(model)
+    assert {end for end in ends for parameter in left if parameter.endswith(end)} == ends
+    assert all(parameter.endswith(tuple(ends)) for parameter in left)
+
+
+@pytest.mark.slow
+def test_adapters() -> None:
+    """The parameters inside of LoRA are those of linear layers, which are called."""
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL))
+    model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=2))
+    assert left_to_the_gradient(model) == []
