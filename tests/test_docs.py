@@ -22,6 +22,7 @@ from launch.__main__ import main as launch
 from tests.test_architecture import FLOORS
 from trainer import export
 from trainer.analyze.__main__ import parser as analyze_parser
+from trainer.cli import list_options
 from trainer.cli.train import check as compose_all
 from trainer.compare.arguments import parse_command as parse_comparison
 from trainer.config.command_line import parse_arguments
@@ -147,6 +148,9 @@ def refusal_of_module(module: str, *arguments: str) -> str:
 
 
 def check_train(argv: list[str]) -> None:
+    if argv[:1] == ["options"]:
+        list_options.table_of(argv[1] if argv[1:] else "")
+        return
     made_up = ("--config-path", "--config-dir", "plugins=")
     if argv != ["--help"] and not any(argument.startswith(made_up) for argument in argv):
         compose_all(parse_arguments(argv))
@@ -268,6 +272,7 @@ TRAIN = "    python -m trainer "
         (wrong_paths, "README.md", "see `trainer/none.py`"),
         (wrong_commands, "README.md", TRAIN + "data.batchsize=32"),
         (wrong_commands, "README.md", TRAIN + "model=none    # a comment"),
+        (wrong_commands, "README.md", TRAIN + "options model=none"),
         (wrong_commands, "README.md", TRAIN + "seed=range(3) --multirun"),
         (wrong_commands, "README.md", "    $ python -m trainer data.batchsize=32\n    error: never said"),
         (wrong_commands, "README.md", "    $ python -m trainer\n    error: never said"),

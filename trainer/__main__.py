@@ -1,13 +1,8 @@
-"""``python -m trainer``: see `trainer.cli.train`."""
+"""``python -m trainer``: see `trainer.cli.main`."""
 
 import sys
 
-from trainer.cli.help import quick_help
+from trainer.cli.main import main
 
 if __name__ == "__main__":
-    if text := quick_help(sys.argv[1:]):
-        print(text)
-    else:
-        from trainer.cli.train import main  # takes seconds: it imports torch
-
-        sys.exit(main())
+    sys.exit(main())

@@ -170,6 +170,6 @@ def show_sweep(results: "list[tuple[str, Result]]") -> None:
 
 def hydra_app(args: Namespace, argv: list[str], task: object) -> None:
     """Hands the command line to Hydra as it is."""
-    sys.argv = ["trainer", *argv]
+    sys.argv = [sys.argv[0], *argv]  # shell completion is installed for the command by which it was called
     os.environ.setdefault("HYDRA_MAIN_MODULE", "trainer.__main__")
     hydra.main(config_path=args.config_path or str(CONF), config_name="config", version_base="1.3")(task)()  # type: ignore[arg-type]
