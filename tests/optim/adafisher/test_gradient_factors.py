@@ -1,8 +1,13 @@
 """Factors that come from the gradient of a parameter whose rows nobody saw."""
 
-import torch
-from torch import nn
+from typing import Any
 
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+
+from tests.distributed.ranks import on_ranks
 from trainer.optim.adafisher import AdaFisher
 from trainer.optim.adafisher.views import gradient_factors, gradient_means, scale_view
 
@@ -48,3 +53,25 @@ def test_a_scale_has_its_squared_gradient() -> None:
     square = torch.tensor([1.0, 4.0, 9.0, 16.0])
     H, S = gradient_factors(*gradient_means(square, view), view)
     torch.testing.assert_close(H * S, square)
+
+
+def _trained(ranks: Any) -> list[Tensor]:
+    """The experts after some steps on the same batches, sharded if there are ranks."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Experts()).double()
+    if ranks is not None:
+        ranks.start(torch.device("cpu"), timeout=60)
+        fully_shard(model)
+    optimizer = AdaFisher(model, update_interval=2)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        optimizer.zero_grad()
+        model(torch.randn(7, 4, dtype=torch.float64)).cos().sum().backward()
+        optimizer.step()
+    return [getattr(p, "full_tensor", lambda p=p: p)().detach() for p in model.parameters()]
+
+
+@pytest.mark.ranks
+def test_a_stack_may_be_sharded() -> None:
+    for sharded in on_ranks(2, _trained):
+        torch.testing.assert_close(sharded, _trained(None))
