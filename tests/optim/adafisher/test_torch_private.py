@@ -21,10 +21,6 @@ def test_is_there_and_used(name: str) -> None:
     assert any(name in file.read_text() for file in FOLDER.glob("*.py") if file.name != "_torch_private.py")
 
 
-def test_grad_scaler_asks_for_its_attribute() -> None:
-    assert private.GRAD_SCALER_PROTOCOL in inspect.getsource(torch.amp.GradScaler.step)
-
-
 def test_backward_passes_are_numbered() -> None:
     seen = []
     x = torch.ones(2, requires_grad=True)
