@@ -1,5 +1,6 @@
 """H and S of other libraries' layers against brute force; each is skipped where its library is missing."""
 
+import copy
 import importlib
 from fnmatch import fnmatchcase
 from typing import Any
@@ -145,6 +146,53 @@ def test_norms(path: str) -> None:
         torch.testing.assert_close(optimizer.state[module.bias]["S"], S)
 
 
+TIMM = "timm.layers.norm_act."
+WITH_ACTIVATION: dict[str, tuple[Any, dict[str, Any], tuple[int, ...]]] = {
+    TIMM + "BatchNormAct2d": (4, {"act_layer": nn.SiLU}, CHANNELS),
+    TIMM + "SyncBatchNormAct": (4, {}, CHANNELS),
+    TIMM + "GroupNormAct": (4, {"num_groups": 2, "act_layer": nn.ReLU}, CHANNELS),  # in place
+    TIMM + "GroupNorm1Act": (4, {"apply_act": False}, CHANNELS),
+    TIMM + "LayerNormAct": (5, {}, LAST),
+    TIMM + "LayerNormActFp32": (5, {}, LAST),
+    TIMM + "LayerNormAct2d": (4, {}, CHANNELS),
+    TIMM + "LayerNormAct2dFp32": (4, {}, CHANNELS),
+    TIMM + "RmsNormAct": (5, {}, LAST),
+    TIMM + "RmsNormActFp32": (5, {}, LAST),
+    TIMM + "RmsNormAct2d": (4, {}, CHANNELS),
+    TIMM + "RmsNormAct2dFp32": (4, {}, CHANNELS),
+}
+
+
+@pytest.mark.parametrize("path", WITH_ACTIVATION)
+def test_norms_with_their_activation(path: str) -> None:
+    first, options, shape = WITH_ACTIVATION[path]
+    module = make(path, first, **options)
+    if path.endswith("SyncBatchNormAct"):  # as timm's conversion of a BatchNormAct2d leaves it
+        module.drop, module.act = nn.Identity(), nn.GELU()
+    x = 2 * torch.randn(SAMPLES, *shape, dtype=torch.float64) + 1
+
+    bare = copy.deepcopy(module)
+    bare.act = nn.Identity()
+    z = bare(x).detach().requires_grad_()  # between the norm and its activation
+    y = nn.Sequential(copy.deepcopy(module.act))(1 * z)
+    target = torch.randn_like(y)
+    (s,) = torch.autograd.grad((y - target).pow(3).sum(), z)
+    optimizer = captured(module, x, mean_loss(target), "calibrated")
+
+    params = {name: p.detach() for name, p in bare.named_parameters()}
+    one, zero = (
+        functional_call(bare, {**params, "weight": torch.full_like(module.weight, value)}, (x,))
+        for value in (1, 0)
+    )
+    axes = [a for a in range(x.dim()) if (a != 1 if shape == CHANNELS else a < x.dim() - 1)]
+    # some of them compute in float32
+    state, close = optimizer.state[module.weight], {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(state["H"], (one - zero).square().mean(axes), **close)
+    torch.testing.assert_close(state["S"], s.square().mean(axes), **close)
+    if getattr(module, "bias", None) is not None:
+        torch.testing.assert_close(optimizer.state[module.bias]["S"], s.square().mean(axes), **close)
+
+
 def test_norms_that_normalize_otherwise_are_not_known() -> None:
     grouped = make(TRANSFORMERS + "llama.modeling_llama.LlamaRMSNorm", 6)
     grouped.group_size = 2
@@ -161,7 +209,9 @@ OTHERS = {
 
 
 def test_every_named_layer_type_is_tested() -> None:
-    tested = OTHERS | {f"{path.partition('.')[0]}.{path.rpartition('.')[2]}" for path in NORMS}
+    tested = OTHERS | {
+        f"{path.partition('.')[0]}.{path.rpartition('.')[2]}" for path in NORMS | WITH_ACTIVATION
+    }
     for name in (name for name in LAYERS if isinstance(name, str)):
         assert any(fnmatchcase(one, name) for one in tested), name
 
@@ -240,6 +290,17 @@ def test_language_models(name: str) -> None:
     left = left_to_the_gradient(model)
     assert {end for end in ends for parameter in left if parameter.endswith(end)} == ends
     assert all(parameter.endswith(tuple(ends)) for parameter in left)
+
+
+@pytest.mark.slow
+def test_a_network_of_norms_with_activations() -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("efficientnet_b0", num_classes=3)
+    optimizer = AdaFisher(model)
+    model(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    optimizer.step()
+    assert {row.source for row in optimizer.coverage()} == {"Conv2d", "BatchNormAct2d", "Linear"}
+    assert all(param.isfinite().all() for param in model.parameters())
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ class Capture:
     def attach(self) -> None:
         """Watches all layers until `detach`."""
         if not self._calls:
-            self._calls += [WatchedCall(self, module) for module in self.layers]
+            self._calls += [WatchedCall(self, module, layer.output) for module, layer in self.layers.items()]
             eager.watch(self)
 
     def detach(self) -> None:

@@ -36,12 +36,15 @@ class Layer:
             shape of its output.
         S: makes S, in the shape ``S_size`` of the views, of the gradient of the loss with respect to the output.
         views: how each of its parameters sees them, by the parameter's name in the module.
+        output: the name of the child whose input is what counts as the output, where the module does not end with
+            what multiplies the rows: a norm with its activation, for example.
     """
 
     kind: str
     H: Callable[..., Tensor]
     S: Callable[[Tensor], Tensor]
     views: Mapping[str, View]
+    output: str | None = None
 
     @property
     def sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

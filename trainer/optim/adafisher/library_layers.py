@@ -1,5 +1,6 @@
 """Layer types of other libraries, by name: none of them is imported, and none need be installed."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from .convolutions import POOLED_CONVOLUTIONS, convolution
 from .layers import (
     Layer,
+    batch_norm,
     channels_first,
     embedding,
     group_norm,
@@ -101,8 +103,25 @@ def _layer_norm_of_either(module: Any) -> Layer | None:
     return layer_norm(module) if order == "channels_last" else None
 
 
+def _with_activation(norm: Callable[[Any], Layer], module: nn.Module) -> Layer:
+    return replace(norm(module), output="drop")
+
+
 def _eps(module: Any) -> float:
     return module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
+
+
+# timm's norms with their activations: the norm ends where ``drop`` begins.
+WITH_ACTIVATION: list[tuple[Callable[[Any], Layer], tuple[str, str]]] = [
+    (batch_norm, ("timm.BatchNormAct2d", "timm.SyncBatchNormAct")),
+    (group_norm, ("timm.GroupNormAct", "timm.GroupNorm1Act")),
+    (layer_norm, ("timm.LayerNormAct", "timm.LayerNormActFp32")),
+    (_layer_norm_2d, ("timm.LayerNormAct2d", "timm.LayerNormAct2dFp32")),
+    (_timm_rms_norm, ("timm.RmsNormAct", "timm.RmsNormActFp32")),
+    (_timm_rms_norm_2d, ("timm.RmsNormAct2d", "timm.RmsNormAct2dFp32")),
+]
+for _norm, _names in WITH_ACTIVATION:
+    register_layer(*_names)(partial(_with_activation, _norm))
 
 
 # Convolutions ---------------------------------------------------------------------------------------------------
