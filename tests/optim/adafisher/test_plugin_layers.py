@@ -102,3 +102,13 @@ def test_a_registered_subclass_is_not_its_base() -> None:
     model(x).square().mean().backward()
     optimizer.step()
     torch.testing.assert_close(optimizer.state[model.weight]["H"][:-1], 4 * x.square().mean(0))
+
+
+def test_a_layer_is_registered_by_its_name() -> None:
+    class Named(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    register_layer("tests.Nam*")(LAYERS[nn.Linear])
+    optimizer = AdaFisher(Named(2, 2))
+    assert [row.source for row in optimizer.coverage()] == ["Linear", "Linear"]

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.conv import _ConvNd as Convolution
 from torch.nn.modules.conv import _ConvTransposeNd as TransposedConvolution
@@ -42,6 +42,7 @@ __all__ = [
     "foreach_mul_",
     "foreach_norm",
     "is_transformed",
+    "is_view",
     "local_shape_and_offset",
     "padding_of",
     "set_stance",
@@ -96,6 +97,11 @@ def calling_module() -> nn.Module | None:
     """The module that has just called what its `CALL` is: the replica, where `nn.DataParallel` copied the attribute."""
     frame = sys._getframe(2)
     return frame.f_locals.get("self") if frame.f_code.co_name == "_wrapped_call_impl" else None
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Whether a tensor is a view of another one. Changed in place it has another history, which knows of no hooks."""
+    return tensor._is_view()
 
 
 def stance() -> Any:

@@ -69,8 +69,8 @@ class Capture:
     def attach(self) -> None:
         """Watches all layers until `detach`."""
         if not self._watched:
-            for module in self.layers:
-                watched_call.watch(module, self)
+            for module, layer in self.layers.items():
+                watched_call.watch(module, self, layer.output)
                 self._watched.append(weakref.ref(module))
             eager.watch(self)
 
