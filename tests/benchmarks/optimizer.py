@@ -162,29 +162,26 @@ class Benchmark:
             optimizer = AdaFisher(model, lr=1e-5)
             capture = optimizer._capture
             model(x).square().mean().backward()
-            seen = [[item.H, item.S] for item in capture._seen.values()]
+            factors = [factor for item in capture._seen.values() for factor in (item.H, item.S)]
             tracked = optimizer._tracked_with_gradient()
 
             def refresh() -> None:
                 capture._drop_discarded()  # noqa: B023
-                hooks._sizes(seen)  # noqa: B023
+                hooks._flat(factors).isfinite().all().item()  # noqa: B023
                 optimizer._warnings.check(tracked, -1)  # noqa: B023
+
+            def look() -> None:
                 optimizer._warnings.check_model(optimizer.model, optimizer._names)  # noqa: B023
-                optimizer._remember_sources()  # noqa: B023
 
             def train() -> None:
                 optimizer.zero_grad()  # noqa: B023
                 model(x).square().mean().backward()  # noqa: B023
                 optimizer.step()  # noqa: B023
 
-            times = []
-            for turn in range(self.args.rounds + 2):
-                refreshing = self._thread_seconds(refresh) if turn % 10 == 0 else times[-1][1]
-                times.append(
-                    (self._thread_seconds(optimizer._follow), refreshing, self._thread_seconds(train))
-                )
-            follow, refreshing, step = (median(column) * 1e3 for column in zip(*times[2:], strict=True))
-            own = follow + refreshing / 10
+            parts = (optimizer._follow, refresh, look, train)
+            times = [[self._thread_seconds(part) for part in parts] for _ in range(self.args.rounds + 2)]
+            follow, refreshing, looking, step = (median(c) * 1e3 for c in zip(*times[2:], strict=True))
+            own = follow + refreshing / 10 + looking / 100
             self.report(f"checks, {name}", f"{own:.3f} ms", f"{step:.1f} ms", f"{own / step:.4f}", "<= 0.01")
 
     def _thread_seconds(self, function: Callable[[], Any]) -> float:

@@ -294,6 +294,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     failed = 0
     for seed in range(args.first, args.first + args.sequences):
+        if seed % 20 == 0:
+            print(f"seed {seed}", flush=True)
         try:
             run(MODELS[seed % len(MODELS)], seed)
         except Exception as error:

@@ -334,11 +334,11 @@ def test_a_head_put_in_later_warns_once() -> None:
     train(model, optimizer, range(2))
     model.head = nn.Linear(6, 3)
     with pytest.warns(UserWarning, match=r"2 .* head\.weight, were put into .*add_param_group") as found:
-        train(model, optimizer, range(2, 10))
+        train(model, optimizer, range(2, 42))
     assert len(found) == 1
     optimizer.add_param_group({"params": model.head.parameters()})
     before = model.head.weight.detach().clone()
-    train(model, optimizer, range(10, 12))
+    train(model, optimizer, range(42, 44))
     assert not torch.equal(before, model.head.weight)
 
 

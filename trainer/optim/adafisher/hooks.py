@@ -7,13 +7,14 @@ changes, so that whatever saves, copies, scripts, traces or exports it in the me
 import math
 import threading
 import weakref
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from . import dtensor, eager, watched_call
 from ._torch_private import (
@@ -22,7 +23,6 @@ from ._torch_private import (
     current_backward,
     foreach_div_,
     foreach_mul_,
-    foreach_norm,
 )
 from .layers import Layer
 
@@ -52,7 +52,9 @@ class Capture:
 
     def __init__(self, layers: Mapping[nn.Module, Layer]) -> None:
         self.layers = layers
-        self._params = {module: dict(module.named_parameters(remove_duplicate=False)) for module in layers}
+        params = {module: dict(module.named_parameters(remove_duplicate=False)) for module in layers}
+        self._names = {module: [*named] for module, named in params.items()}
+        self._params = {module: sorted(named.values(), key=_elements) for module, named in params.items()}
         self._seen: dict[nn.Module, _Seen] = {}
         self.has_seen = False
         """Whether it ever took in anything."""
@@ -112,12 +114,10 @@ class Capture:
         units = [float(item.samples) if per_sample else 1 / ranks for item in seen.values()]
         foreach_mul_(Ss, [unit**2 for unit in units])
         foreach_div_(Ss, scale**2)
-        sizes = _sizes([[item.H, item.S] for item in seen.values()])
-        return {
-            module: Rows(item.H, item.S, item.rows, item.samples)
-            for (module, item), size in zip(seen.items(), sizes, strict=True)
-            if size < math.inf  # nor nan
-        }
+        rows = {module: Rows(item.H, item.S, item.rows, item.samples) for module, item in seen.items()}
+        if not _flat([factor for item in rows.values() for factor in item[:2]]).isfinite().all():
+            rows = {module: item for module, item in rows.items() if _flat(item[:2]).isfinite().all()}
+        return rows
 
     # During a forward and backward pass
 
@@ -129,7 +129,7 @@ class Capture:
         """
         if not isinstance(output, Tensor) or not output.requires_grad or not output.numel():
             return
-        names = self._params[module]
+        names = self._names[module]
         param = min(
             (p for p in map(_parameter(called), names) if p.requires_grad), key=Tensor.numel, default=None
         )
@@ -162,19 +162,24 @@ class Capture:
 
         A sharded parameter has no gradient before the last micro-batch: its rows stay.
         """
-        left: dict[nn.Module, list[Tensor]] = {}
+        smallest: dict[nn.Module, Tensor] = {}
         for module in [*self._seen]:
-            params = [p for p in self._params[module].values() if p.requires_grad]
-            if not params or any(map(dtensor.is_dtensor, params)):
+            params = self._params[module]
+            grad = next((p.grad for p in params if p.grad is not None), None)
+            if dtensor.is_dtensor(params[0]):
                 continue
-            left[module] = [p.grad for p in params if p.grad is not None and not p.grad.is_sparse]
-            if not left[module]:
-                del self._seen[module], left[module]
-        # the smallest speaks for all unless it is zero
-        smallest = _sizes([[min(grads, key=Tensor.numel)] for grads in left.values()])
-        left = {module: left[module] for module, size in zip(left, smallest, strict=True) if size == 0}
-        for module, size in zip(left, _sizes([*left.values()]), strict=True):
-            if size == 0:
+            if grad is None or grad.is_sparse:
+                del self._seen[module]
+            else:
+                smallest[module] = grad
+        if not smallest:
+            return
+        lengths = torch.tensor([grad.numel() for grad in smallest.values()])
+        flat = _flat([*smallest.values()]).float().abs()
+        sizes = torch.segment_reduce(flat, "sum", lengths=lengths.to(flat.device), unsafe=True)
+        for module, size in zip(smallest, sizes.tolist(), strict=True):
+            # one that is zero does not speak for all
+            if size == 0 and not any(p.grad.any() for p in self._params[module] if p.grad is not None):
                 del self._seen[module]
 
 
@@ -215,14 +220,16 @@ def _refuse_reentrant(node: Any, grad: Tensor) -> None:
         )
 
 
-def _sizes(lists: list[list[Tensor]]) -> list[float]:
-    """Σ |x| over the tensors of each list; one wait for a GPU."""
-    flat = [tensor for tensors in lists for tensor in tensors]
-    if not flat:
-        return []
-    sums = torch.stack([size.to(flat[0].device, torch.float64) for size in foreach_norm(flat, 1)])
-    each = iter(sums.tolist())
-    return [sum(next(each) for _ in tensors) for tensors in lists]
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    """All elements, so that one operation looks at them, on the device of the first."""
+    device = tensors[0].device
+    return torch.cat(
+        [t if t.dim() == 1 and t.device == device else t.reshape(-1).to(device) for t in tensors]
+    )
+
+
+def _elements(param: Tensor) -> float:
+    return math.inf if is_lazy(param) else param.numel()
 
 
 def _tidy(watched: list["weakref.ref[nn.Module]"]) -> None:

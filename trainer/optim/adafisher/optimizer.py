@@ -205,7 +205,6 @@ class AdaFisher(SavedOptimizer):
         self._follow()
         if self.needs_refresh or not self._is_prepared():
             self._prepare(is_watching)
-            self._remember_sources()
         self._capture.detach()  # and lets a compiled update run compiled
         self._update()
         self._steps += 1
@@ -246,6 +245,7 @@ class AdaFisher(SavedOptimizer):
                 )
                 for group in self.param_groups
             ]
+            self._remember_sources()
 
     def _refresh(
         self, tracked: list[Tracked], captured: dict[nn.Module, Rows], is_watching: bool = False
@@ -268,7 +268,8 @@ class AdaFisher(SavedOptimizer):
             self._group_updates = []
         if is_watching:
             self._warnings.check(tracked, self._steps - 2 * self.update_interval)
-            self._warnings.check_model(self.model, self._names)
+            if self._steps % (10 * self.update_interval) == 0:  # it goes through the whole model
+                self._warnings.check_model(self.model, self._names)
 
     def _update(self) -> None:
         for update in self._group_updates:
