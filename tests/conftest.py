@@ -23,6 +23,7 @@ SLOWEST = [
     "slurm/test_jobs.py",
     "distributed/test_checkpoints.py",
     "training/test_resume.py",
+    "training/test_recipes.py",
     "optim/adafisher/test_optimizer.py",
     "launch/test_local_executor.py",
     "compare/test_comparison.py",

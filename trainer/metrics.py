@@ -119,6 +119,7 @@ def read_declarations(record: Any) -> dict[str, Metric]:
 
 
 register_metric("accuracy", higher_is_better=True, format="percent")
+register_metric("top5_accuracy", higher_is_better=True, format="percent")
 register_metric("loss")
 register_metric("perplexity")
 register_metric("grad_norm")

@@ -42,6 +42,14 @@ def test_type_range_default_and_meaning() -> None:
     assert cells("")["seed"][0] == "an integer"
 
 
+def test_a_preset_has_the_options_of_its_component_with_its_own_values() -> None:
+    preset, component = cells("optimizer=adafisher_paper"), cells("optimizer=adafisher")
+    assert preset.pop("optimizer.rule")[1] == "paper"
+    assert component.pop("optimizer.rule")[1] == "calibrated"
+    assert preset == component
+    assert "small_images" in cells("data")
+
+
 def test_markup_in_comments_is_text() -> None:
     assert "pip install '.[zoo]'" in cells("optimizer")["pytorch_optimizer"][0]
 

@@ -25,7 +25,19 @@ from trainer.monitor import MonitorOptions
 from trainer.optim import OptimizerOptions, ScheduleOptions
 from trainer.options import REQUIRED, check_options, options_of
 
-COMPONENTS = [(group, path.stem) for group in REGISTRIES for path in sorted((CONF / group).glob("*.yaml"))]
+FILES = [(group, path.stem) for group in REGISTRIES for path in sorted((CONF / group).glob("*.yaml"))]
+COMPONENTS = [(group, name) for group, name in FILES if name in REGISTRIES[group]]
+PRESETS = {
+    ("data", "small_images"): (
+        "synthetic_images",
+        {"train_samples": 256, "test_samples": 64, "image_size": 16, "noise": 0.3},
+    ),
+    ("optimizer", "adafisher_paper"): ("adafisher", {"rule": "paper"}),
+    ("optimizer", "adafisher_released"): ("adafisher", {"rule": "released"}),
+    ("optimizer", "adafisherw_paper"): ("adafisherw", {"rule": "paper"}),
+    ("optimizer", "adafisherw_released"): ("adafisherw", {"rule": "released"}),
+}
+"""Files of a component with other values than its defaults."""
 FIXED = {
     "precision": PrecisionOptions,
     "checkpoint": CheckpointOptions,
@@ -51,7 +63,7 @@ def composed() -> dict[tuple[str, str], dict]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return {
             (group, name): OmegaConf.to_container(compose("config", overrides=[f"{group}={name}"])[group])
-            for group, name in COMPONENTS
+            for group, name in FILES
         }
 
 
@@ -60,7 +72,7 @@ def test_every_option_of_a_component_with_its_default(
     group: str, name: str, composed: dict[tuple[str, str], dict]
 ) -> None:
     registry = REGISTRIES[group]
-    values = composed[group, name]
+    values = dict(composed[group, name])
     assert values.pop("name") == name
     options = {**registry.common, **registry.get(name).options}
     assert set(values) == set(options)
@@ -73,8 +85,17 @@ def test_every_option_of_a_component_with_its_default(
 
 
 def test_every_component_has_a_file() -> None:
-    for group, registry in REGISTRIES.items():
-        assert {path.stem for path in (CONF / group).glob("*.yaml")} == set(registry.names())
+    components = {(group, name) for group, registry in REGISTRIES.items() for name in registry.names()}
+    assert components == set(COMPONENTS)
+    assert set(FILES) - components == set(PRESETS)
+
+
+@pytest.mark.parametrize(("group", "name"), PRESETS)
+def test_presets_differ_from_their_component_as_they_say(
+    group: str, name: str, composed: dict[tuple[str, str], dict]
+) -> None:
+    component, different = PRESETS[group, name]
+    assert composed[group, name] == {**composed[group, component], **different}
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -123,6 +144,11 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cifar(root, datasets.CIFAR10, "labels")
     write_fashion_mnist(root)
     (root / "text.txt").write_text("To be, or not to be, that is the question: " * 200)
+    (root / "wikitext").mkdir()
+    for split in ("train", "valid", "test"):
+        (root / "wikitext" / f"wiki.{split}.tokens").write_text(
+            "To be, or not to be, that is the question: " * 20
+        )
     for split in ("train", "val"):
         for number, name in enumerate("ab"):
             (root / split / name).mkdir(parents=True)
@@ -132,6 +158,15 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SMALLER = {
     "cifar10_resnet18": ["data.batch_size=4"],
+    "cifar_cnn_adafisher": ["quick=images"],
+    "cifar_cnn_adam": ["quick=images"],
+    "cifar_cnn_sgd": ["quick=images"],
+    "cifar_vit_adafisherw": ["quick=images"],
+    "cifar_vit_adamw": ["quick=images"],
+    "cifar_vit_sgd": ["quick=images"],
+    "iris_mlp": [],
+    "wikitext2_gpt1_adafisherw": ["quick=text"],
+    "wikitext2_gpt1_adamw": ["quick=text"],
     "imagenet_resnet50": ["data.batch_size=2", "data.image_size=32", "data.resize=32", "data.num_workers=0"],
     "wikitext2_gpt": ["data.batch_size=2", "data.tokenizer=bytes", "model.width=96"],
     "shakespeare_gpt": ["data.batch_size=2"],
@@ -146,9 +181,13 @@ def test_experiments_run_dry(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.cifar, "check_integrity", lambda path, md5=None: Path(path).is_file())
-    place = f"data.path={sets / 'text.txt'}" if "gpt" in name else f"data.root={sets}"
-    assert main([f"experiment={name}", "dry_run=true", place, *SMALLER[name]]) == 0, capsys.readouterr().err
+    paths = {"shakespeare_gpt": "text.txt", "wikitext2": "wikitext"}
+    place = [f"data.path={sets / path}" for prefix, path in paths.items() if name.startswith(prefix)]
+    if not place and not name.startswith(("cifar_", "iris")):
+        place = [f"data.root={sets}"]
+    assert main([f"experiment={name}", "dry_run=true", *place, *SMALLER[name]]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
-    for shown in ("parameters", "curvature", "optimizer state", "step 2", "evaluation"):
-        assert shown in out
+    shown = ("parameters", "optimizer state", "step 2", "evaluation")
+    for text in (*shown, "curvature") if "adafisher" in out else shown:
+        assert text in out
     assert list(tmp_path.iterdir()) == []

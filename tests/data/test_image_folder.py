@@ -8,7 +8,8 @@ from torchvision.transforms import v2
 
 from tests.data.pictures import write
 from trainer.data import DATA, Data, LoaderOptions, TrainLoader, eval_batches, hold_out
-from trainer.data.random import mix
+from trainer.data.images import cutout
+from trainer.data.random import mix, uniform
 from trainer.errors import ConfigError, DataError
 
 
@@ -99,8 +100,20 @@ def test_normalisation_is_imagenets(imagenet):
     )
 
 
+def test_cutout_is_that_of_the_sets_in_memory(imagenet):
+    whole, cut = (build(imagenet, cutout=side) for side in (0, 6))
+    indices = torch.arange(len(whole.train))
+    (inputs, labels), (other, same) = (data.train.batch(indices, 7) for data in (whole, cut))
+    assert torch.equal(labels, same)
+    centre = torch.from_numpy((uniform(7, indices, 2) * 16).astype(int))
+    assert torch.equal(other, cutout(inputs.clone(), 6, *centre))
+    assert not torch.equal(other, inputs)
+    before, after = (data.train.batch(indices, None)[0] for data in (whole, cut))
+    assert torch.equal(before, after), "evaluation sees all of a picture"
+
+
 def test_workers_and_resuming_change_nothing(imagenet):
-    data = build(imagenet)
+    data = build(imagenet, cutout=6)
     torch.manual_seed(5)
     before = torch.get_rng_state()
     loader = TrainLoader(data.train, LoaderOptions(batch_size=4), seed=1, micro_batches=2)

@@ -182,3 +182,35 @@ def test_a_download_is_whole_or_leaves_nothing(tmp_path, monkeypatch):
     assert len(build("cifar10", root=str(root), download=True).train) == 20
     assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+
+
+def test_cifar_by_another_mean_and_deviation(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.cifar, "check_integrity", lambda path, md5=None: True)
+    write_cifar(tmp_path, datasets.CIFAR10, "labels")
+    raw, given = (
+        build("cifar10", root=str(tmp_path), **options).train.batch(torch.arange(4), None)[0]
+        for options in ({"normalize": False}, {"mean": [0.1, 0.2, 0.3], "std": [0.2023, 0.1994, 0.2010]})
+    )
+    expected = (raw - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor(
+        [0.2023, 0.1994, 0.2010]
+    ).view(3, 1, 1)
+    torch.testing.assert_close(given, expected)
+
+
+def test_iris_is_scikit_learns_by_its_principal_components():
+    pytest.importorskip("sklearn")
+    from sklearn.datasets import load_iris
+    from sklearn.decomposition import PCA
+
+    data, flowers = build("iris"), load_iris()
+    assert (len(data.train), len(data.evals["test"])) == (120, 30)
+    assert data.model_defaults == {"num_classes": 3, "in_channels": 1, "image_size": (1, 2)}
+    train, test = stratified_split(torch.from_numpy(flowers.target), 10)
+    pca = PCA(2, whiten=True).fit(flowers.data[train])
+    for split, numbers in ((data.train, train), (data.evals["test"], test)):
+        inputs, targets = split.batch(torch.arange(len(split)), None)
+        assert targets.tolist() == flowers.target[numbers].tolist()
+        whitened = (
+            torch.from_numpy(pca.transform(flowers.data[numbers])) * (120 / 119) ** 0.5
+        )  # theirs: unbiased
+        torch.testing.assert_close(inputs.view(-1, 2), whitened.float(), rtol=1e-4, atol=1e-5)

@@ -73,6 +73,38 @@ def test_every_epoch_is_another_permutation_without_the_incomplete_batch(images)
     assert loader.state_dict() == {"epoch": 3, "batch": 0}
 
 
+@pytest.mark.parametrize(
+    ("world_size", "micro_batches", "sizes"), [(1, 1, [12] * 4 + [2]), (2, 1, [6] * 4 + [1]), (2, 3, [2] * 4)]
+)
+def test_the_short_last_batch_is_kept_on_demand(images, world_size, micro_batches, sizes):
+    """Of its 2 samples, what does not divide into ranks and micro-batches is left out."""
+    kept, dropped = (
+        [
+            TrainLoader(
+                images,
+                LoaderOptions(batch_size=12, drop_last=drop_last),
+                seed=1,
+                rank=rank,
+                world_size=world_size,
+                micro_batches=micro_batches,
+            )
+            for rank in range(world_size)
+        ]
+        for drop_last in (False, True)
+    )
+    seen = []
+    for epoch in range(2):
+        for number, size in enumerate(sizes):
+            assert {(loader.epoch, loader.batch) for loader in kept} == {(epoch, number)}
+            batches = [batch for loader in kept for batch in loader.next_batch()]
+            assert [len(targets) for _, targets in batches] == [size] * world_size * micro_batches
+            seen += [targets for _, targets in batches] if epoch == 0 else []
+            if number < 4:
+                others = [batch for loader in dropped for batch in loader.next_batch()]
+                assert all(equal(*pair) for pair in zip(batches, others, strict=True))
+    assert len(torch.cat(seen).unique()) == sum(sizes) * world_size * micro_batches
+
+
 def test_seeds_differ(images):
     one, other = (take(TrainLoader(images, LoaderOptions(batch_size=12), seed=seed), 1) for seed in (1, 2))
     assert not torch.equal(one[1], other[1])

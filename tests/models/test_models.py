@@ -13,7 +13,7 @@ def build(name, **options):
 
 
 def count(model):
-    return sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 CIFAR = {"num_classes": 10, "in_channels": 3}
@@ -27,6 +27,13 @@ CIFAR = {"num_classes": 10, "in_channels": 3}
         ("resnet50_cifar", CIFAR, 23_520_842),
         ("resnet101_cifar", CIFAR, 42_512_970),
         ("densenet121_cifar", {**CIFAR, "image_size": 32}, 6_956_298),
+        ("mobilenetv3_cifar", CIFAR, 4_206_658),
+        ("mobilenetv3_cifar", {**CIFAR, "dense": True}, 70_045_738),
+        ("swin_tiny_cifar", {**CIFAR, "image_size": 32}, 26_598_646),
+        ("focalnet_tiny_cifar", {**CIFAR, "image_size": 32}, 27_662_350),
+        ("focalnet_tiny_cifar", {**CIFAR, "image_size": 32, "dense": True}, 100_834_702),
+        ("cct2_cifar", {**CIFAR, "image_size": 32}, 283_723),
+        ("cct2_cifar", {**CIFAR, "image_size": 32, "released": True}, 821_003),
         ("autoencoder", {"in_channels": 1, "image_size": 28}, 2_837_314),
         (
             "gpt",
@@ -50,7 +57,13 @@ def test_has_as_many_parameters_as_the_literature_says(name, options, parameters
         ("cnn", (32, 24), 3, {"widths": [8, 8, 8, 8]}),
         ("resnet18_cifar", 8, 1, {}),
         ("resnet50_cifar", 16, 3, {}),
-        ("densenet121_cifar", 8, 3, {}),
+        ("densenet121_cifar", 8, 3, {"growth": 4}),
+        ("mobilenetv3_cifar", 8, 1, {"width": 0.5}),
+        ("mobilenetv3_cifar", 16, 3, {"width": 0.25, "dense": True}),
+        ("swin_tiny_cifar", (16, 32), 3, {"width": 32, "window": 2}),
+        ("focalnet_tiny_cifar", (16, 20), 1, {"width": 8, "depths": [1, 1, 2, 1]}),
+        ("cct2_cifar", (9, 16), 1, {}),
+        ("cct2_cifar", 32, 3, {"released": True}),
         ("torchvision", 32, 1, {"arch": "squeezenet1_0"}),
         ("torchvision", 32, 3, {"arch": "googlenet"}),
         ("timm", 32, 1, {"arch": "vit_tiny_patch16_224", "options": {"img_size": 32, "depth": 1}}),
@@ -154,6 +167,13 @@ def test_dropout_acts_in_training_only(name):
         ({"name": "cnn", "image_size": 3, **CIFAR}, "needs 4 pixels a side, but there are 3"),
         ({"name": "cnn", "image_size": 8, "widths": [], **CIFAR}, "at least one width"),
         ({"name": "densenet121_cifar", "image_size": 7, **CIFAR}, "needs 8 pixels a side"),
+        (
+            {"name": "swin_tiny_cifar", "image_size": 16, **CIFAR},
+            "does not tile images of (16, 16) in stage 3",
+        ),
+        ({"name": "swin_tiny_cifar", "image_size": 32, "width": 40, **CIFAR}, "must be a multiple of 32"),
+        ({"name": "focalnet_tiny_cifar", "image_size": 8, **CIFAR}, "needs 16 pixels a side"),
+        ({"name": "gpt1", **GPT, "heads": 3}, "model.width=32 must be a multiple of model.heads=3"),
         ({"name": "gpt", **GPT, "heads": 3}, "model.width=32 must be a multiple of model.heads=3"),
         ({"name": "gpt"}, "model.vocab_size is unknown"),
         ({"name": "mlp", "image_size": 8}, "model.in_channels is unknown"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainer.metrics import metric_of
 from trainer.training.objectives import OBJECTIVES, Objective
 
 
@@ -26,6 +27,17 @@ def test_classification(smoothing: float) -> None:
     assert totals.tolist() == pytest.approx([sum(losses), right, 7])
     metrics = OBJECTIVES["classification"](smoothing).metrics(totals)
     assert metrics == pytest.approx({"loss": sum(losses) / 7, "accuracy": right / 7})
+
+
+def test_top5_accuracy_of_more_than_five_classes() -> None:
+    outputs, targets = torch.randn(40, 9), torch.randint(9, (40,))
+    ranks = [int((row > row[target]).sum()) for row, target in zip(outputs, targets, strict=True)]
+    _, totals = OBJECTIVES["classification"]()(outputs, torch.empty(40, 2), targets)
+    metrics = OBJECTIVES["classification"]().metrics(totals)
+    assert metrics["accuracy"] == pytest.approx(ranks.count(0) / 40)
+    assert metrics["top5_accuracy"] == pytest.approx(sum(rank < 5 for rank in ranks) / 40)
+    assert metric_of("test/top5_accuracy").text(0.9722) == "97.22%"
+    assert metric_of("test/top5_accuracy").higher_is_better
 
 
 def test_language() -> None:
@@ -59,7 +71,7 @@ def test_reconstruction() -> None:
 def batches_for(objective: str) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Outputs, inputs and targets of two batches of different sizes."""
     if objective == "classification":
-        return [(torch.randn(n, 4), torch.randn(n, 2), torch.randint(4, (n,))) for n in (5, 2)]
+        return [(torch.randn(n, 7), torch.randn(n, 2), torch.randint(7, (n,))) for n in (5, 2)]
     if objective == "language":
         return [(torch.randn(n, 3, 4), torch.randint(4, (n, 3)), torch.randint(4, (n, 3))) for n in (5, 2)]
     return [(torch.randn(n, 3), torch.randn(n, 3), torch.zeros(n)) for n in (5, 2)]

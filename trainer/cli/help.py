@@ -30,8 +30,10 @@ def quick_help(argv: Sequence[str]) -> str | None:
 
 def groups() -> str:
     """A line for each group of components, with their names."""
-    folders = sorted(path for path in CONF.iterdir() if path.is_dir())
-    return "".join(f"{folder.name}: {', '.join(names(folder))}\n" for folder in folders)
+    folders = sorted(path for path in CONF.rglob("*") if path.is_dir())
+    return "".join(
+        f"{folder.relative_to(CONF).as_posix()}: {', '.join(names(folder))}\n" for folder in folders
+    )
 
 
 def names(folder: Path) -> list[str]:

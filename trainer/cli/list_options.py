@@ -69,11 +69,17 @@ def table_of(asked: str) -> Table:
         return names_table(group, names(CONF / group))
     if group not in REGISTRIES:
         raise ConfigError(f"unknown group {group}{nearest(group, [*REGISTRIES, *FIXED, 'precision'])}")
-    registry = REGISTRIES[group]
     if name:
-        options = {**registry.common, **registry.get(name).options}
-        return option_table(f"{group}={name}", options, documented(CONF / group / f"{name}.yaml"))
-    return names_table(group, registry.names())
+        registry, documents = REGISTRIES[group], documented(CONF / group / f"{name}.yaml")
+        component = documents["name"].value if "name" in documents else name  # a preset's is another
+        options = {**registry.common, **registry.get(component).options}
+        return option_table(f"{group}={name}", options, documents)
+    return names_table(group, choices(group))
+
+
+def choices(group: str) -> list[str]:
+    """The components of a group, and the files that preset options of one of them."""
+    return sorted({*REGISTRIES[group].names(), *names(CONF / group)})
 
 
 def names_table(group: str, choices: Sequence[str]) -> Table:
@@ -90,7 +96,7 @@ def general_table() -> Table:
     table = Table("option", "type", "default", "meaning", title="options: python -m trainer options GROUP")
     for key, option in options_of(Config).items():
         if key in REGISTRIES:
-            table.add_row(key, "a group: " + ", ".join(REGISTRIES[key].names()))
+            table.add_row(key, "a group: " + ", ".join(choices(key)))
         elif key in (*FIXED, "precision"):
             table.add_row(key, "a group")
         else:

@@ -227,5 +227,5 @@ def _explain_key(hydra: Hydra, args: argparse.Namespace, overrides: list[str], k
         parent, _, name = parent.rpartition(".")
         known = OmegaConf.select(config, parent) if parent else config
     full = f"{parent}.{name}" if parent else name
-    names = [str(k) for k in known if k != "name"] if parent else [*map(str, known), "experiment"]
+    names = [str(k) for k in known if k != "name"] if parent else [*map(str, known), "experiment", "quick"]
     return f"unknown option {full}{nearest(name, names)}"

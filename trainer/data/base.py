@@ -85,6 +85,9 @@ class LoaderOptions:
     """Samples per evaluation step, over all ranks; a rank takes at most its share, rounded up."""
     num_workers: Natural = 0
     """Processes that read samples ahead, for splits that are read lazily."""
+    drop_last: bool = True
+    """Leave out the last samples of an epoch that are too few for a batch, instead of a smaller one; of that, what does
+    not divide into ranks and micro-batches is left out still."""
     holdout: Fraction = 0.0
     """Share of the training set that becomes the split "val", which then picks the best checkpoint."""
 

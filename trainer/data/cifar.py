@@ -9,7 +9,7 @@ from trainer.data.base import DATA, Data
 from trainer.data.download import download
 from trainer.data.images import Augmentation, memory_images
 from trainer.errors import DataError
-from trainer.options import Natural
+from trainer.options import Natural, Positive
 
 
 @DATA.register("cifar10")
@@ -20,16 +20,22 @@ def cifar10(
     root: str = "data",
     download: bool = False,
     normalize: bool = True,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[Positive, Positive, Positive] | None = None,
     crop_padding: Natural = 4,
     flip: bool = True,
     cutout: Natural = 0,
 ) -> Data:
-    """Images [3, 32, 32] in 10 classes."""
+    """Images [3, 32, 32] in 10 classes.
+
+    Args:
+        mean, std: what normalisation takes off and divides by, per channel; None: those of the training set.
+    """
     return memory_images(
         *_load("CIFAR10", Path(root), download),
         num_classes=10,
-        mean=[0.4914, 0.4822, 0.4465],
-        std=[0.2470, 0.2435, 0.2616],
+        mean=list(mean or [0.4914, 0.4822, 0.4465]),
+        std=list(std or [0.2470, 0.2435, 0.2616]),
         normalize=normalize,
         augmentation=Augmentation(crop_padding, flip, cutout),
         device=device,
@@ -44,16 +50,18 @@ def cifar100(
     root: str = "data",
     download: bool = False,
     normalize: bool = True,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[Positive, Positive, Positive] | None = None,
     crop_padding: Natural = 4,
     flip: bool = True,
     cutout: Natural = 0,
 ) -> Data:
-    """Images [3, 32, 32] in 100 classes."""
+    """Images [3, 32, 32] in 100 classes; the options are those of CIFAR-10."""
     return memory_images(
         *_load("CIFAR100", Path(root), download),
         num_classes=100,
-        mean=[0.5071, 0.4865, 0.4409],
-        std=[0.2673, 0.2564, 0.2762],
+        mean=list(mean or [0.5071, 0.4865, 0.4409]),
+        std=list(std or [0.2673, 0.2564, 0.2762]),
         normalize=normalize,
         augmentation=Augmentation(crop_padding, flip, cutout),
         device=device,

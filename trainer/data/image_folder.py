@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.data.base import DATA, Batch, Data, LazySplit
-from trainer.data.random import mix
+from trainer.data.images import cutout
+from trainer.data.random import mix, uniform
 from trainer.errors import ConfigError, DataError, one_line
-from trainer.options import Count, Range
+from trainer.options import Count, Natural, Range
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's training set
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -35,6 +36,7 @@ def image_folder(
     resize: Count = 256,
     min_scale: Annotated[float, Range(gt=0, le=1)] = 0.08,
     flip: bool = True,
+    cutout: Natural = 0,
     normalize: bool = True,
 ) -> Data:
     """Images [3, image_size, image_size]; the classes are the folders in root/train, in order of their names.
@@ -43,6 +45,7 @@ def image_folder(
         image_size: height and width of the crop that is trained and evaluated on.
         resize: the shorter side, before the crop at the centre, in evaluation.
         min_scale: least share of the picture's area that a random crop shows in training.
+        cutout: side of one square that is set to zero after normalisation, as in `trainer.data.images.Augmentation`.
     """
     if resize < image_size:
         raise ConfigError(f"data.resize={resize} must be at least data.image_size={image_size}")
@@ -59,7 +62,9 @@ def image_folder(
     centre = v2.Compose([v2.Resize(resize), v2.CenterCrop(image_size), v2.PILToTensor()])
 
     def split(samples: list[Sample]) -> "ImageFiles":
-        return ImageFiles(samples, augment=augment, centre=centre, normalize=normalize, device=device)
+        return ImageFiles(
+            samples, augment=augment, centre=centre, cutout=cutout, normalize=normalize, device=device
+        )
 
     return Data(
         train=split(train),
@@ -75,6 +80,7 @@ class ImageFiles(LazySplit):
     Args:
         samples: paths and labels.
         augment, centre: from a PIL image to uint8 [3, H, W], for training and for evaluation.
+        cutout: side of the square set to zero in training; 0: off.
     """
 
     def __init__(
@@ -83,6 +89,7 @@ class ImageFiles(LazySplit):
         *,
         augment: Callable[[Image.Image], Tensor],
         centre: Callable[[Image.Image], Tensor],
+        cutout: int,
         normalize: bool,
         device: torch.device,
     ) -> None:
@@ -91,15 +98,20 @@ class ImageFiles(LazySplit):
         self.labels = torch.tensor([label for _, label in samples])
         self.augment, self.centre = augment, centre
         self.device = device
+        self.cutout = cutout
         self.normalize = normalize
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, indices: Tensor, key: int | None) -> Batch:
-        """Decodes and crops the images: uint8 [B, 3, H, W], int64 [B], on the CPU."""
-        images = [self._decode(index, key) for index in indices.tolist()]
-        return torch.stack(images), self.labels[indices]
+        """Decodes and crops the images: uint8 [B, 3, H, W], and int64 [B, 3]: label and centre of the cutout."""
+        images = torch.stack([self._decode(index, key) for index in indices.tolist()])
+        centres = torch.full((len(indices), 2), -self.cutout)  # so far outside that nothing is cut
+        if key is not None and self.cutout:
+            height, width = images.shape[-2:]
+            centres = torch.from_numpy((uniform(key, indices, 2).T * (height, width)).astype(np.int64))
+        return images, torch.cat([self.labels[indices][:, None], centres], dim=1)
 
     def finish(self, inputs: Tensor, targets: Tensor) -> Batch:
         """Moves a batch to the device and normalises it: float32 [B, 3, H, W], int64 [B]."""
@@ -107,7 +119,8 @@ class ImageFiles(LazySplit):
         if self.normalize:
             mean, std = (inputs.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
             inputs.sub_(mean).div_(std)
-        return inputs, targets.to(self.device, non_blocking=True)
+        labels, *centre = targets.to(self.device, non_blocking=True).unbind(1)
+        return cutout(inputs, self.cutout, *centre) if self.cutout else inputs, labels
 
     def _decode(self, index: int, key: int | None) -> Tensor:
         image = decode(os.fsdecode(self.paths[index]))

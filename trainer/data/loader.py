@@ -12,7 +12,7 @@ from trainer.errors import ConfigError
 
 
 class TrainLoader:
-    """Endless training batches: each epoch is a new permutation, its last incomplete batch dropped.
+    """Endless training batches: each epoch is a new permutation, its last incomplete batch dropped or kept.
 
     Batch b of epoch e is the same for every world size and number of micro-batches: the ranks and their
     micro-batches share it out in order. The position is two counters: resuming in mid-epoch replays nothing.
@@ -55,7 +55,9 @@ class TrainLoader:
         self.rank = rank
         self.world_size = world_size
         self.micro_batches = micro_batches
-        self.batches_per_epoch = len(split) // batch_size
+        whole = batch_size if options.drop_last else parts
+        self.samples_per_epoch = len(split) // whole * whole
+        self.batches_per_epoch = math.ceil(self.samples_per_epoch / batch_size)
         self.epoch = 0
         self.batch = 0  # the next batch's number in its epoch
         self._stream: Generator[Batch, None, None] | None = None
@@ -87,12 +89,13 @@ class TrainLoader:
 
     def _plans(self, epoch: int, batch: int) -> Iterator[Plan]:
         """This rank's micro-batches from a position on, for ever."""
-        local = self.batch_size // self.world_size
         while True:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch))
             order = torch.randperm(len(self.split), generator=generator)
             for number in range(batch, self.batches_per_epoch):
-                start = number * self.batch_size + self.rank * local
+                start = number * self.batch_size
+                local = min(self.batch_size, self.samples_per_epoch - start) // self.world_size
+                start += self.rank * local
                 key = mix(self.seed, epoch, number)
                 for part in order[start : start + local].chunk(self.micro_batches):
                     yield part, key

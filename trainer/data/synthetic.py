@@ -7,7 +7,7 @@ from torch import Tensor
 from trainer.data.base import DATA, Data
 from trainer.data.images import Augmentation, memory_images
 from trainer.data.tokens import PackedTokens
-from trainer.options import Count, NonNegative
+from trainer.options import Count, Natural, NonNegative
 
 DATA_SEED = 0  # not the run's: all runs share the set
 CHAINS = 64
@@ -24,6 +24,10 @@ def synthetic_images(
     channels: Count = 3,
     image_size: Count = 32,
     noise: NonNegative = 1.0,
+    normalize: bool = True,
+    crop_padding: Natural = 0,
+    flip: bool = False,
+    cutout: Natural = 0,
 ) -> Data:
     """Each class is one random pattern; an image is its class's pattern under Gaussian noise.
 
@@ -48,8 +52,8 @@ def synthetic_images(
         num_classes=num_classes,
         mean=[0.5] * channels,
         std=[contrast * (1 + noise**2) ** 0.5 / 255] * channels,
-        normalize=True,
-        augmentation=Augmentation(),
+        normalize=normalize,
+        augmentation=Augmentation(crop_padding, flip, cutout),
         device=device,
     )
 

@@ -1,18 +1,29 @@
-"""Text from files, as bytes, characters or the tokens of a tiktoken encoding, packed to a fixed length."""
+"""Text from files, as bytes, characters or the tokens of GPT-1 or a tiktoken encoding, packed to a fixed length."""
 
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.data.base import DATA, Data
+from trainer.data.gpt1_bpe import load_bpe
 from trainer.data.tokens import PackedTokens
 from trainer.errors import ConfigError, DataError, MissingExtra, nearest
 from trainer.options import Count, Range
 
+SPLIT_NAMES = {
+    "train": "train",
+    "valid": "val",
+    "val": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
 Encode = Callable[[str], Tensor]
 Decode = Callable[[Tensor], str]
 Encoded = tuple[np.ndarray, int, Encode, Decode]
@@ -30,24 +41,41 @@ def text(
     val_fraction: Annotated[float, Range(gt=0, lt=1)] = 0.1,
 ) -> Data:
     """A file, or a folder's .txt files in the order of their names; the end of it is what is evaluated on."""
-    content = read_text(path)
-    if tokenizer == "bytes":
-        tokens, vocab_size, encode, decode = encode_bytes(content)
-    else:
-        characters = _characters(content, path)
-        tokenize = encode_chars if tokenizer == "chars" else _tiktoken(tokenizer)
-        tokens, vocab_size, encode, decode = tokenize(characters)
+    [tokens], *vocabulary = encode_all([read_text(path)], tokenizer, path)
     cut = len(tokens) - round(len(tokens) * val_fraction)
-    splits = {"train": tokens[:cut], "val": tokens[cut:]}
+    return pack({"train": tokens[:cut], "val": tokens[cut:]}, vocabulary, context_length, path, device)
+
+
+def pack(
+    splits: dict[str, np.ndarray],
+    vocabulary: Sequence[Any],
+    context_length: int,
+    path: str | None,
+    device: torch.device,
+) -> Data:
+    """Cuts the tokens of the splits into samples.
+
+    Args:
+        splits: tokens (integers [L]) by name, "train" among them.
+        vocabulary: the other parts of what `encode_all` returns.
+        context_length: tokens of a sample.
+        path: where the text is from, for messages.
+        device: where the samples will live.
+
+    Raises:
+        DataError: a split has not enough tokens for one sample.
+    """
+    vocab_size, encode, decode = vocabulary
     for name, part in splits.items():
         if len(part) <= context_length:
             raise DataError(
                 f"data.path={path} leaves {len(part)} tokens to the split {name}, a sample needs "
                 f"data.context_length + 1 = {context_length + 1}: take a longer text or a shorter context"
             )
+    samples = {name: PackedTokens(part, context_length, device) for name, part in splits.items()}
     return Data(
-        train=PackedTokens(splits["train"], context_length, device),
-        evals={"val": PackedTokens(splits["val"], context_length, device)},
+        train=samples.pop("train"),
+        evals={**samples},
         model_defaults={"vocab_size": vocab_size, "context_length": context_length},
         kind="tokens",
         encode=encode,
@@ -60,7 +88,7 @@ def read_text(path: str | None) -> bytes:
 
     Raises:
         ConfigError: there is no path.
-        DataError: nothing is there, or it cannot be read.
+        DataError: nothing is there, it cannot be read, or it is a data set with splits of its own.
     """
     if path is None:
         raise ConfigError("data.path is required: a text file, or a folder of .txt files")
@@ -68,12 +96,56 @@ def read_text(path: str | None) -> bytes:
     files = sorted(place.rglob("*.txt")) if place.is_dir() else [place]
     if not files:
         raise DataError(f"data.path={path} has no .txt files: name a text file, or a folder of .txt files")
+    names = {split_of(file): file.name for file in files}
+    held_out = names.get("test") or names.get("val")
+    if "train" in names and held_out:
+        raise DataError(
+            f"data.path={path} has {names['train']} and {held_out}, which data=text would join: take "
+            f"data=text_splits, or name one file"
+        )
+    return b"\n".join(map(read_file, files))
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
-        return b"\n".join(file.read_bytes() for file in files)
+        return path.read_bytes()
     except OSError as error:
         raise DataError(
             f"data.path={path} cannot be read ({error.strerror}): name a text file, or a folder of .txt files"
         ) from None
+
+
+def split_of(path: Path) -> str | None:
+    """The split that a file's name says it is: of ``wiki.train.tokens`` "train", of ``ptb.valid.txt`` "val"."""
+    words = re.split(r"[\W_]+", path.stem.lower() if path.suffix == ".txt" else path.name.lower())
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+
+
+def encode_all(
+    contents: list[bytes], tokenizer: str, path: str | None
+) -> tuple[list[np.ndarray], int, Encode, Decode]:
+    """The tokens of each of several texts, by one vocabulary, and the rest of an `Encoded`.
+
+    Raises:
+        UserError: a text is not UTF-8, there is no such tokenizer, or its package is not installed.
+    """
+    if tokenizer == "bytes":
+        parts = [encode_bytes(content) for content in contents]
+        return [part[0] for part in parts], *parts[0][1:]
+    texts = [_characters(content, path) for content in contents]
+    if tokenizer == "chars":
+        tokens, vocab_size, encode, decode = encode_chars("".join(texts))
+        ends = np.cumsum([len(text) for text in texts])
+        return np.split(tokens, ends[:-1]), vocab_size, encode, decode
+    is_folder = Path(tokenizer).is_dir() or os.sep in tokenizer
+    tokenize = _gpt1(tokenizer) if is_folder else _tiktoken(tokenizer)
+    parts = [tokenize(text) for text in texts]
+    return [part[0] for part in parts], *parts[0][1:]
 
 
 def _characters(content: bytes, path: str | None) -> str:
@@ -111,6 +183,17 @@ def encode_chars(content: str) -> Encoded:
         return "".join(characters[i] for i in ids.tolist())
 
     return tokens.astype(np.int32), len(characters), encode, decode
+
+
+def _gpt1(folder: str) -> Callable[[str], Encoded]:
+    """How GPT-1 encodes, by the files in a folder."""
+    to_ids, to_text, vocab_size = load_bpe(folder)
+
+    def tokenize(content: str) -> Encoded:
+        tokens = np.array(to_ids(content), dtype=np.int32)
+        return tokens, vocab_size, lambda text: torch.tensor(to_ids(text)), lambda ids: to_text(ids.tolist())
+
+    return tokenize
 
 
 def _tiktoken(name: str) -> Callable[[str], Encoded]:

@@ -36,6 +36,13 @@ def height_width(image_size: int | tuple[int, int] | None) -> tuple[int, int]:
     return required_from_data("image_size", image_size)
 
 
+def reset_convolutions(model: nn.Module) -> None:
+    """Gives all convolutions the random weights with which torch makes them."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.reset_parameters()
+
+
 def check_forward(model: nn.Module, arch: str, channels: int, size: tuple[int, int], classes: int) -> None:
     """Runs one empty image through a classifier whose limits only its own code knows.
 

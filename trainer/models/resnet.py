@@ -1,8 +1,11 @@
 """Residual networks for CIFAR-sized images: a 3x3 stem without pooling (arXiv 1512.03385)."""
 
+from typing import ClassVar, Literal
+
 from torch import Tensor, nn
 
-from trainer.models.base import MODELS, required_from_data
+from trainer.models.base import MODELS, required_from_data, reset_convolutions
+from trainer.models.pretrained import load_by_position
 from trainer.options import Count
 
 
@@ -56,55 +59,78 @@ def _shortcut(channels: int, width: int, stride: int) -> nn.Module:
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem, four stages of blocks, of which the last three halve the image, mean, classifier."""
+    """A 3x3 stem, four stages of blocks, of which the last three halve the image, mean, classifier.
+
+    Args:
+        width: channels of the stem and of the convolutions of the first stage; it doubles with each stage.
+        init: of the convolutions: N(0, 2 / fan-out), or torch's default.
+        pretrained: start from torchvision's weights for ImageNet, but for stem and classifier.
+
+    Raises:
+        ConfigError: the weights cannot be had, or do not fit the width.
+    """
+
+    block: ClassVar[type[Basic] | type[Bottleneck]]
+    depths: ClassVar[tuple[int, ...]]
+    arch: ClassVar[str]
+    """What torchvision calls it."""
 
     def __init__(
         self,
-        block: type[Basic] | type[Bottleneck],
-        depths: list[int],
-        in_channels: int | None,
-        num_classes: int | None,
+        *,
+        width: Count = 64,
+        init: Literal["kaiming", "torch"] = "kaiming",
+        pretrained: bool = False,
+        num_classes: Count | None = None,
+        in_channels: Count | None = None,
     ) -> None:
         super().__init__()
-        channels = 64
+        channels = width
         self.stem = nn.Sequential(
             _conv_norm(required_from_data("in_channels", in_channels), channels, 3, 1), nn.ReLU()
         )
         blocks: list[nn.Module] = []
-        for stage, depth in enumerate(depths):
-            width = 64 * 2**stage
+        for stage, depth in enumerate(self.depths):
             for i in range(depth):
-                blocks.append(block(channels, width, stride=2 if stage > 0 and i == 0 else 1))
-                channels = width * block.expansion
+                blocks.append(self.block(channels, width * 2**stage, stride=2 if stage > 0 and i == 0 else 1))
+                channels = width * 2**stage * self.block.expansion
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(channels, required_from_data("num_classes", num_classes))
+        if init == "torch":
+            reset_convolutions(self)
+        if pretrained:
+            load_by_position(self.blocks.state_dict(), self.arch, r"conv1\.|bn1\.|fc\.")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> logits [B, num_classes]."""
-        x = self.stem(images)  # [B, C, H, W] -> [B, 64, H, W]
+        x = self.stem(images)  # [B, C, H, W] -> [B, width, H, W]
         x = self.blocks(x)  # [B, channels, H / 8, W / 8]
         return self.head(x.mean(dim=(2, 3)))  # [B, num_classes]
 
 
 @MODELS.register("resnet18_cifar")
-def resnet18_cifar(*, num_classes: Count | None = None, in_channels: Count | None = None) -> nn.Module:
+class ResNet18(ResNet):
     """11,173,962 parameters for 10 classes of RGB images."""
-    return ResNet(Basic, [2, 2, 2, 2], in_channels, num_classes)
+
+    block, depths, arch = Basic, (2, 2, 2, 2), "resnet18"
 
 
 @MODELS.register("resnet34_cifar")
-def resnet34_cifar(*, num_classes: Count | None = None, in_channels: Count | None = None) -> nn.Module:
+class ResNet34(ResNet):
     """21,282,122 parameters for 10 classes of RGB images."""
-    return ResNet(Basic, [3, 4, 6, 3], in_channels, num_classes)
+
+    block, depths, arch = Basic, (3, 4, 6, 3), "resnet34"
 
 
 @MODELS.register("resnet50_cifar")
-def resnet50_cifar(*, num_classes: Count | None = None, in_channels: Count | None = None) -> nn.Module:
+class ResNet50(ResNet):
     """23,520,842 parameters for 10 classes of RGB images."""
-    return ResNet(Bottleneck, [3, 4, 6, 3], in_channels, num_classes)
+
+    block, depths, arch = Bottleneck, (3, 4, 6, 3), "resnet50"
 
 
 @MODELS.register("resnet101_cifar")
-def resnet101_cifar(*, num_classes: Count | None = None, in_channels: Count | None = None) -> nn.Module:
+class ResNet101(ResNet):
     """42,512,970 parameters for 10 classes of RGB images."""
-    return ResNet(Bottleneck, [3, 4, 23, 3], in_channels, num_classes)
+
+    block, depths, arch = Bottleneck, (3, 4, 23, 3), "resnet101"

@@ -6,6 +6,7 @@ from torch import nn
 
 from trainer.errors import ConfigError, nearest
 from trainer.models.base import MODELS, check_forward, height_width, one_line, required_from_data
+from trainer.models.pretrained import torchvision_weights
 from trainer.options import Count
 
 
@@ -63,18 +64,10 @@ def _options(arch: str, size: tuple[int, int], pretrained: bool) -> dict[str, An
 
 def _load_weights(model: nn.Module, arch: str, classes: int) -> None:
     """Loads torchvision's default weights; a classifier for other classes keeps its own."""
-    from torchvision import models
-
-    try:
-        weights = models.get_model(arch, weights="DEFAULT").state_dict()
-    except (OSError, RuntimeError) as error:
-        url = models.get_model_weights(arch).DEFAULT.url
-        raise ConfigError(
-            f"the weights of {arch} cannot be downloaded ({one_line(error)}): put {url} into "
-            f"TORCH_HOME/hub/checkpoints, or set model.pretrained=false"
-        ) from error
     own = model.state_dict()
-    weights = {name: value for name, value in weights.items() if name in own}  # no auxiliary classifiers
+    weights = {  # without auxiliary classifiers
+        name: value for name, value in torchvision_weights(arch).items() if name in own
+    }
     other = [name for name, value in weights.items() if value.shape != own[name].shape]
     if misfits := [name for name in other if own[name].shape[0] != classes]:
         raise ConfigError(f"the weights of {arch} do not fit images of this size: {misfits[0]} differs")

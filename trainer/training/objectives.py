@@ -35,7 +35,7 @@ class Objective:
             targets: as the data gives them.
 
         Returns:
-            The loss, a scalar with a gradient, and the totals, [2] or [3], without one.
+            The loss, a scalar with a gradient, and the totals, [2] to [4], without one.
         """
         raise NotImplementedError
 
@@ -46,22 +46,25 @@ class Objective:
 
 
 class Classification(Objective):
-    """Cross-entropy of logits [B, K] against classes [B]; accuracy."""
+    """Cross-entropy of logits [B, K] against classes [B]; accuracy, and top-5 accuracy where K > 5."""
 
     primary = "accuracy"
+    names = ("loss", "accuracy", "top5_accuracy")
 
     def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """As of the base; the totals are loss, correct predictions and samples."""
+        """As of the base; the totals are loss, correct predictions, also among the five best if K > 5, and samples."""
         smoothing = self.label_smoothing
         loss = F.cross_entropy(wide(outputs), targets, label_smoothing=smoothing, reduction="sum")
-        correct = (outputs.detach().argmax(-1) == targets).sum()
-        count = targets.numel()
-        return loss / count, torch.stack([loss.detach(), correct, loss.new_tensor(count)])
+        outputs, count = outputs.detach(), targets.numel()
+        counts = [(outputs.argmax(-1) == targets).sum()]
+        if outputs.shape[-1] > 5:
+            counts.append((outputs.topk(5).indices == targets[:, None]).sum())
+        return loss / count, torch.stack([loss.detach(), *counts, loss.new_tensor(count)])
 
     def metrics(self, totals: Tensor) -> dict[str, float]:
-        """``loss`` and ``accuracy``, the latter from 0 to 1."""
-        loss, correct, count = totals.tolist()
-        return {"loss": loss / count, "accuracy": correct / count}
+        """``loss``; ``accuracy`` and, of more than five classes, ``top5_accuracy``, from 0 to 1."""
+        *sums, count = totals.tolist()
+        return {name: value / count for name, value in zip(self.names, sums, strict=False)}
 
 
 class Language(Objective):

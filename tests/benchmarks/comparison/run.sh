@@ -15,7 +15,7 @@ python=${PYTHON:-python}
 out=outputs/comparison
 
 compare() { # NAME OPTION=VALUE ...
-    "$python" -m trainer.compare --config-dir tests/benchmarks/comparison \
+    "$python" -m trainer.compare \
         optimizer=adafisher,adafisher_paper,adafisher_released,adamw,sgd,adafactor,muon optimizer.weight_decay=0 \
         seed=0,1,2,3,4 budget_from=adafisher schedule.warmup=0.1 loop.max_epochs=null \
         'tune.lr=log(1e-3,0.1,5)' 'tune.lr.adafisher_released=log(3e-4,0.03,5)' 'tune.lr.sgd=log(0.03,3,5)' \
