@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from trainer.models.gpt import GPT
 from trainer.models.resnet import resnet18_cifar
 from trainer.optim import AdaFisher
+from trainer.optim.adafisher import hooks
 
 NEVER = 10**9  # an update interval: only the first step refreshes
 Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -145,6 +146,51 @@ class Benchmark:
 
         optimizer._capture.detach()
         self.compare("refresh + forward + backward, against both", refreshing, plain, "<= 1.08")
+
+    def checks(self) -> None:
+        """What it costs a step to trust neither captures nor caches, an interval of 10, against a training step.
+
+        In seconds of this thread, which other programs do not lengthen: for the CPU.
+        """
+        torch.manual_seed(0)
+        gpt = GPT(layers=12, width=768, heads=12, vocab_size=50257, context_length=1024)
+        deep = nn.Sequential(*(nn.Sequential(nn.Linear(32, 32), nn.Tanh()) for _ in range(300)))
+        for name, model, x in (
+            ("300 layers of width 32, batch 32", deep, torch.randn(32, 32)),
+            ("GPT of 124 M, 64 tokens", gpt, torch.randint(50257, (1, 64))),
+        ):
+            optimizer = AdaFisher(model, lr=1e-5)
+            capture = optimizer._capture
+            model(x).square().mean().backward()
+            seen = [[item.H, item.S] for item in capture._seen.values()]
+            tracked = optimizer._tracked_with_gradient()
+
+            def refresh() -> None:
+                capture._drop_discarded()  # noqa: B023
+                hooks._sizes(seen)  # noqa: B023
+                optimizer._warnings.check(tracked, -1)  # noqa: B023
+                optimizer._warnings.check_model(optimizer.model, optimizer._names)  # noqa: B023
+                optimizer._remember_sources()  # noqa: B023
+
+            def train() -> None:
+                optimizer.zero_grad()  # noqa: B023
+                model(x).square().mean().backward()  # noqa: B023
+                optimizer.step()  # noqa: B023
+
+            times = []
+            for turn in range(self.args.rounds + 2):
+                refreshing = self._thread_seconds(refresh) if turn % 10 == 0 else times[-1][1]
+                times.append(
+                    (self._thread_seconds(optimizer._follow), refreshing, self._thread_seconds(train))
+                )
+            follow, refreshing, step = (median(column) * 1e3 for column in zip(*times[2:], strict=True))
+            own = follow + refreshing / 10
+            self.report(f"checks, {name}", f"{own:.3f} ms", f"{step:.1f} ms", f"{own / step:.4f}", "<= 0.01")
+
+    def _thread_seconds(self, function: Callable[[], Any]) -> float:
+        started = time.thread_time()
+        function()
+        return time.thread_time() - started
 
     def memory(self) -> None:
         """Largest sum of the temporaries that a refresh holds at once, of the largest layer, in bytes."""
@@ -357,8 +403,9 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 ROWS = (
-    "refresh", "memory", "eager", "compiled", "temporary", "state", "training", "compiled_model", "imagenet", "cuda",
-)  # fmt: skip
+    *("refresh", "checks", "memory", "eager", "compiled", "temporary"),
+    *("state", "training", "compiled_model", "imagenet", "cuda"),
+)
 
 
 def main() -> None:

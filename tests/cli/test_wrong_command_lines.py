@@ -30,7 +30,7 @@ WRONG = [
     ("monitor.sink=[console]", "did you mean sinks"),
     ("schedule.warm_up=3", "did you mean warmup"),
     ("+loop.extra=1", "unknown option loop.extra"),
-    ("+optimizer.momentum=0.9", "unknown option optimizer.momentum"),
+    ("+optimizer.betas=0.9", "unknown option optimizer.betas"),
     # options of another component
     ("model=mlp model.num_heads=3", "unknown option model.num_heads"),
     # wrong types

@@ -172,6 +172,55 @@ def test_the_users_own_stance_stays(steps: int) -> None:
     assert counter.taken() == 1
 
 
+@pytest.mark.parametrize("first_to_go", [0, 1])
+def test_two_optimizers_of_one_model(first_to_go: int) -> None:
+    """Both see the layers, in whatever order they come and go."""
+    alone, shared = [Net(), Net()], Net()
+    parts = [("first", "norm"), ("head",)]
+
+    def params(model: Net, names: tuple[str, ...]) -> list[nn.Parameter]:
+        return [p for name in names for p in model.get_submodule(name).parameters()]
+
+    own = [AdaFisher(model, params(model, names)) for model, names in zip(alone, parts, strict=True)]
+    both = [AdaFisher(shared, params(shared, names)) for names in parts]
+    for model, optimizer in zip(alone, own, strict=True):
+        train(model, optimizer, range(1))
+    backward(shared, 0)
+    for optimizer in both:
+        optimizer.step()
+    for index, names in enumerate(parts):
+        for one, other in zip(params(alone[index], names), params(shared, names), strict=True):
+            torch.testing.assert_close(other, one, rtol=0, atol=0)
+            H = [o[index].state[p]["H"] for o, p in ((own, one), (both, other))]
+            torch.testing.assert_close(*H, rtol=0, atol=0)
+    again = [AdaFisher(shared), AdaFisher(shared)]
+    assert "_compiled_call_impl" in vars(shared.first)
+    del again[first_to_go]
+    assert "_compiled_call_impl" in vars(shared.first)
+    del again[0]
+    assert "_compiled_call_impl" not in vars(shared.first)
+
+
+@compiles
+def test_layers_that_are_compiled_themselves() -> None:
+    eager, model, counter = Net(), Net(), Counter()
+    for layer in model.children():
+        layer.compile(backend=counter.backend)
+    before = vars(model.first)["_compiled_call_impl"]
+    a, b = AdaFisher(eager, update_interval=2), AdaFisher(model, update_interval=2)
+    train(eager, a, range(3))
+    calls = []
+    for step in range(3):
+        train(model, b, range(step, step + 1))
+        calls.append(counter.taken())
+    assert calls == [0, 3, 0]
+    same_up_to_rounding(everything(eager, a), everything(model, b))
+    with torch.no_grad():
+        model(batch(0)[0])
+    assert counter.taken() == 3
+    assert vars(model.first)["_compiled_call_impl"] is before
+
+
 # Whatever looks at the model does not meet AdaFisher
 
 

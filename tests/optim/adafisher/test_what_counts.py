@@ -187,6 +187,7 @@ def test_a_gradient_penalty_counts_as_part_of_the_loss() -> None:
     torch.testing.assert_close(optimizer.state[critic[0].weight]["S"], torch.ones(1, dtype=torch.float64))
 
 
+@pytest.mark.filterwarnings("ignore:Using backward:UserWarning")
 def test_a_graph_of_the_gradient_is_a_gradient_still() -> None:
     """``loss.backward(create_graph=True)`` adds to the gradients that the optimizer takes."""
     plain, graph = Net(), Net()

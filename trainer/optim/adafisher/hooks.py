@@ -1,7 +1,7 @@
 """What the layers of a model saw: their rows, taken in when their gradient arrives.
 
-While a `Capture` is attached, each layer's call goes through a `WatchedCall`. Nothing else about the model changes, so
-that whatever saves, copies, scripts, traces or exports it in the meantime does not meet it.
+While a `Capture` is attached, each layer's call goes through a `watched_call.WatchedCall`. Nothing else about the model
+changes, so that whatever saves, copies, scripts, traces or exports it in the meantime does not meet it.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import dtensor, eager
+from . import dtensor, eager, watched_call
 from ._torch_private import (
     NO_BACKWARD,
     adds_to_gradient,
@@ -25,7 +25,6 @@ from ._torch_private import (
     foreach_norm,
 )
 from .layers import Layer
-from .watched_call import WatchedCall
 
 
 class Rows(NamedTuple):
@@ -59,24 +58,28 @@ class Capture:
         """Whether it ever took in anything."""
         self._backward = NO_BACKWARD
         self._lock = threading.Lock()  # a backward pass has a thread for each device
-        self._calls: list[WatchedCall] = []
-        weakref.finalize(self, _detach, self._calls)
+        self._watched: list[weakref.ref[nn.Module]] = []
+        weakref.finalize(self, _tidy, self._watched)
 
     @property
     def is_attached(self) -> bool:
         """Whether it watches."""
-        return bool(self._calls)
+        return bool(self._watched)
 
     def attach(self) -> None:
         """Watches all layers until `detach`."""
-        if not self._calls:
-            self._calls += [WatchedCall(self, module, layer.output) for module, layer in self.layers.items()]
+        if not self._watched:
+            for module, layer in self.layers.items():
+                watched_call.watch(module, self, layer.output)
+                self._watched.append(weakref.ref(module))
             eager.watch(self)
 
     def detach(self) -> None:
         """Watches no layer any more; keeps what was captured."""
+        for module in self.layers:
+            watched_call.unwatch(module, self)
+        self._watched.clear()
         eager.unwatch(self)
-        _detach(self._calls)
 
     def clear(self) -> None:
         """Drops what was captured."""
@@ -222,9 +225,9 @@ def _sizes(lists: list[list[Tensor]]) -> list[float]:
     return [sum(next(each) for _ in tensors) for tensors in lists]
 
 
-def _detach(calls: list[WatchedCall]) -> None:
+def _tidy(watched: list["weakref.ref[nn.Module]"]) -> None:
     """A function, not a method, so that a capture that is collected while attached cleans up after itself."""
-    for call in calls:
-        call.remove()
-    calls.clear()
+    for module in watched:
+        if (there := module()) is not None:
+            watched_call.unwatch(there)
     eager.tidy()

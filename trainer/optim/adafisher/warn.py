@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from . import dtensor
 from .state import Tracked
 
 
@@ -21,7 +22,7 @@ class Warnings:
         """
         old = [t for t in tracked if t.state["captured"] and t.state["refreshed"] <= limit]
         self._warn(
-            [t.name for t in old if t.param.grad is not None and t.param.grad.any()],
+            [t.name for t in old if t.param.grad is not None and dtensor.local_tensor(t.param.grad).any()],
             "keep the curvature that they had, since their layers run in eval() or are not called: "
             "call model.train(), or choose capture='gradient'",
         )

@@ -2,7 +2,8 @@
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -19,81 +20,53 @@ class Watcher(Protocol):
 
 
 class WatchedCall:
-    """Stands between a module's call and its ``forward``, and shows a watcher what passes.
+    """Stands between a module's call and its ``forward``, and shows what passes to those who watch.
 
-    It sees the inputs as hooks of the user have changed them, and the output before they do. Several watchers of a
-    module stand one before the other; the outermost shows all of them what passes.
-
-    Args:
-        capture: the watcher.
-        module: the layer.
-        output: the name of the child whose input counts as the layer's output, if it is not what it returns.
+    They see the inputs as hooks of the user have changed them, and the output before such hooks do.
     """
 
-    def __init__(self, capture: Watcher, module: nn.Module, output: str | None = None) -> None:
-        self.capture = weakref.ref(capture)
+    def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.output = output
+        self.watchers: weakref.WeakKeyDictionary[Watcher, str | None] = weakref.WeakKeyDictionary()
+        """Each with the name of the child whose input it takes for the output, if not what the layer returns."""
         self.before = module.__dict__.get(CALL)
-        module.__dict__[CALL] = self
-
-    def remove(self) -> None:
-        """Restores what was there before, unless somebody has replaced it in the meantime."""
-        own = self.module.__dict__
-        if own.get(CALL) is self:
-            del own[CALL]
-            if self.before is not None:
-                own[CALL] = self.before
-        for outer in _chain(own.get(CALL)):
-            if outer.before is self:
-                outer.before = self.before
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the layer; in training mode under gradients the watchers see it."""
+        """Calls the layer, which is seen in training mode under gradients."""
         if torch.compiler.is_compiling():
             return self.module._call_impl(*args, **kwargs)
-        module, calls = calling_module() or self.module, [*_chain(self)]
-        captures = [capture for call in calls if (capture := call.capture()) is not None]
+        module = calling_module() or self.module
         own = module.__dict__
         if (
-            not captures
-            or not module.training
+            not module.training
             or not torch.is_grad_enabled()
             or torch.jit.is_tracing()
             or is_transformed()
             or "forward" in own  # what reaches a forward of the user's need not be what the weight multiplies
         ):
-            before = calls[-1].before
-            is_compiled = before is not None and module is self.module
-            return (before if is_compiled else module._call_impl)(*args, **kwargs)  # type: ignore[misc]
-        forward = module.forward
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-
-            def show(output: Any) -> None:
-                for capture in captures:
-                    capture.watch(self.module, module, inputs, output)
-
-            if self.output is not None:
-                with _shown_input(module.get_submodule(self.output), show):
-                    return forward(*args, **kwargs)
-            output = forward(*args, **kwargs)
-            show(output)
-            return output
-
-        own["forward"] = watched
+            is_compiled = self.before is not None and module is self.module
+            return (self.before if is_compiled else module._call_impl)(*args, **kwargs)  # type: ignore[misc]
+        own["forward"] = partial(self._shown, module, module.forward)
         try:
             return module._call_impl(*args, **kwargs)
         finally:
             own.pop("forward", None)
 
-
-def _chain(call: Any) -> Iterator[WatchedCall]:
-    """The calls that stand one before the other, from the outermost."""
-    while isinstance(call, WatchedCall):
-        yield call
-        call = call.before
+    def _shown(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a module's forward returns, after all watchers have seen it."""
+        inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        after: list[Callable[[Any], None]] = []
+        with ExitStack() as children:
+            for watcher, child in self.watchers.items():
+                show = partial(watcher.watch, self.module, module, inputs)
+                if child is None:
+                    after.append(show)
+                else:
+                    children.enter_context(_shown_input(module.get_submodule(child), show))
+            output = forward(*args, **kwargs)
+        for seen in after:
+            seen(output)
+        return output
 
 
 @contextmanager
@@ -115,3 +88,24 @@ def _shown_input(child: nn.Module, show: Callable[[Any], None]) -> Iterator[None
         del own["forward"]
         if before is not None:
             own["forward"] = before
+
+
+def watch(module: nn.Module, watcher: Watcher, child: str | None = None) -> None:
+    """Shows a module's calls to one more watcher, until `unwatch`; ``child``: see `WatchedCall.watchers`."""
+    call = module.__dict__.get(CALL)
+    if not isinstance(call, WatchedCall):
+        call = module.__dict__[CALL] = WatchedCall(module)
+    call.watchers[watcher] = child
+
+
+def unwatch(module: nn.Module, watcher: Watcher | None = None) -> None:
+    """Ends it, or removes what a watcher that is gone has left. What was called before `watch` is called again."""
+    call = module.__dict__.get(CALL)
+    if not isinstance(call, WatchedCall):
+        return
+    if watcher is not None:
+        call.watchers.pop(watcher, None)
+    if not any(True for _ in call.watchers):
+        del module.__dict__[CALL]
+        if call.before is not None:
+            module.__dict__[CALL] = call.before
