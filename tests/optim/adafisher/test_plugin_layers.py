@@ -1,6 +1,7 @@
 """A layer type that is made known from outside of the package."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,6 +110,13 @@ def test_a_layer_is_registered_by_its_name() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x)
 
-    register_layer("tests.Nam*")(LAYERS[nn.Linear])
-    optimizer = AdaFisher(Named(2, 2))
-    assert [row.source for row in optimizer.coverage()] == ["Linear", "Linear"]
+    def mine(module: Named) -> Layer:
+        return replace(LAYERS[nn.Linear](module), kind="Mine")
+
+    for describe, names, source in (
+        (LAYERS[nn.Linear], "tests.Nam*", "Linear"),
+        (mine, "tests.Named", "Mine"),
+        (LAYERS[nn.Linear], "tests.Nam*", "Linear"),  # the last one counts
+    ):
+        register_layer(names)(describe)
+        assert [row.source for row in AdaFisher(Named(2, 2)).coverage()] == [source, source]

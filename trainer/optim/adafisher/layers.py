@@ -67,7 +67,8 @@ def register_layer(*classes: type[nn.Module] | str) -> Callable[[Described], Des
 
     Args:
         classes: or their names, by which they need not be imported: the top package and the class, as in
-            ``"transformers.Conv1D"``, wherever in the package it is. An asterisk stands for any part of a name.
+            ``"transformers.Conv1D"``, wherever in the package it is. An asterisk stands for any part of a name; of
+            several that fit the last one counts.
 
     Example::
 
@@ -92,7 +93,9 @@ def register_layer(*classes: type[nn.Module] | str) -> Callable[[Described], Des
     """
 
     def register(describe: Described) -> Described:
-        LAYERS.update(dict.fromkeys(classes, describe))
+        for one in classes:
+            LAYERS.pop(one, None)  # so that it is the last one
+            LAYERS[one] = describe
         return describe
 
     return register
@@ -121,7 +124,8 @@ def _layer_type(kind: type[nn.Module], layers: LayerTypes) -> LayerType | None:
     if package == "torch":
         return None
     name = f"{package}.{kind.__name__}"
-    return next((layers[key] for key in layers if isinstance(key, str) and fnmatchcase(name, key)), None)
+    fitting = [key for key in layers if isinstance(key, str) and fnmatchcase(name, key)]
+    return layers[fitting[-1]] if fitting else None
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -53,6 +53,20 @@ def _scaled_embedding(module: Any) -> Layer:
 # Norms ----------------------------------------------------------------------------------------------------------
 
 
+@register_layer("timm.LayerNorm2d", "timm.LayerNorm2dFp32", "torchvision.LayerNorm2d")
+def _layer_norm_2d(module: nn.LayerNorm) -> Layer:
+    return channels_first(layer_norm(module))
+
+
+@register_layer("transformers.*LayerNorm")
+def _layer_norm_of_either(module: Any) -> Layer | None:
+    """ConvNeXt's and SAM's, which are told on which axis the channels are."""
+    order = getattr(module, "data_format", None) if isinstance(module, nn.LayerNorm) else None
+    if order == "channels_first":
+        return _layer_norm_2d(module)
+    return layer_norm(module) if order == "channels_last" else None
+
+
 @register_layer(
     "transformers.*RMSNorm",
     "transformers.*T5LayerNorm",  # T5, MT5, UMT5, LongT5
@@ -87,20 +101,6 @@ def _plain_layer_norm(module: Any) -> Layer:
     shape = tuple(module.weight.shape)  # Cohere's may have a row for each head, of which each is normalized
     normalise = partial(F.layer_norm, normalized_shape=shape[-1:], eps=_eps(module))
     return norm_of_last_axes(module, shape, normalise)
-
-
-@register_layer("timm.LayerNorm2d", "timm.LayerNorm2dFp32", "torchvision.LayerNorm2d")
-def _layer_norm_2d(module: nn.LayerNorm) -> Layer:
-    return channels_first(layer_norm(module))
-
-
-@register_layer("transformers.*LayerNorm")
-def _layer_norm_of_either(module: Any) -> Layer | None:
-    """ConvNeXt's and SAM's, which are told on which axis the channels are."""
-    order = getattr(module, "data_format", None) if isinstance(module, nn.LayerNorm) else None
-    if order == "channels_first":
-        return _layer_norm_2d(module)
-    return layer_norm(module) if order == "channels_last" else None
 
 
 def _with_activation(norm: Callable[[Any], Layer], module: nn.Module) -> Layer:
