@@ -26,6 +26,8 @@ class SweepPoint:
     """Its number and what tells it from the others, fit for a directory."""
     overrides: list[str]
     """The words of its command line."""
+    plugins: list[str]
+    """The modules that its config names."""
     freeze: Callable[[Path], None]
     """Writes into the run's directory what the run will read."""
 
@@ -50,7 +52,10 @@ def compose_sweep(arguments: list[str]) -> tuple[LaunchOptions, list[SweepPoint]
     names = point_names([point.overrides for point in grid])
     return options, [
         SweepPoint(
-            name, point.overrides, partial(freeze, config=to_dict(point.config), overrides=point.overrides)
+            name,
+            point.overrides,
+            list(point.config.plugins),
+            partial(freeze, config=to_dict(point.config), overrides=point.overrides),
         )
         for name, point in zip(names, grid, strict=True)
     ]

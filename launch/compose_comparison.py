@@ -41,9 +41,10 @@ def compose_comparison(arguments: list[str]) -> tuple[LaunchOptions, list[SweepP
                 "trains its contenders in one: use parallel=none"
             )
     without_seed = [word for word in words if word.partition("=")[0] != "seed"]
+    plugins = list(dict.fromkeys(module for c in command.contenders for module in c.config.plugins))
     points = []
     for number, seed in enumerate(command.seeds):
         own = [*without_seed, f"seed={seed}"]
         one = dataclasses.replace(command, words=own, seeds=[seed])
-        points.append(SweepPoint(f"{number}_seed={seed}", own, partial(write_record, one)))
+        points.append(SweepPoint(f"{number}_seed={seed}", own, plugins, partial(write_record, one)))
     return options, points

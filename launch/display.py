@@ -7,11 +7,13 @@ from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
 from launch.run_states import RunState, run_states
 from launch.sweep_dir import Sweep
+from trainer.formatting import printable
 from trainer.metrics import metric_of
 from trainer.rundir.status import STATES
 
@@ -25,22 +27,19 @@ def table(states: Sequence[RunState], problem: str | None) -> RenderableType:
     """A table with one row per run, and below it the problem, if there is one, and how many runs are in each state."""
     metrics = {state.metric for state in states if state.metric}
     metric = metrics.pop() if len(metrics) == 1 else "metric"
-    columns = ("run", Column("state", no_wrap=True, min_width=9), "job", "Slurm state", "step", metric)
-    rows = Table(*columns, "restarts", "reason")
+    columns = ("run", Column("state", no_wrap=True, min_width=9), "job", "Slurm state", "step")
+    rows = Table(*columns, escape(printable(metric)), "restarts", "reason")
     for state in states:
+        cells = [state.job, state.slurm, "" if state.step is None else str(state.step), metric_text(state)]
+        cells += [str(state.restarts), state.reason]
         rows.add_row(
-            state.name,
+            Text(printable(state.name)),
             Text(state.state, COLORS.get(state.state, "")),
-            state.job,
-            state.slurm,
-            "" if state.step is None else str(state.step),
-            metric_text(state),
-            str(state.restarts),
-            state.reason,
+            *(Text(printable(cell or "")) for cell in cells),
         )
     counts = Counter(state.state for state in states)
     summary = ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name])
-    return Group(rows, *([Text(problem, "red")] if problem else []), summary)
+    return Group(rows, *([Text(printable(problem), "red")] if problem else []), summary)
 
 
 def metric_text(state: RunState) -> str:
@@ -61,8 +60,8 @@ def watch(sweep: Sweep, console: Console) -> None:
 def wait_for_end(sweep: Sweep) -> list[RunState]:
     """Waits until no run is active any more; returns the states then."""
     while True:
-        states, _ = run_states(sweep)
-        if not any(state.is_active or state.state == "unknown" for state in states):
+        states, problem = run_states(sweep)
+        if problem is None and not any(state.is_active for state in states):
             return states
         time.sleep(POLL_SECONDS)
 

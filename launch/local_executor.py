@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,11 +14,13 @@ from collections.abc import Sequence
 from submitit.core.utils import JobPaths
 
 from launch.on_exit import record_exit
-from launch.sweep_dir import Sweep, SweepRun
+from launch.sweep_dir import LOCAL_ID, Sweep, SweepRun
 from launch.worker import STRAGGLER_SECONDS, write_job
 from trainer.errors import UserError
-from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, read_status
+from trainer.formatting import printable
+from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, process_is_alive, read_status, start_time
 from trainer.signals import StopSignal
+from trainer.streams import print_if_read
 
 POLL_SECONDS = 0.1
 """Time between two looks at the processes."""
@@ -57,7 +60,7 @@ class Start:
                 command,
                 cwd=sweep.code,
                 env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # it ends when this process does, however that ends
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches only this process, which passes it on once
@@ -121,7 +124,7 @@ class Pool:
         while self._queue and not self.is_stopping and len(self._starts) < self._slots:
             start = Start(self._sweep, *self._queue.popleft(), self._free_gpus.pop(0))
             self._starts.append(start)
-            print(f"start {start.run.name}, log {start.logs[0]}", flush=True)
+            print_if_read(f"start {start.run.name}, log {start.logs[0]}")
 
     def _end(self, start: Start) -> None:
         self._starts.remove(start)
@@ -131,10 +134,10 @@ class Pool:
             self._queue.append((start.run, start.restarts + 1))
         status = read_status(start.directory)
         reason = f": {status['error']}" if status.get("error") else ""
-        print(f"{status.get('state', 'vanished')} {start.run.name}{reason}", flush=True)
+        print_if_read(printable(f"{status.get('state', 'vanished')} {start.run.name}{reason}"))
 
     def _stop(self) -> None:
-        print("stopping: each run saves a checkpoint first", flush=True)
+        print_if_read("stopping: each run saves a checkpoint first")
         self.is_stopping = True
         for start in self._starts:
             start.send_signal(signal.SIGTERM)
@@ -146,8 +149,10 @@ def execute(sweep: Sweep, runs: Sequence[SweepRun]) -> int:
     Returns:
         `FINISHED` if all have finished, `PREEMPTED` if a signal stopped them, otherwise `CRASHED`.
     """
+    started = start_time(os.getpid())
+    process = f"{os.getpid()}" if started is None else f"{os.getpid()}-{started}"
     for run in runs:
-        run.jobs.append(f"{socket.gethostname()}.{os.getpid()}.{run.name.partition('_')[0]}")
+        run.jobs.append(f"{socket.gethostname()}.{process}.{run.name.partition('_')[0]}")
     sweep.write()
     pool = Pool(sweep, runs)
     pool.execute()
@@ -163,17 +168,19 @@ def cancel(jobs: Sequence[str]) -> None:
     Raises:
         UserError: one of them is on another machine.
     """
-    for host, pid in {executor_of(job) for job in jobs}:
+    for host, pid, started in {executor_of(job) for job in jobs}:
         if host != socket.gethostname():
             raise UserError(f"the runs are executed on {host}: cancel them there")
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+        if process_is_alive(host, pid, started):  # another process may have its number by now
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
 
 
-def executor_of(job: str) -> tuple[str, int]:
-    """Host and process that execute a local job, from its id: host, process and number of the run, with dots."""
-    host, pid, _ = job.rsplit(".", 2)
-    return host, int(pid)
+def executor_of(job: str) -> tuple[str, int, int | None]:
+    """The process that executes a local job: host, number and start time, as `process_is_alive` takes them."""
+    found = re.fullmatch(LOCAL_ID, job)
+    assert found is not None, "read_sweep refuses others"
+    return found["host"], int(found["pid"]), int(found["started"]) if found["started"] else None
 
 
 def visible_gpus() -> list[str]:

@@ -61,9 +61,9 @@ def record_exit(run: Path, code: int, logs: Sequence[Path], restarts: int, limit
     if status.get("state") == "finished":
         return False
     if code < PREEMPTED:
-        started = read_job(run).get("time", 0)
-        is_recorded = status.get("state") == "failed" and status["time"] >= started
-        set_status(run, "failed", status["error"] if is_recorded else last_error_line(logs))
+        job = read_job(run)
+        is_recorded = status.get("state") == "failed" and (job is None or status.get("time", 0) >= job.time)
+        set_status(run, "failed", (is_recorded and status.get("error")) or last_error_line(logs))
         return False
     reason = str(status.get("error") or "stopped") if code == PREEMPTED else describe_death(code)
     if restarts < limit:

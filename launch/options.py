@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trainer.errors import ConfigError, nearest
+from trainer.formatting import printable
 from trainer.options import Count, Natural, check_options, options_of
 
 
@@ -70,6 +71,9 @@ class SlurmOptions(CommonOptions):
     """Shell commands that a job executes before the run."""
 
 
+SCRIPT_OPTIONS = ("partition", "account", "qos", "mem", "time", "constraint", "exclude")
+"""Options that stand in the job script as text."""
+
 LaunchOptions = LocalOptions | SlurmOptions
 KINDS: dict[str, type[LaunchOptions]] = {"local": LocalOptions, "slurm": SlurmOptions}
 
@@ -83,4 +87,22 @@ def check_launch(values: Mapping[str, Any]) -> LaunchOptions:
     name = values.get("name")
     if name not in KINDS:
         raise ConfigError(f"unknown launch.name {name!r}{nearest(str(name), KINDS)}")
-    return KINDS[name](**check_options(options_of(KINDS[name]), values, "launch"))
+    options = KINDS[name](**check_options(options_of(KINDS[name]), values, "launch"))
+    if isinstance(options, SlurmOptions):
+        check_script(options)
+    return options
+
+
+def check_script(options: SlurmOptions) -> None:
+    """Refuses values that are more than one line, since they stand in the job script among lines of other meaning.
+
+    Raises:
+        ConfigError: an option holds a character that cannot be printed.
+    """
+    values = {name: getattr(options, name) for name in SCRIPT_OPTIONS}
+    values |= {f"sbatch.{name}": f"{name}={value}" for name, value in (options.sbatch or {}).items()}
+    for name, value in values.items():
+        if not str(value).isprintable():
+            raise ConfigError(
+                f"launch.{printable(name)}={value!r} is wrong: it must be one line of printable characters"
+            )

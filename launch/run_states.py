@@ -9,7 +9,7 @@ from submitit.core.utils import JobPaths
 
 from launch import local_executor, slurm_executor
 from launch.sweep_dir import Sweep, SweepRun
-from launch.worker import read_job
+from launch.worker import JobRecord, read_job
 from trainer.errors import UserError
 from trainer.rundir.status import process_is_alive, read_status
 
@@ -82,23 +82,30 @@ def run_states(sweep: Sweep) -> tuple[list[RunState], str | None]:
 
 def local_entry(sweep: Sweep, run: SweepRun) -> QueueEntry:
     """The queue entry of a run that a process on this machine executes."""
-    directory = sweep.directory(run)
-    job, status = read_job(directory), read_status(directory)
+    job, status = read_files(sweep.directory(run))
     if not run.jobs or not process_is_alive(*local_executor.executor_of(run.jobs[-1])):
         return QueueEntry(None)
-    if job.get("job") != run.jobs[-1]:
+    if job is None or job.job != run.jobs[-1]:
         return QueueEntry(("PENDING", "waiting for a free slot"))
-    ended = status.get("state") != "running" and status.get("time", 0) >= job["time"]
+    ended = status.get("state") != "running" and status.get("time", 0) >= job.time
     return QueueEntry(None) if ended else QueueEntry(("RUNNING", ""))
+
+
+def read_files(run: Path) -> tuple[JobRecord | None, dict[str, Any]]:
+    """What job.json and status.json say; where the former cannot be read, the status is unknown for this reason."""
+    try:
+        return read_job(run), read_status(run)
+    except UserError as error:
+        return None, {"state": "unknown", "error": str(error)}
 
 
 def state_of(sweep: Sweep, run: SweepRun, entry: QueueEntry | None) -> RunState:
     """The state of a run; the entry is None if the queue does not answer."""
-    directory = sweep.directory(run)
-    job, status = read_job(directory), read_status(directory)
+    job, status = read_files(sweep.directory(run))
     newest = run.jobs[-1] if run.jobs else None
-    started = newest is not None and job.get("job") == newest
-    current = started and status.get("time", 0) >= job["time"]
+    start = job if job and job.job == newest else None
+    started = start is not None
+    current = start is not None and status.get("time", 0) >= start.time
     cancelled = newest is not None and run.cancelled == newest
     state, reason = resolve_state(status, entry, started=started, current=current, cancelled=cancelled)
     metric = status.get("primary")
@@ -110,7 +117,7 @@ def state_of(sweep: Sweep, run: SweepRun, entry: QueueEntry | None) -> RunState:
         step=status.get("step"),
         metric=metric,
         value=(status.get("metrics") or {}).get(metric),
-        restarts=job["restarts"] if started else 0,
+        restarts=start.restarts if start else 0,
         reason=reason,
         log=JobPaths(sweep.jobs, newest, 0).stdout if newest else None,
     )
@@ -131,13 +138,16 @@ def resolve_state(
     recorded, error = status.get("state"), status.get("error")
     if recorded == "finished":
         return "finished", None
-    if entry is None or recorded == "unknown":  # unknown: another version wrote status.json
+    if entry is None:
         return "unknown", error
     if entry.queue is not None:
         in_queue, reason = entry.queue
         if in_queue in ("RUNNING", "COMPLETING"):
-            return ("running" if recorded == "running" and current else "starting"), None
+            running = recorded == "running" and current
+            return ("running" if running else "starting"), (error if recorded == "unknown" else None)
         return "queued", (error if started and error else reason)
+    if recorded == "unknown":  # another version wrote status.json, or it is damaged
+        return "unknown", error
     if recorded == "failed" and started:
         return "failed", error
     if cancelled or (entry.accounting and entry.accounting.startswith("CANCELLED")):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from submitit import SlurmExecutor
@@ -19,7 +20,7 @@ from launch.options import SlurmOptions
 from launch.sweep_dir import Sweep, SweepRun
 from launch.worker import STRAGGLER_SECONDS, Task
 from trainer._private import SUBMITIT_WORKER, _make_sbatch_string
-from trainer.errors import UserError, one_line
+from trainer.errors import ConfigError, UserError, one_line
 
 OPTIONS = {
     "account": "account",
@@ -35,6 +36,18 @@ OPTIONS = {
     "unrecognized option": "sbatch",
 }
 """The option to change, by a pattern in the message with which Slurm refuses a job."""
+
+
+def check_path(path: Path) -> None:
+    """Refuses the directory of a sweep if Slurm would write the logs elsewhere.
+
+    Raises:
+        ConfigError: it holds what Slurm replaces in the names of logs, or a line's end.
+    """
+    if not str(path).isprintable() or set(str(path)) & set("%\\"):
+        raise ConfigError(
+            f"launch.dir={str(path)!r} is wrong: for Slurm it must be one line of characters other than % and \\"
+        )
 
 
 def submit(sweep: Sweep, runs: Sequence[SweepRun]) -> None:

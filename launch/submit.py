@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from launch import local_executor, slurm_executor
 from launch.compose import SweepPoint, compose_sweep
@@ -12,7 +13,11 @@ from launch.compose_comparison import compose_comparison
 from launch.options import SlurmOptions
 from launch.snapshot import take_snapshot
 from launch.sweep_dir import Sweep, SweepRun, new_directory
+from trainer.config.compose import announced_modules
+from trainer.formatting import printable
 from trainer.rundir.status import FINISHED
+from trainer.signals import signals_blocked
+from trainer.streams import print_if_read
 
 
 def launch(arguments: list[str]) -> int:
@@ -32,16 +37,19 @@ def launch(arguments: list[str]) -> int:
     options, points = compose_comparison(rest[1:]) if is_comparison else compose_sweep(rest)
     runs = [SweepRun(point.name, point.overrides) for point in points]
     sweep = Sweep(Path(options.dir).absolute(), Path.cwd(), options, runs, is_comparison)
+    if isinstance(options, SlurmOptions):
+        slurm_executor.check_path(sweep.path)
     if is_dry_run:
         show(sweep)
         return FINISHED
-    with new_directory(sweep.path):
-        prepare(sweep, points)
-        if isinstance(options, SlurmOptions):
-            slurm_executor.submit(sweep, runs)
-    print(f"{len(runs)} runs in {sweep.path}; see python -m launch status {sweep.path}", flush=True)
-    if is_comparison:
-        print(f"report: python -m trainer.report {sweep.path}/*/runs", flush=True)
+    with signals_blocked():  # Ctrl-C must not take the directory away from jobs that are queued already
+        with new_directory(sweep.path):
+            prepare(sweep, points)
+            if isinstance(options, SlurmOptions):
+                slurm_executor.submit(sweep, runs)
+        print_if_read(f"{len(runs)} runs in {sweep.path}; see python -m launch status {sweep.path}")
+        if is_comparison:
+            print_if_read(f"report: python -m trainer.report {sweep.path}/*/runs")
     return FINISHED if isinstance(options, SlurmOptions) else local_executor.execute(sweep, runs)
 
 
@@ -49,7 +57,8 @@ def prepare(sweep: Sweep, points: Sequence[SweepPoint]) -> None:
     """Writes everything that the jobs will read: code, frozen configs, sweep.json."""
     sweep.jobs.mkdir(mode=0o700)
     if sweep.options.snapshot:
-        take_snapshot(sweep.code)
+        named = (module for point in points for module in point.plugins)
+        take_snapshot(sweep.code, dict.fromkeys([*announced_modules(), *named]))
     for run, point in zip(sweep.runs, points, strict=True):
         sweep.directory(run).mkdir(mode=0o700)
         point.freeze(sweep.directory(run))
@@ -59,9 +68,9 @@ def prepare(sweep: Sweep, points: Sequence[SweepPoint]) -> None:
 def show(sweep: Sweep) -> None:
     """Prints the runs and, for Slurm, the job script."""
     console = Console()
-    table = Table("run", "overrides", title=f"{len(sweep.runs)} runs in {sweep.path}")
+    table = Table("run", "overrides", title=Text(printable(f"{len(sweep.runs)} runs in {sweep.path}")))
     for run in sweep.runs:
-        table.add_row(run.name, " ".join(run.overrides))
+        table.add_row(run.name, Text(printable(" ".join(run.overrides))))
     console.print(table)
     if isinstance(sweep.options, SlurmOptions):
         console.print(

@@ -1,6 +1,7 @@
 """The directory of a sweep: its record, its runs, their jobs and the code that they execute."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,12 @@ from trainer.rundir.files import FORMAT, atomic_write_text, check_format, make_d
 from trainer.rundir.provenance import CODE
 
 RECORD = "sweep.json"
+
+LOCAL_ID = r"(?P<host>[^/\s]+)\.(?P<pid>[1-9][0-9]{0,8})(-(?P<started>[0-9]{1,18}))?\.[0-9]+"
+"""The id of a job on this machine: the process that executes it, when that started, and the number of the run."""
+
+JOB_IDS = {"local": LOCAL_ID, "slurm": "[0-9]+(_[0-9]+)?"}
+"""Patterns of job ids, by the kind of the launch."""
 
 
 @dataclass
@@ -95,6 +102,8 @@ def read_sweep(path: Path) -> Sweep:
     file = path / RECORD
     try:
         values = json.loads(file.read_text())
+    except RecursionError:
+        raise DataError(f"{file} is damaged: it is nested too deep") from None
     except OSError:
         raise DataError(
             f"{path} has no {RECORD} in it: give the sweep directory that python -m launch printed"
@@ -109,6 +118,12 @@ def read_sweep(path: Path) -> Sweep:
         options = check_launch(record.launch)
     except ConfigError as error:
         raise DataError(f"{file} is damaged: {error}") from None
+    for job in (job for run in record.runs for job in [*run.jobs, *filter(None, [run.cancelled])]):
+        if not re.fullmatch(JOB_IDS[options.name], job):
+            raise DataError(f"{file} is damaged: {job!r} is not the id of a job with launch={options.name}")
+    for run in record.runs:
+        if not re.fullmatch(r"[0-9]+_[\w.,=+-]+", run.name):
+            raise DataError(f"{file} is damaged: {run.name!r} is not the name of a run")
     return Sweep(path, Path(record.cwd), options, record.runs, record.comparison)
 
 

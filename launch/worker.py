@@ -9,16 +9,21 @@ import os
 import runpy
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
+from launch.snapshot import plugin_paths
+from trainer.errors import ConfigError, DataError
+from trainer.options import Natural, NonNegative, build_dataclass, check_options, options_of, to_dict
 from trainer.rundir.files import FORMAT, atomic_write_text, check_format
+from trainer.rundir.foreign import parse_json, read_text
+from trainer.rundir.provenance import CODE
 from trainer.rundir.status import PREEMPTED
 from trainer.signals import StopSignal
 
@@ -35,15 +40,32 @@ def execute(cwd: Path, module: str, arguments: Sequence[str]) -> None:
     Stop signals stay blocked until the module opens its `StopSignal`, so that none is lost while it imports torch.
 
     Args:
-        cwd: the directory to execute it in; plugins there can be imported.
+        cwd: the directory to execute it in; plugins there can be imported, unless the snapshot has a copy.
         module: name of the module.
         arguments: of its command line.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, StopSignal.SIGNALS)
     os.chdir(cwd)
-    sys.path.append(str(cwd))
+    first, last = [str(CODE), *plugin_paths()], str(cwd)
+    sys.path[:] = [*first, *sys.path, last]
+    # processes that it starts anew, as comparisons do, must not look into the working directory first either
+    os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join([*first, *filter(None, [os.environ.get("PYTHONPATH")]), last])
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """Content of job.json: the job that trains in a run directory."""
+
+    format: int
+    job: str
+    """Its id."""
+    restarts: Natural
+    """Earlier starts of the same job."""
+    time: NonNegative
+    """Of the start, in seconds since 1970."""
 
 
 def write_job(run: Path, job: str, restarts: int) -> None:
@@ -54,22 +76,25 @@ def write_job(run: Path, job: str, restarts: int) -> None:
         job: id of the job.
         restarts: earlier starts of the same job.
     """
-    record = {"format": FORMAT, "job": job, "restarts": restarts, "time": time.time()}
-    atomic_write_text(run / JOB, json.dumps(record))
+    record = JobRecord(FORMAT, job, restarts, time.time())
+    atomic_write_text(run / JOB, json.dumps(to_dict(record)))
 
 
-def read_job(run: Path) -> dict[str, Any]:
-    """The record of `write_job`: format, job, restarts, time of the start; empty before the first start.
+def read_job(run: Path) -> JobRecord | None:
+    """The record of `write_job`; None before the first start.
 
     Raises:
-        DataError: another version wrote it.
+        DataError: another version wrote it, or it is damaged.
     """
     try:
-        record = json.loads((run / JOB).read_text())
+        values = parse_json(read_text(run / JOB))
     except (OSError, ValueError):
-        return {}
-    check_format(record, run / JOB)
-    return record
+        return None
+    check_format(values, run / JOB)
+    try:
+        return build_dataclass(JobRecord, check_options(options_of(JobRecord), values, ""))
+    except ConfigError as error:
+        raise DataError(f"{run / JOB} is damaged: {str(error)[:200]}; remove it") from None
 
 
 def restart_count() -> int:
@@ -104,5 +129,17 @@ class Task:
         return DelayedSubmission(self)
 
 
+def stop_with_launcher() -> None:
+    """Has this process stopped, with a checkpoint, when the launcher that holds its standard input is gone."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, StopSignal.SIGNALS)  # in the thread, too, for good
+    threading.Thread(target=wait, name="launcher", daemon=True).start()
+
+
 if __name__ == "__main__":
+    stop_with_launcher()
     execute(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = {  # from the ground up
-    "ground": "_private errors signals options registry formatting metrics rundir",
+    "ground": "_private errors signals streams options registry formatting metrics rundir",
     "parts": "models data optim monitor distributed",
     "run": "config checkpoint training",
     "commands": "cli report compare analyze export __main__",

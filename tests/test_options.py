@@ -1,5 +1,6 @@
 """Options of signatures and dataclasses, and what is said of values that do not fit."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -65,6 +66,21 @@ def test_what_does_not_fit_is_said_in_words(type_: Any, value: Any, words: str) 
         ConfigError, match=f"^x={value if value != [0.5, 1] else '.*'} is wrong: it must be {words}$"
     ):
         check_value(type_, value, "x")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (math.inf, "a number > 0, and finite"),
+        (-math.inf, "a number > 0, and finite"),
+        (math.nan, "a number > 0"),
+        (10**400, "a number > 0"),
+    ],
+    ids=["inf", "-inf", "nan", "more than a float can hold"],
+)
+def test_numbers_are_finite(value: float, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"^x={value} is wrong: it must be {words}$"):
+        check_value(Positive, value, "x")
 
 
 @dataclass

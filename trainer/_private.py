@@ -24,6 +24,8 @@ NAMES = {
     "tree_map": "torch.utils._pytree",  # pytrees have no public module
     "_BatchNorm": "torch.nn.modules.batchnorm",  # the base of batch norms, which has no public name
     "_NormBase": "torch.nn.modules.batchnorm",  # the base of batch and instance norms, which has no public name
+    # tensorboard
+    "_AsyncWriterThread": "tensorboard.summary.writer.event_file_writer",  # Python prints what it raises
 }
 """The module of each name."""
 

@@ -29,6 +29,10 @@ class DataError(UserError):
     """A data set is not where the config says, or is not what it should be."""
 
 
+class WorkerKilled(DataError):
+    """A signal ended a data worker, as where memory runs out: the same command may well go on from a checkpoint."""
+
+
 class CheckpointError(UserError):
     """A checkpoint does not exist, cannot be read, or belongs to another model."""
 

@@ -40,3 +40,8 @@ def duration(seconds: float) -> str:
 def memory(mib: float) -> str:
     """``412 MiB``, ``2.0 GiB``, from mebibytes."""
     return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
+
+
+def printable(text: str) -> str:
+    """Text that anybody may have written, for a terminal: control characters and broken ones in hexadecimal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -35,8 +35,8 @@ class Metric:
     format: Format = "plain"
 
     def better(self, new: float, old: float | None) -> bool:
-        """Whether a value is better than the best one so far; None: there is none yet. nan is never better."""
-        if math.isnan(new):
+        """Whether a value is better than the best one so far; None: there is none yet. Only a finite one can be."""
+        if not math.isfinite(new):
             return False
         return old is None or (new > old if self.higher_is_better else new < old)
 

@@ -155,8 +155,9 @@ def check_value(type_: Any, value: Any, where: str) -> Any:
     """
     try:
         return _convert(type_, value, where)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{where}={_show(value)} is wrong: it must be {describe(type_)}") from None
+    except (TypeError, ValueError, OverflowError):  # the last one of an integer that no float can hold
+        finite = ", and finite" if isinstance(value, float) and math.isinf(value) else ""
+        raise ConfigError(f"{where}={_show(value)} is wrong: it must be {describe(type_)}{finite}") from None
 
 
 def _convert(type_: Any, value: Any, where: str) -> Any:
@@ -194,7 +195,7 @@ def _convert(type_: Any, value: Any, where: str) -> Any:
         return None
     if not isinstance(value, type_) or (isinstance(value, bool) and type_ is not bool):
         raise TypeError
-    if isinstance(value, float) and math.isnan(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError
     return value
 

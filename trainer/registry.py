@@ -140,8 +140,13 @@ class Registry:
 
     def load_entry_points(self) -> None:
         """Imports every module that an installed package announces for this registry."""
-        for entry in entry_points(group=self.entry_points) if self.entry_points else ():
-            import_plugin(entry.value.split(":")[0])
+        for module in self.announced_modules():
+            import_plugin(module)
+
+    def announced_modules(self) -> list[str]:
+        """The modules that installed packages announce for this registry, by name."""
+        found = entry_points(group=self.entry_points) if self.entry_points else ()
+        return [entry.value.split(":")[0] for entry in found]
 
 
 def import_submodules(package: str) -> None:

@@ -45,10 +45,10 @@ def test_equal_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert comparison["verdict"].startswith("Too few runs ")
     runs = read_runs([tmp_path / "c" / "runs"])
     assert by_start(runs) == [
-        "adafisher,seed=0",
-        "sgd,seed=0",
-        "sgd,seed=1",
-        "adafisher,seed=1",
+        "0_adafisher,seed=0",
+        "1_sgd,seed=0",
+        "2_sgd,seed=1",
+        "3_adafisher,seed=1",
     ]
     assert len({run.process for run in runs}) == 4, "each in a process of its own"
     assert not any("Memory" in note for note in found["notes"])
@@ -60,7 +60,7 @@ def test_equal_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_equal_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["optimizer=sgd,adamw", "loop.max_steps=30", "budget_from=sgd"]
     found = compare(capsys, tmp_path / "c", *options)
-    reference = read_run(tmp_path / "c" / "reference" / "sgd,seed=0")
+    reference = read_run(tmp_path / "c" / "reference" / "0_sgd,seed=0")
     seconds = reference.evaluations["test/loss"][-1].seconds
     assert found["seconds"] == pytest.approx(seconds, rel=1e-3)
     for run in read_runs([tmp_path / "c" / "runs"]):
@@ -88,10 +88,10 @@ def test_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trials = read_runs([tmp_path / "c" / "tune"])
     assert {run.seed for run in trials} == {5}
     assert by_start(trials)[:4] == [
-        "adamw,lr=1e-09,seed=5",
-        "sgd,lr=1e-09,seed=5",
-        "sgd,lr=0.1,seed=5",
-        "adamw,lr=1e-08,seed=5",
+        "0_adamw,lr=1e-09,seed=5",
+        "1_sgd,lr=1e-09,seed=5",
+        "2_sgd,lr=0.1,seed=5",
+        "3_adamw,lr=1e-08,seed=5",
     ]
     runs = read_runs([tmp_path / "c" / "runs"])
     assert {(run.config["optimizer.name"], run.config["optimizer.lr"], run.seed) for run in runs} == {
@@ -134,7 +134,7 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, capsys: pytest.Capt
 
     def interrupt() -> None:
         """While the second run trains."""
-        while read_status(folder / "runs" / "adamw,seed=0").get("state") != "running":
+        while read_status(folder / "runs" / "1_adamw,seed=0").get("state") != "running":
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -144,14 +144,14 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, capsys: pytest.Capt
     assert said.startswith("interrupted; resume with: python -m trainer.compare ")
     states = {run.path.name: run.state for run in read_runs([folder / "runs"])}
     assert states == {
-        "sgd,seed=0": "finished",
-        "adamw,seed=0": "preempted",
-        "adam,seed=0": "queued",
+        "0_sgd,seed=0": "finished",
+        "1_adamw,seed=0": "preempted",
+        "2_adam,seed=0": "queued",
     }
-    first = (folder / "runs" / "sgd,seed=0" / "status.json").read_text()
+    first = (folder / "runs" / "0_sgd,seed=0" / "status.json").read_text()
     found = compare(capsys, folder, *argv)
     assert [group["counted"] for group in found["groups"]] == [1, 1, 1]
-    assert (folder / "runs" / "sgd,seed=0" / "status.json").read_text() == first, "it did not run again"
+    assert (folder / "runs" / "0_sgd,seed=0" / "status.json").read_text() == first, "it did not run again"
     # The interrupted run ends with the numbers of one that was not.
     (undisturbed,) = compare(capsys, tmp_path / "undisturbed", "optimizer=adamw", *options)["groups"]
     (interrupted,) = (group for group in found["groups"] if group["group"] == "adamw")
@@ -215,7 +215,7 @@ def test_a_mistake_leaves_nothing(
 def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert main(["loop.max_steps=1", f"compare.dir={tmp_path / 'file' / 'c'}"]) == 2
-    assert "cannot be made: Not a directory" in capsys.readouterr().err
+    assert "c cannot be made: " in capsys.readouterr().err
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ def test_interrupted_and_continued(tmp_path: Path) -> None:
     root, folder = cats_and_dogs(tmp_path / "pictures"), tmp_path / "c"
     process = start(folder, root)
     try:
-        second = folder / "tune" / "sgd,lr=0.01,seed=1"  # so that the first one ends, with its workers
+        second = folder / "tune" / "1_sgd,lr=0.01,seed=1"  # so that the first one ends, with its workers
         wait_until(lambda: (second / "metrics.jsonl").exists() and read_status(second).get("step", 0) > 0)
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
         _, said = process.communicate(timeout=LIMIT)

@@ -2,6 +2,8 @@
 
 import gzip
 import pickle
+import sys
+from math import prod
 from pathlib import Path
 from urllib.error import URLError
 
@@ -12,6 +14,7 @@ from torchvision import datasets
 
 from trainer.data import DATA, Data, fashion_mnist
 from trainer.data.digits import FILE, stratified_split
+from trainer.data.images import check_sets
 from trainer.errors import DataError
 
 
@@ -120,8 +123,39 @@ def test_fashion_mnist_damaged(tmp_path, damage, message):
 def test_fashion_mnist_with_other_labels(tmp_path):
     path = write_fashion_mnist(tmp_path) / "t10k-labels-idx1-ubyte.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1] + b"\x11"))
-    with pytest.raises(DataError, match=r"holds a t10k label 17: they must be 0 to 9$"):
+    with pytest.raises(DataError, match=r"an image for testing has the label 17: labels must be 0 to 9$"):
         build("fashion_mnist", root=str(tmp_path))
+
+
+def idx(*shape):
+    sizes = np.array(shape, dtype=">u4").tobytes()
+    return gzip.compress(bytes([0, 0, 8, len(shape)]) + sizes + bytes(prod(shape)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((10, 5, 5), r"images for training have the shape \[1, 28, 28\] and for testing \[1, 5, 5\]"),
+        ((0, 28, 28), "is not a complete IDX file of bytes"),
+        ((50, 28, 28), "has more than 0 GiB when it is unpacked"),
+    ],
+)
+def test_fashion_mnist_of_other_sizes(tmp_path, shape, message, monkeypatch):
+    monkeypatch.setattr(sys.modules["trainer.data.fashion_mnist"], "LARGEST", 30_000)
+    write_fashion_mnist(tmp_path)
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(idx(*shape))
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(idx(shape[0]))
+    with pytest.raises(DataError, match=message):
+        build("fashion_mnist", root=str(tmp_path))
+
+
+def test_labels_of_an_image_set():
+    images, labels = torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1, 1])
+    check_sets((images, labels), (images, labels), 2)
+    with pytest.raises(DataError, match="an image for training has the label -1: labels must be 0 to 1"):
+        check_sets((images, labels - 1), (images, labels), 2)
+    with pytest.raises(DataError, match="there are no images for testing"):
+        check_sets((images, labels), (images[:0], labels[:0]), 2)
 
 
 @pytest.mark.parametrize(

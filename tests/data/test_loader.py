@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.forks import FORKS
 from trainer.data import LazySplit, LoaderOptions, TrainLoader, eval_batches
 from trainer.data.images import Augmentation, MemoryImages
 from trainer.errors import ConfigError, DataError
@@ -278,3 +280,21 @@ def test_batch_sizes_that_do_not_fit(images, batch_size, split_up, message):
     with pytest.raises(ConfigError) as error:
         TrainLoader(images, LoaderOptions(batch_size=batch_size), seed=0, **split_up)
     assert str(error.value) == message
+
+
+def parents_of_workers(connection: Connection) -> None:
+    loader = TrainLoader(Lazy(400), LoaderOptions(batch_size=4, num_workers=2), seed=0)
+    loader.next_batch()
+    workers = [Path(f"/proc/{worker.pid}/stat") for worker in multiprocessing.active_children()]
+    connection.send([int(worker.read_text().rpartition(")")[2].split()[1]) for worker in workers])
+    loader.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_workers_are_children_of_the_run():
+    """In a process from a fork server, too, as a run of a comparison is: others would outlive it when it is killed."""
+    ours, theirs = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=parents_of_workers, args=(theirs,))
+    process.start()
+    assert ours.recv() == [process.pid] * 2
+    process.join()

@@ -56,7 +56,7 @@ def test_switched_off_each_rank_has_its_own(alone: dict[str, Any]) -> None:
 
 def model_of(dims: int, affine: bool, momentum: float | None) -> nn.Module:
     torch.manual_seed(0)
-    kind = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1]
+    kind = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims]
     norm = kind(3, affine=affine, momentum=momentum).double()
     if affine:
         nn.init.normal_(norm.weight)
@@ -71,7 +71,7 @@ def inputs_of(dims: int) -> Tensor:
 
 
 FORMS = [
-    (dims, affine, momentum) for dims in (1, 2, 3) for affine in (True, False) for momentum in (0.1, None)
+    (dims, affine, momentum) for dims in (0, 1, 2, 3) for affine in (True, False) for momentum in (0.1, None)
 ]
 
 

@@ -94,6 +94,15 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(tmp_path: Path) -> Non
     assert (tmp_path / "run" / "checkpoints" / f"step_{step:08d}").exists()
 
 
+def test_a_signal_to_one_rank_ends_an_evaluation_on_all(tmp_path: Path) -> None:
+    line = f"{RUN} data.eval_batch_size=40 loop.max_steps=8 plugins=[tests.distributed.faults]"
+    line = f"{line} hydra.run.dir={tmp_path / 'run'}"
+    assert train(2, line.split(), tmp_path / "out", FAULT="signal in evaluation") == [75, 75]
+    assert status(tmp_path)["error"] == "stopped by SIGTERM at step 8"
+    assert train(2, line.split()) == [0, 0]
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count('"evaluation"') == 1
+
+
 def test_a_bad_batch_on_one_rank_is_skipped_by_all(tmp_path: Path) -> None:
     line = f"{RUN} loop.max_steps=8 loop.log_every=1 plugins=[tests.distributed.faults]"
     assert train(2, [*line.split(), f"hydra.run.dir={tmp_path / 'run'}"], FAULT="one nan") == [0, 0]

@@ -8,6 +8,7 @@ import torch
 from tests.distributed.ranks import on_ranks
 from tests.distributed.runs import assert_same, outcome, parts_of, steps
 from trainer.distributed.ranks import Ranks
+from trainer.errors import ConfigError
 
 pytestmark = pytest.mark.ranks
 
@@ -72,3 +73,18 @@ def test_the_cases_do_train(alone: dict[str, Any]) -> None:
         still = {key for key in before if torch.equal(before[key], after[key])}
         assert still == {key for key in before if ".frozen." in key}, name
         assert all(value.isfinite().all() for value in after.values()), name
+
+
+def first_step(ranks: Ranks, option: str) -> str:
+    try:
+        steps(parts_of(ranks, "model=idle", "optimizer=sgd", "parallel=ddp", option, dtype=torch.float32), 2)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("option", ["loop.accumulate=2", "parallel.find_unused_parameters=true"])
+def test_unused_parameters_are_named(option: str) -> None:
+    """In the first step, whose gradients would not have been averaged."""
+    words = "the loss does not depend on idle.weight, idle.bias: set parallel.find_unused_parameters=true"
+    assert on_ranks(2, first_step, option) == ["" if "unused" in option else words] * 2

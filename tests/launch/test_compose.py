@@ -55,6 +55,8 @@ def test_names_are_fit_for_directories() -> None:
     assert point_names([["data.path=/a/b c"], ["data.path=/d"]]) == ["0_data.path=-a-b-c", "1_data.path=-d"]
     long = point_names([["x=" + "a" * 500], ["x=b"]])[0]
     assert len(long) < 200
+    for name in point_names([["x=" + "ä" * 120], ["x=" + "漢" * 120]]):
+        assert len(name.encode()) < 200
 
 
 @pytest.mark.parametrize(

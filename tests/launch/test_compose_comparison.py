@@ -26,7 +26,7 @@ def test_each_job_measures_its_own_budget(tmp_path: Path, capsys: pytest.Capture
         (reference,) = read_runs([folder / "reference"])
         budget = float(f"{reference.evaluations['test/loss'][-1].seconds:.4g}")
         runs = read_runs([folder / "runs"])
-        assert sorted(run.path.name for run in runs) == [f"adamw,seed={seed}", f"sgd,seed={seed}"]
+        assert sorted(run.path.name for run in runs) == [f"0_sgd,seed={seed}", f"1_adamw,seed={seed}"]
         assert all(run.config["loop.max_time"] == budget for run in runs)
     assert main(["rerun", str(sweep)]) == 0
     assert "nothing to rerun" in capsys.readouterr().out

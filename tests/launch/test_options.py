@@ -34,6 +34,16 @@ def test_units_as_slurm_takes_them() -> None:
     assert (options.time, options.mem) == ("1-12:00:00", "64G")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"partition": "gpu\nrm -rf x"}, {"time": "1\r"}, {"sbatch": {"nice": "5\n"}}, {"sbatch": {"a\nb": 5}}],
+)
+def test_an_option_of_several_lines(options: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"launch\..* is wrong: it must be one line") as refused:
+        check_launch({"name": "slurm", "dir": "x", **options})
+    assert str(refused.value).isprintable()
+
+
 def test_an_option_of_the_other_kind() -> None:
     with pytest.raises(ConfigError, match=r"unknown option launch\.partition"):
         check_launch({"name": "local", "dir": "x", "partition": "gpu"})

@@ -50,6 +50,8 @@ OTHER_FORMAT = {"state": "unknown", "error": "has format 2"}
         (FAILED, QueueEntry(None, "NODE_FAIL"), False, False, ("vanished", "Slurm reports NODE_FAIL")),
         (RUNNING, None, True, True, ("unknown", None)),
         (OTHER_FORMAT, QueueEntry(None), True, False, ("unknown", "has format 2")),
+        (OTHER_FORMAT, QueueEntry(("RUNNING", "None")), True, False, ("starting", "has format 2")),
+        (OTHER_FORMAT, QueueEntry(("PENDING", "Priority")), True, False, ("queued", "has format 2")),
         (FINISHED, None, True, True, ("finished", None)),
     ],
 )

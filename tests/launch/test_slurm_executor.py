@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from launch.options import SlurmOptions
-from launch.slurm_executor import ended, explain, queued, script, without_job_variables
+from launch.slurm_executor import check_path, ended, explain, queued, script, without_job_variables
 from launch.sweep_dir import Sweep
-from trainer.errors import UserError
+from trainer.errors import ConfigError, UserError
 
 
 def sweep(path: Path, **options: object) -> Sweep:
@@ -43,6 +43,14 @@ def test_the_script_is_one_that_bash_reads(tmp_path: Path) -> None:
     assert "partition" not in text
     assert "wckey" not in text
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+@pytest.mark.parametrize("name", ["100%", "%j", "a\\b", "a\nb"])
+def test_names_that_slurm_reads_otherwise(name: str, tmp_path: Path) -> None:
+    check_path(tmp_path / "a b;$(c)ü")
+    with pytest.raises(ConfigError, match=r"launch\.dir=.* is wrong") as refused:
+        check_path(tmp_path / name / "sweep")
+    assert str(refused.value).isprintable()
 
 
 def test_one_run_is_no_array(tmp_path: Path) -> None:

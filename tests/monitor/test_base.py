@@ -58,7 +58,10 @@ def test_a_default_is_left_to_the_sink(tmp_path, capsys):
 
 def test_the_state_is_that_of_each_sink_by_name(tmp_path, calls):
     reported = monitors(tmp_path, "recorder", "jsonl")
-    assert reported.state_dict() == {"recorder": {"noted": 0}, "jsonl": {"metrics": 0, "clock": 0}}
+    assert reported.state_dict() == {
+        "recorder": {"noted": 0},
+        "jsonl": {"metrics": 0, "clock": 0, "metrics_checksum": 0},
+    }
     reported.load_state_dict({"recorder": {"noted": 7}})
     assert calls == [("load_state_dict", {"noted": 7})]
 
@@ -72,7 +75,7 @@ def test_a_sink_can_report_to_the_others(tmp_path, capsys):
             monitors.message("hello")
 
     Monitors(run_info(tmp_path), MonitorOptions(sinks=["console"]), {"greeter": Greeter()})
-    assert capsys.readouterr().out.splitlines()[-1] == "hello"
+    assert capsys.readouterr().out.splitlines()[0] == "hello"
 
 
 def test_a_sink_that_the_checkpoint_does_not_know_is_left_alone(tmp_path, calls):

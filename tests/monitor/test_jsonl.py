@@ -93,3 +93,21 @@ def test_a_file_shorter_than_at_the_checkpoint_is_not_filled_up(tmp_path):
     told.load_state_dict({"jsonl": {"metrics": 1000, "clock": 1000}})
     told.train(progress(6), {"train/loss": 1.0}, {})
     assert len(records(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_metrics_that_have_changed_are_told_at_resume(tmp_path, capsys):
+    told = monitors(tmp_path, "jsonl")
+    play(told, 1, 33)
+    state = told.state_dict()
+    play(told, 34, 40)
+    file = tmp_path / "metrics.jsonl"
+    written = file.read_bytes()
+    for content, warned in (
+        (written, False),
+        (written.replace(b"18", b"19", 1), True),
+        (written[:100], True),
+    ):
+        file.write_bytes(content)
+        monitors(tmp_path, "console", "jsonl", resumed_step=33).load_state_dict(state)
+        said = "warning: metrics.jsonl has changed since the checkpoint: it may be damaged"
+        assert (said in capsys.readouterr().out) == warned

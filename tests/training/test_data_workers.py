@@ -65,11 +65,11 @@ def test_trainer_and_worker_are_killed(tmp_path: Path, capsys: pytest.CaptureFix
         [worker] = children(process.pid)
         os.kill(worker, signal.SIGKILL)
         _, err = process.communicate(timeout=100)
-    assert process.returncode == 1
+    assert process.returncode == 75
     killed = "a data worker was ended by SIGKILL: out of memory? lower data.num_workers or data.batch_size"
     assert err == f"error: {killed}\n"
     status = read_status(run)
-    assert (status["state"], status["error"]) == ("failed", killed)
+    assert (status["state"], status["error"]) == ("preempted", killed)
     step = status["step"]
     assert 0 < step < 400
     assert [c.name for c in storage.list_checkpoints(run / "checkpoints")] == [f"step_{step:08d}"]

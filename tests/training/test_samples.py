@@ -7,6 +7,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from tests.training.helpers import parts_of
 from trainer.cli.train import main
 from trainer.training.samples import generate, wrong_and_right
 
@@ -107,3 +108,16 @@ def test_a_prompt_that_the_data_lacks(tmp_path: Path, text: Path, capsys: pytest
         "error: monitor.sample_prompt='être' has 'ê', which does not occur in the data\n"
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 99999999999999999999])
+def test_any_seed_can_draw(seed: int, text: Path) -> None:
+    line = [
+        "data=text",
+        f"data.path={text}",
+        "data.context_length=8",
+        "model=gpt",
+        "model.width=8",
+        "model.heads=2",
+    ]
+    assert parts_of(*line, "model.layers=1", f"seed={seed}").samples.sample(3)

@@ -20,10 +20,10 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) 
     """Lets the evaluation of a step fail, the first time."""
     evaluate, pending = loop.evaluate_with_average, [error]
 
-    def failing(parts: Any) -> dict[str, float]:
+    def failing(parts: Any, *rest: Any) -> dict[str, float]:
         if pending and parts.counters.step == step:
             raise pending.pop()
-        return evaluate(parts)
+        return evaluate(parts, *rest)
 
     monkeypatch.setattr(loop, "evaluate_with_average", failing)
 

@@ -115,3 +115,12 @@ def test_compiled_models_train_as_others_do(optimizer: str) -> None:
             train_step()
     for one, other in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_metrics_that_wait_for_a_report_take_no_more_room_with_every_step() -> None:
+    parts = parts_of(*MLP)
+    train_step = TrainStep(parts)
+    for _ in range(5):
+        train_step()
+    [totals] = parts.state.window
+    assert totals[-1] == 5 * 32

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.state import TrainState, set_random_state
+from trainer.checkpoint.state import TrainState, seed_all, set_random_state
 from trainer.checkpoint.storage import UNREADABLE, mark_best, path_of, read
+from trainer.data.random import mix
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
 from trainer.errors import CheckpointError, one_line
 
@@ -27,7 +28,8 @@ def restore(
 ) -> Restored:
     """Loads the first of the checkpoints that every rank can read.
 
-    A rank that had no random numbers of its own when the checkpoint was written keeps those that it has.
+    A rank that had no random numbers when the checkpoint was written gets some that depend on the step: those
+    of the seed alone would be the ones of the first steps again.
 
     Args:
         found: checkpoints of one run, in the order in which they are tried.
@@ -56,6 +58,8 @@ def restore(
         state.load(content, values)
         if str(ranks.rank) in rng:
             set_random_state(rng[str(ranks.rank)])
+        else:
+            seed_all(mix(state.loader.seed, ranks.rank, state.counters.step))
         if same_run and ranks.is_rank0:
             _mark_best_again(path_of(checkpoint.parent, state.counters.best_step))
         return Restored(checkpoint, values["monitors"], warned)

@@ -70,7 +70,7 @@ class TrainState:
     ema: EMA | None
     counters: Counters = field(default_factory=Counters)
     window: list[Tensor] = field(default_factory=list)
-    """The totals of the training metrics, step by step and over all ranks, since they were last reported."""
+    """The totals of the training metrics over all ranks, summed since they were last reported: one tensor, or none."""
 
     def tensors(self) -> dict[str, Any]:
         """Model, optimizer and average, keyed by parameter: what is sharded when the model is."""

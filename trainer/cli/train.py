@@ -11,12 +11,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from trainer.config.command_line import parse_arguments
 from trainer.config.compose import CONF, compose_grid, compose_run, load_plugins, resolve
 from trainer.config.schema import Config
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks, join
 from trainer.errors import ConfigError, UserError
+from trainer.formatting import printable
 from trainer.rundir.directory import RunDirectory, VisitedRunDirectory
 from trainer.rundir.status import CRASHED, FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR
 
@@ -164,7 +166,7 @@ def show_sweep(results: "list[tuple[str, Result]]") -> None:
     words = {FINISHED: "finished", CRASHED: "failed", USER_ERROR: "refused"}
     for overrides, result in results:
         values = [f"{result.metrics[n]:.4f}" if n in result.metrics else "" for n in names]
-        table.add_row(overrides, words[result.code], *values)
+        table.add_row(Text(printable(overrides)), words[result.code], *values)
     Console().print(table)
 
 

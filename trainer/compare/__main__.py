@@ -10,16 +10,17 @@ from pathlib import Path
 from rich.console import Console
 
 from trainer.cli.common import exit_code
-from trainer.compare.arguments import parse_command
-from trainer.compare.protocol import ComparisonRun, Outcome
+from trainer.compare.arguments import FOLDER, Command, parse_command
+from trainer.compare.protocol import ComparisonRun, Outcome, failed_trials
 from trainer.compare.resume import read_record, write_record
 from trainer.compare.runner import Interrupted, Runner
 from trainer.errors import UserError
 from trainer.report.output import write
 from trainer.report.render import show, to_stdout
 from trainer.report.serialize import as_json
+from trainer.rundir.directory import RunDirectory
 from trainer.rundir.files import STATUS
-from trainer.rundir.status import FINISHED, PREEMPTED, write_status
+from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, write_status
 from trainer.rundir.strict_json import dumps
 
 HELP = """\
@@ -56,18 +57,28 @@ def compare(argv: Sequence[str]) -> int:
     """Makes a comparison, or continues one; writes and prints its report; returns the exit code.
 
     Raises:
-        UserError: the command line is wrong, or a run cannot be started.
+        UserError: the command line is wrong, another process is at it, or a run cannot be started.
     """
-    console = Console(stderr=True)
     command = parse_command(argv)
     folder = command.folder or Path("outputs", "comparisons", time.strftime("%Y-%m-%d_%H-%M-%S"))
+    directory = RunDirectory(folder, unique=command.folder is None, option=FOLDER)
+    try:
+        return compare_in(directory.path, command)
+    finally:
+        directory.remove_if_unused()
+        directory.release()
+
+
+def compare_in(folder: Path, command: Command) -> int:
+    """As `compare`, in a folder that this process has locked."""
+    console = Console(stderr=True)
     recorded = read_record(command, folder)
     if recorded is not None:
         command = dataclasses.replace(command, contenders=recorded)
-    comparison = ComparisonRun(command, folder.absolute())
+    comparison = ComparisonRun(command, folder)
     configs = comparison.check()
     try:
-        with Runner(folder.absolute(), console, command.runs) as runner:
+        with Runner(folder, console, command.runs) as runner:
             if recorded is None:
                 runner.check(configs)
                 write_record(command, folder)
@@ -84,20 +95,28 @@ def compare(argv: Sequence[str]) -> int:
             write_status(folder, "failed", error=str(error))
         raise
     write(outcome.report, folder / "report")
-    write_status(folder, "finished")
+    problem = " ".join(map(failed_trials, outcome.untuned))
+    write_status(folder, "failed" if problem else "finished", error=problem or None)
     with to_stdout():
         if command.json:
             print(dumps(record(outcome, folder), indent=2))
         else:
             show(outcome.report, Console())
             print(f"report: {folder / 'report'}")
-    return FINISHED
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+    return CRASHED if problem else FINISHED
 
 
 def record(outcome: Outcome, folder: Path) -> dict:
     """The outcome and its report, for JSON."""
-    found = {"folder": str(folder), "seconds": outcome.seconds, "tuned": outcome.tuned}
-    return found | as_json(outcome.report)
+    return {
+        "folder": str(folder),
+        "seconds": outcome.seconds,
+        "tuned": outcome.tuned,
+        "untuned": outcome.untuned,
+        **as_json(outcome.report),
+    }
 
 
 if __name__ == "__main__":

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from trainer.compare.arguments import Command, Contender, Options, variant
 from trainer.compare.runner import PlannedRun, Runner
-from trainer.config.compose import file_name
+from trainer.config.compose import file_name, resolve
 from trainer.config.schema import Config
-from trainer.errors import UserError
+from trainer.errors import ConfigError, UserError
 from trainer.metrics import on_split
 from trainer.options import flatten, to_dict
 from trainer.report.grouping import group_keys
@@ -34,6 +38,8 @@ class Outcome:
     """The training seconds of each contender; None: each had its own budget."""
     tuned: dict[str, Options]
     """The best options of each contender, by its label; one whose trials have all failed is missing."""
+    untuned: list[str]
+    """The labels of those whose trials have all failed, and which therefore are not compared."""
     report: Report
     """On the runs with fresh seeds; its sensitivities include those of the tuning."""
 
@@ -77,11 +83,18 @@ class ComparisonRun:
         command = self.command
         seconds = self.measure(runner) if command.reference is not None else None
         tuned, curves = self.tune(seconds, runner) if command.trials else ({}, [])
+        untuned = [each.label for each in command.contenders if command.trials and each.label not in tuned]
+        if len(untuned) == len(command.contenders):
+            raise UserError(
+                f"all trials of {' and '.join(untuned)} failed: give other values, see {runner.log}"
+            )
+        order = [
+            (each, seed) for i, seed in enumerate(command.seeds) for each in rotated(command.contenders, i)
+        ]
         planned = [
-            self.plan("runs", each, tuned.get(each.label, {}), seed, seconds)
-            for i, seed in enumerate(command.seeds)
-            for each in rotated(command.contenders, i)
-            if each.label in tuned or not command.trials
+            self.plan(f"runs/{number}", each, tuned.get(each.label, {}), seed, seconds)
+            for number, (each, seed) in enumerate(order)
+            if each.label not in untuned
         ]
         runs = runner.run(planned, "run")
         metric = choose_metric(None, runs).name
@@ -89,9 +102,9 @@ class ComparisonRun:
         report = make_report(runs, by=",".join(self.keys), metric=metric, target=None)
         curves = [*report.sensitivities, *curves]
         report = dataclasses.replace(
-            report, sensitivities=curves, protocol=self.protocol_sentences(seconds, curves)
+            report, sensitivities=curves, protocol=self.protocol_sentences(seconds, curves, untuned)
         )
-        return Outcome(seconds, tuned, report)
+        return Outcome(seconds, tuned, untuned, report)
 
     def measure(self, runner: Runner) -> float:
         """The training seconds that the reference takes for its own budget, to four digits.
@@ -101,7 +114,7 @@ class ComparisonRun:
         """
         command = self.command
         (each,) = [c for c in command.contenders if c.label == command.reference]
-        (run,) = runner.run([self.plan("reference", each, {}, command.seeds[0], None)], "reference")
+        (run,) = runner.run([self.plan("reference/0", each, {}, command.seeds[0], None)], "reference")
         seconds = [p.seconds for points in run.evaluations.values() for p in points if p.seconds is not None]
         if run.state != "finished" or not seconds:
             raise UserError(f"the reference run {run.path} is {run.state}: {run.error or 'it has no clock'}")
@@ -116,32 +129,52 @@ class ComparisonRun:
             for each in rotated(command.contenders, i)
         ]
         seed = command.tuning_seed
-        planned = [self.plan("tune", each, options, seed, seconds) for _, options, each in trials]
+        planned = [
+            self.plan(f"tune/{number}", each, options, seed, seconds)
+            for number, (_, options, each) in enumerate(trials)
+        ]
         runs = runner.run(planned, "tune")
         metric = choose_metric(None, runs)
         best: dict[str, float] = {}
         tuned: dict[str, Options] = {}
         for (name, options, _), run in zip(trials, runs, strict=True):
-            value = run.evaluations[metric.name][-1].value if run.state == "finished" else math.nan
+            values = run.evaluations.get(metric.name) if run.state == "finished" else None
+            value = values[-1].value if values else math.nan
             if metric.better(value, best.get(name)):
                 best[name], tuned[name] = value, options
         curves = sensitivities(runs, [*self.keys, *command.tuned_options], metric)
         return tuned, [curve for curve in curves if curve.key in command.tuned_options]
 
     def plan(
-        self, part: str, each: Contender, options: Options, seed: int, seconds: float | None
+        self, number: str, each: Contender, options: Options, seed: int, seconds: float | None
     ) -> PlannedRun:
-        """A run of a contender, with its config frozen in its directory if it is not there yet."""
+        """A run of a contender, with its config frozen in its directory if it is not there yet.
+
+        Args:
+            number: of the run, after its part of the comparison: no two runs have the same directory.
+            each: the contender.
+            options: of the optimizer, in place of the contender's.
+            seed: of the run.
+            seconds: its budget; None: that of the contender's config.
+
+        Raises:
+            UserError: there is another run in its directory.
+        """
         words = [*(f"{key}={value}" for key, value in options.items()), f"seed={seed}"]
-        path = self.folder / part / file_name(",".join([each.label, *words]))
+        path = self.folder / f"{number}_{file_name(','.join([each.label, *words]))}"
+        config = variant(each.config, options, seed, seconds)
         if not (path / CONFIG).exists():
             budget = [] if seconds is None else [f"loop.max_time={seconds}"]
             overrides = [*each.overrides, *(f"optimizer.{word}" for word in words[:-1]), words[-1], *budget]
             path.mkdir(parents=True, exist_ok=True)
-            freeze(path, to_dict(variant(each.config, options, seed, seconds)), overrides)
+            freeze(path, to_dict(config), overrides)
+        elif frozen_config(path) != config:
+            raise UserError(f"{path} holds another run than that of this comparison: move it away")
         return PlannedRun(path, " ".join([each.label, *words]), seconds)
 
-    def protocol_sentences(self, seconds: float | None, curves: Sequence[Sensitivity]) -> list[str]:
+    def protocol_sentences(
+        self, seconds: float | None, curves: Sequence[Sensitivity], untuned: Sequence[str]
+    ) -> list[str]:
         """Sentences on how the comparison was made."""
         command = self.command
         if seconds is None:
@@ -158,7 +191,22 @@ class ComparisonRun:
                 f"seed {command.tuning_seed}, on {command.contenders[0].config.loader.holdout:.0%} of the "
                 f"training set, held out in all runs."
             )
+        sentences += [failed_trials(label) for label in untuned]
         return [*sentences, f"Command: python -m trainer.compare {shlex.join(command.words)}"]
+
+
+def failed_trials(label: str) -> str:
+    """A sentence on a contender that is not compared."""
+    return f"{label} is not compared, since all of its trials failed."
+
+
+def frozen_config(path: Path) -> Config | None:
+    """The config in a run's directory; None if it cannot be read as one."""
+    try:
+        values = yaml.safe_load((path / CONFIG).read_text())
+        return resolve(OmegaConf.create(values)) if isinstance(values, dict) else None
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, ConfigError):
+        return None
 
 
 def rotated(items: Sequence[T], by: int) -> list[T]:

@@ -1,9 +1,12 @@
 """Executes runs one after another, each in a process of its own, so that none profits from the warm-up of another."""
 
+import math
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,8 +120,9 @@ class Runner:
         """Prints a line on a run that has ended."""
         run, status = read_run(planned.path), read_status(planned.path)
         if run.state == "finished":
-            primary = metric_of(status["primary"])
-            result = f"{primary.name} {primary.text(status['metrics'][primary.name])}, {run.step} steps"
+            primary = metric_of(str(status.get("primary")))
+            value = status.get("metrics", {}).get(primary.name, math.nan)
+            result = f"{primary.name} {primary.text(value)}, {run.step} steps"
         else:
             result = f"{run.state}: {run.error or f'see {self.log}'}"
         self._print(f"{what}: {planned.label}: {result}")
@@ -176,7 +180,7 @@ def lingers(run: Path, pid: int | None) -> bool:
     """Whether a process is still there long after it has written how its run ended."""
     status = read_status(run)
     over = status.get("pid") == pid and status.get("state") in ("finished", "failed", "preempted")
-    return over and time.time() - status["time"] > LEAVE_SECONDS
+    return over and time.time() - status.get("time", math.inf) > LEAVE_SECONDS
 
 
 def train(path: Path, log: Path) -> None:
@@ -184,8 +188,21 @@ def train(path: Path, log: Path) -> None:
     from trainer.cli.train import main  # it has Hydra's command line in it
 
     redirect(log)
+    end_with_comparison()
     multiprocessing.set_start_method(None, force=True)  # data workers need no fork server of their own
     sys.exit(main(["--config-path", str(path), "--config-name", "config"]))
+
+
+def end_with_comparison() -> None:
+    """Has this process killed when that of the comparison was: the next one needs the run's directory."""
+    comparison = multiprocessing.parent_process()
+    assert comparison is not None
+
+    def wait() -> None:
+        comparison.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="comparison", daemon=True).start()
 
 
 def build_all(configs: Sequence[Config], log: Path) -> None:

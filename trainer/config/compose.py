@@ -38,8 +38,9 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def file_name(text: str) -> str:
-    """Returns text as one name of a file or directory, of at most 120 characters."""
-    return re.sub(r"[^\w.,=+-]+", "-", text)[:120] or "run"
+    """Returns text as one name of a file or directory, of at most 120 bytes. Names of different texts may be alike."""
+    name = re.sub(r"[^\w.,=+-]+", "-", text)
+    return name.encode()[:120].decode(errors="ignore") or "run"
 
 
 OmegaConf.register_new_resolver("file_name", file_name, replace=True)
@@ -73,6 +74,11 @@ def load_plugins(overrides: list[str]) -> None:
         for entry in registry:
             if not (CONF / group / f"{entry.name}.yaml").exists():
                 store.store(name=entry.name, node=_default_config(entry, registry.common), group=group)
+
+
+def announced_modules() -> list[str]:
+    """The modules that entry points name, of all registries."""
+    return [module for registry in REGISTRIES.values() for module in registry.announced_modules()]
 
 
 def _default_config(entry: Entry, common: Mapping[str, Any]) -> dict[str, Any]:

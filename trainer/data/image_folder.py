@@ -137,10 +137,10 @@ def decode(path: str) -> Image.Image:
         DataError: the file is missing, no picture, damaged, suspiciously large, or of more than 8 bits a channel.
     """
     try:
-        image = Image.open(path)
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # PIL would clip them to white or black
-            raise ValueError(f"mode {image.mode} has more than 8 bits a channel, convert it to 8")
-        return image.convert("RGB")
+        with Image.open(path) as image:
+            if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # PIL would clip to white or black
+                raise ValueError(f"mode {image.mode} has more than 8 bits a channel, convert it to 8")
+            return image.convert("RGB")
     except UNDECODABLE as error:
         raise DataError(f"{path} cannot be decoded ({one_line(error)}): replace or remove it") from None
 

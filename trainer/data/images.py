@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainer.data.base import Batch, Data, Split
 from trainer.data.random import uniform
+from trainer.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,25 @@ def cutout(images: Tensor, length: int, centre_y: Tensor, centre_x: Tensor) -> T
     return images.mul_(torch.maximum(rows[:, None, :, None], columns[:, None, None, :]))
 
 
+def check_sets(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_classes: int) -> None:
+    """Checks images [N, C, H, W] and labels [N] of both sets.
+
+    Raises:
+        DataError: images have different sizes, there are none, or a label is not in [0, num_classes).
+    """
+    shapes = [list(images.shape[1:]) for images, _ in (train, test)]
+    if shapes[0] != shapes[1]:
+        raise DataError(
+            f"images for training have the shape {shapes[0]} and for testing {shapes[1]}: they must be the same"
+        )
+    for what, (images, labels) in (("training", train), ("testing", test)):
+        if not len(images):
+            raise DataError(f"there are no images for {what}")
+        if not 0 <= labels.min() <= labels.max() < num_classes:
+            odd = labels.min() if labels.min() < 0 else labels.max()
+            raise DataError(f"an image for {what} has the label {odd}: labels must be 0 to {num_classes - 1}")
+
+
 def memory_images(
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
@@ -150,9 +170,12 @@ def memory_images(
         mean, std: of the training set, per channel, with values in [0, 1].
         peak: the stored value that stands for 1.
         normalize: to zero mean and unit variance; otherwise inputs are in [0, 1].
+
+    Raises:
+        DataError: the two sets do not fit each other, one is empty, or a label is not a class.
     """
-    images, labels = train
-    channels, height, width = images.shape[1:]
+    check_sets(train, test, num_classes)
+    channels, height, width = train[0].shape[1:]
     if not normalize:
         mean, std = [0.0] * channels, [1.0] * channels
     scale = [1 / (peak * s) for s in std]
@@ -164,7 +187,7 @@ def memory_images(
         )
 
     return Data(
-        train=split(images, labels, augmentation),
+        train=split(*train, augmentation),
         evals={"test": split(*test)},
         model_defaults={
             "num_classes": num_classes,

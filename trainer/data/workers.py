@@ -1,6 +1,7 @@
 """Worker processes that read batches ahead: how they start, how they end, and what is said when one is killed."""
 
 import signal
+import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,11 +15,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer._private import worker_processes, worker_shutdown
 from trainer.data.base import Batch, LazySplit
-from trainer.errors import DataError
+from trainer.errors import DataError, WorkerKilled
 from trainer.signals import signals_blocked
 
 Plan = tuple[Tensor, int | None]
 """A batch to be made: sample numbers (int64 [B]) and the augmentation key."""
+
+START_METHOD = "fork" if sys.platform == "linux" else None
+"""None: Python's own. From Python 3.14 on, and in a process from a fork server, it is a fork server for each loader:
+that takes seconds, and its workers do not notice that this process is killed, since it is not their parent."""
 
 HINTS = {
     signal.SIGKILL: "out of memory? lower data.num_workers or data.batch_size",
@@ -39,6 +44,7 @@ def read_ahead(split: LazySplit, plans: Iterable[Plan], num_workers: int) -> Gen
         sampler=((indices.tolist(), key) for indices, key in plans),  # a tensor costs a file handle
         batch_size=None,
         num_workers=num_workers,
+        multiprocessing_context=START_METHOD,
         pin_memory=split.device.type == "cuda",
         generator=torch.Generator(),  # otherwise it draws from the global one
     )
@@ -69,11 +75,11 @@ def next_item(batches: Any) -> Batch | DataError | None:
         death = death_of(worker_processes(batches))
         if death is None:
             raise
-        raise DataError(death) from error
+        raise death from error
 
 
-def death_of(workers: list[Any]) -> str | None:
-    """Returns how the first worker that did not end by itself died, in one line; None if none did."""
+def death_of(workers: list[Any]) -> DataError | None:
+    """Returns an error that says how the first worker that did not end by itself died; None if none did."""
     ended = wait([worker.sentinel for worker in workers], timeout=1.0)
     for worker in workers:
         if worker.sentinel in ended:
@@ -82,9 +88,12 @@ def death_of(workers: list[Any]) -> str | None:
     if not codes:
         return None
     if codes[0] > 0:
-        return f"a data worker ended with exit code {codes[0]}: try data.num_workers=0, which shows why"
+        return DataError(
+            f"a data worker ended with exit code {codes[0]}: try data.num_workers=0, which shows why"
+        )
     killer = signal.Signals(-codes[0])
-    return f"a data worker was ended by {killer.name}: {HINTS.get(killer, 'try data.num_workers=0')}"
+    hint = HINTS.get(killer, "try data.num_workers=0")
+    return WorkerKilled(f"a data worker was ended by {killer.name}: {hint}")
 
 
 def stop_workers(batches: Any) -> None:

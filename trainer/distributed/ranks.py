@@ -1,12 +1,14 @@
 """The processes of a run as ranks: who they are, what they exchange, how they end."""
 
+import json
 import os
-import pickle
 import re
+import secrets
 import socket
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,6 +23,8 @@ T = TypeVar("T")
 
 RENDEZVOUS_TIMEOUT = 300.0
 """Seconds within which all ranks of a run must have started."""
+
+PATH = "$path"
 
 
 @dataclass(frozen=True)
@@ -135,13 +139,17 @@ class Ranks:
         return tensor
 
     def all_gather_object(self, value: T) -> list[T]:
-        """Every rank's value, by rank; for small values and rare calls, as it goes through the first rank's store."""
+        """Every rank's value, by rank; for small values and rare calls, as it goes through the first rank's store.
+
+        It goes as JSON, since whoever reaches the store's port can write there: of plain values and paths, where a
+        tuple becomes a list.
+        """
         if self.store is None:
             return [value]
         self._exchanges += 1
         key = f"exchange/{self._exchanges}"
-        self.store.set(f"{key}/{self.rank}", pickle.dumps(value))  # type: ignore[arg-type]
-        values = [pickle.loads(self.store.get(f"{key}/{rank}")) for rank in range(self.world_size)]
+        self.store.set(f"{key}/{self.rank}", to_json(value))
+        values = [from_json(self.store.get(f"{key}/{rank}")) for rank in range(self.world_size)]
         self.store.delete_key(f"exchange/{self._exchanges - 1}/{self.rank}")  # all have read the last ones
         return values
 
@@ -166,7 +174,7 @@ class Ranks:
         return result
 
     def run_on_rank0(self, action: Callable[[], T]) -> T:
-        """The result of an action that the first rank does for all; it must pickle.
+        """The result of an action that the first rank does for all, as `all_gather_object` passes it on.
 
         Raises:
             UserError: the first rank's.
@@ -183,6 +191,31 @@ class Ranks:
     def fail(self, reason: str) -> str:
         """Ends all ranks, since this one fails; returns the cause: which rank failed first, and why."""
         return self.connection.fail(reason) if self.connection else reason
+
+
+def to_json(value: Any) -> str:
+    """A value as JSON; a path in it is an object with one key."""
+
+    def encode(other: object) -> dict[str, str]:
+        if not isinstance(other, Path):
+            raise TypeError(f"ranks exchange plain values and paths, not {type(other).__name__}")
+        return {PATH: str(other)}
+
+    return json.dumps(value, default=encode)
+
+
+def from_json(text: bytes) -> Any:
+    """The value that `to_json` made text of.
+
+    Raises:
+        UserError: it is no JSON.
+    """
+    try:
+        return json.loads(text, object_hook=lambda read: Path(read[PATH]) if read.keys() == {PATH} else read)
+    except (ValueError, TypeError, RecursionError):
+        raise UserError(
+            "another program writes where the ranks meet: give them a MASTER_PORT of their own"
+        ) from None
 
 
 SINGLE_PROCESS = Ranks(RankInfo())
@@ -202,12 +235,14 @@ def join() -> Ranks:
         timeout = timedelta(seconds=RENDEZVOUS_TIMEOUT)
         opened, _, _ = next(dist.rendezvous("env://", info.rank, info.world_size, timeout=timeout))
         store = dist.PrefixStore("trainer", opened)
-        detector = FailureDetector(info.world_size) if info.rank == 0 else None
-        if detector:
-            store.set("failure detector", str(detector.port))
-        port = int(store.get("failure detector"))
+        detector = None
+        if info.rank == 0:
+            token = secrets.token_hex()
+            detector = FailureDetector(info.world_size, token)
+            store.set("failure detector", to_json([detector.port, token]))
+        port, token = from_json(store.get("failure detector"))
         host = "localhost" if detector else os.environ["MASTER_ADDR"]
-        connection = PeerConnection(info.rank, host, port, RENDEZVOUS_TIMEOUT)
+        connection = PeerConnection(info.rank, host, port, token, RENDEZVOUS_TIMEOUT)
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(
             f"rank {info.rank} of {info.world_size} on {socket.gethostname()} did not find the others at "

@@ -140,10 +140,27 @@ class DDP(MultiRankStrategy):
                 gradient_as_bucket_view=True,
             )
 
-    def micro_batch(self, last: bool) -> AbstractContextManager[object]:
-        """Gradients are averaged in the last micro-batch only."""
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        """Gradients are averaged in the last micro-batch only.
+
+        Raises:
+            ConfigError: a parameter has no gradient, for which the average waits, and that of others with it.
+        """
         assert isinstance(self.module, DistributedDataParallel)
-        return nullcontext() if last else self.module.no_sync()
+        with nullcontext() if last else self.module.no_sync():
+            yield
+        if last and not self.find_unused_parameters:
+            unused = [
+                name
+                for name, p in self.module.module.named_parameters()
+                if p.requires_grad and p.grad is None
+            ]
+            if unused:
+                raise ConfigError(
+                    f"the loss does not depend on {', '.join(unused[:3])}{', ...' * (len(unused) > 3)}: "
+                    f"set parallel.find_unused_parameters=true"
+                )
 
 
 @STRATEGIES.register("fsdp")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from trainer.errors import UserError, one_line
 from trainer.monitor.guard import Guard
 from trainer.options import Count, Natural
 from trainer.registry import Registry
@@ -103,7 +104,7 @@ class Sink:
         """Opens the sink: a new run starts with nothing, a resumed one continues after `load_state_dict`."""
 
     def attach(self, monitors: "Sink") -> None:
-        """Gives the sink all sinks of its run as one, once they are open, if it has something to report to them."""
+        """Once all sinks of the run are open: gives them to the sink as one, if it has something to report to them."""
 
     def tick(self, progress: Progress) -> None:
         """After every step: must take no noticeable time."""
@@ -160,17 +161,20 @@ class Monitors(Sink):
         run: the run that is reported.
         options: the config group; its sinks are opened.
         extra: further sinks by name, which come before those of the options.
+
+    Raises:
+        UserError: the files of a sink cannot be opened.
     """
 
     def __init__(
         self, run: RunInfo, options: MonitorOptions, extra: Mapping[str, Sink] | None = None
     ) -> None:
         self.options = options
-        registered = {name: SINKS.build({"name": name}, run) for name in options.sinks}
+        registered = {name: open_sink(name, run) for name in options.sinks}
         self.sinks: dict[str, Sink] = {**(extra or {}), **registered}
         self._guard = Guard(self.message)
-        for sink in self.sinks.values():
-            sink.attach(self)
+        for name, sink in self.sinks.items():
+            self._guard(name, sink.attach, self)
 
     def attach(self, monitors: Sink) -> None:
         """Does nothing: these are all sinks of the run."""
@@ -184,6 +188,19 @@ class Monitors(Sink):
         """Gives each sink its state; one that is not in the checkpoint continues with what it finds."""
         for name in self.sinks.keys() & state.keys():
             self.sinks[name].load_state_dict(state[name])
+
+
+def open_sink(name: str, run: RunInfo) -> Sink:
+    """The sink of that name.
+
+    Raises:
+        UserError: its files cannot be opened; nothing is lost yet.
+    """
+    try:
+        sink: Sink = SINKS.build({"name": name}, run)
+    except OSError as error:
+        raise UserError(f"monitor.sinks: {name} cannot be opened: {one_line(error)}") from None
+    return sink
 
 
 def _passed_to_each(report: Callable[..., None]) -> Callable[..., None]:

@@ -85,7 +85,10 @@ class LiveConsole(_Console):
         self._live = Live(
             console=terminal, get_renderable=self._display, refresh_per_second=5, transient=True
         )
-        self._say(Text.assemble((run.name, "bold cyan"), f"  {run.summary}"))
+
+    def attach(self, monitors: Sink) -> None:
+        """Says what is trained; a terminal that is gone already is no reason not to train."""
+        self._say(Text.assemble((self.run.name, "bold cyan"), f"  {self.run.summary}"))
         self._say(Text(f"run directory: {self.directory()}", style="dim"))
 
     def tick(self, progress: Progress) -> None:
@@ -177,7 +180,10 @@ class PlainConsole(_Console):
     def __init__(self, run: RunInfo) -> None:
         super().__init__(run)
         self._printed = float("-inf")
-        self.message(f"{run.name}: {run.summary}")
+
+    def attach(self, monitors: Sink) -> None:
+        """Says what is trained; an output that is gone already is no reason not to train."""
+        self.message(f"{self.run.name}: {self.run.summary}")
         self.message(f"run directory: {self.directory()}")
 
     def train(self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:

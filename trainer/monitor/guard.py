@@ -1,12 +1,10 @@
 """A sink that fails does not end the run that reports to it."""
 
-import os
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from trainer.errors import one_line
+from trainer.streams import silence_broken_streams
 
 T = TypeVar("T")
 
@@ -35,17 +33,3 @@ class Guard:
                     f"monitor.sinks: {name} fails, and may lack records from here on: {cause}", "warning"
                 )
             return None
-
-
-def silence_broken_streams() -> None:
-    """Sends standard output and errors to nowhere where nobody reads them: Python would fail once more at its exit."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            with suppress(OSError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream.fileno())
-                os.close(nowhere)
-        except ValueError:  # closed
-            pass

@@ -13,7 +13,9 @@ over restarts), ``samples_per_second``, ``memory_mib``.
 JSON has no numbers that are not finite: nan and the infinities are null.
 """
 
+import errno
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,13 @@ class Jsonl(Sink):
 
     def __init__(self, run: RunInfo) -> None:
         self._files = {name: Lines(run.directory / f"{name}.jsonl") for name in ("metrics", "clock")}
+        self._monitors = Sink(run)  # until it is attached
         if not run.resumed_step:
             self.load_state_dict(dict.fromkeys(self._files, 0))
+
+    def attach(self, monitors: Sink) -> None:
+        """Takes the sinks to which it reports what it finds at a resume."""
+        self._monitors = monitors
 
     def train(self, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]) -> None:
         """Writes a record of kind "train"."""
@@ -52,13 +59,18 @@ class Jsonl(Sink):
             file.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The length of each file in bytes."""
-        return {name: file.sync() for name, file in self._files.items()}
+        """The length of each file in bytes, and the checksum of metrics.jsonl."""
+        lengths = {name: file.sync() for name, file in self._files.items()}
+        return {**lengths, "metrics_checksum": self._files["metrics"].checksum}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Cuts each file back to its length."""
+        """Cuts each file back to its length, and says so if the metrics are not those that were written."""
         for name, file in self._files.items():
             file.truncate(state[name])
+        if self._files["metrics"].checksum != state.get("metrics_checksum", 0):
+            self._monitors.message(
+                "metrics.jsonl has changed since the checkpoint: it may be damaged", "warning"
+            )
 
     def _write(
         self, kind: str, progress: Progress, metrics: Mapping[str, float], clock: Mapping[str, float]
@@ -72,11 +84,22 @@ class Lines:
     """A file of JSON records, one a line, that can be cut back to an earlier length."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open for the whole run)
+        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (open for the whole run)
+        self.checksum = 0
+        """Of the file, since it was last cut back."""
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends the record in one system call, so that a concurrent reader sees complete lines."""
-        self._file.write(dumps(record).encode() + b"\n")
+        """Appends the record in one system call, so that a concurrent reader sees complete lines.
+
+        Raises:
+            OSError: the disk is full; nothing of the record is left, so that later ones are lines of their own.
+        """
+        line = dumps(record).encode() + b"\n"
+        written = self._file.write(line)
+        if written < len(line):
+            self._file.truncate(self._file.seek(0, os.SEEK_END) - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.checksum = zlib.crc32(line, self.checksum)
 
     def sync(self) -> int:
         """The file's length in bytes, all of them on disk."""
@@ -85,8 +108,11 @@ class Lines:
 
     def truncate(self, length: int) -> None:
         """Removes what was written after the file had this length; a shorter file stays as it is."""
-        if length < self._file.seek(0, os.SEEK_END):
+        size = self._file.seek(0, os.SEEK_END)
+        if length < size:
             self._file.truncate(length)
+        self._file.seek(0)
+        self.checksum = zlib.crc32(self._file.read(min(length, size)))
 
     def close(self) -> None:
         """Closes the file."""

@@ -13,6 +13,7 @@ options as its columns, so that runs of different optimizers compare.
 """
 
 import os
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2  # ty
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from trainer._private import event_file_writer
+from trainer._private import _AsyncWriterThread, event_file_writer
 from trainer.monitor.base import SINKS, Progress, RunInfo, Sink, Status
 from trainer.monitor.pictures import grid, predicted_grid
 from trainer.options import flatten
@@ -127,6 +128,20 @@ class TensorBoard(Sink):
 
     def _add(self, summary: Summary, step: int = 0) -> None:
         event_file_writer(self._writer).add_summary(summary, step)
+
+
+def leave_errors_to_the_next_call() -> None:
+    """Lets a thread that writes events end without a traceback on the terminal: the next call raises its error."""
+    show = threading.excepthook
+
+    def hook(ended: threading.ExceptHookArgs) -> None:
+        if not isinstance(ended.thread, _AsyncWriterThread):
+            show(ended)
+
+    threading.excepthook = hook
+
+
+leave_errors_to_the_next_call()
 
 
 def event_files(directory: Path) -> list[Path]:

@@ -4,11 +4,8 @@ import json
 from collections import Counter
 
 from trainer.report.grouping import Group, config_text, swept_keys
-from trainer.report.read_runs import RecordedRun
+from trainer.report.read_runs import MACHINE, RecordedRun
 from trainer.report.summary import Report
-
-MACHINE = ("host", "devices", "cpus", "threads", "torch")
-"""Entries of environment.json on which times depend."""
 
 
 def notes(report: Report) -> list[str]:

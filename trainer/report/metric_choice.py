@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.metrics import METRICS, Metric, metric_of
-from trainer.report.read_runs import MetricPoint, RecordedRun
+from trainer.report.read_runs import RecordedRun
+from trainer.report.records import MetricPoint
 
 
 def choose_metric(asked: str | None, runs: Sequence[RecordedRun]) -> Metric:

@@ -23,6 +23,6 @@ def write(report: Report, folder: Path) -> None:
 
             figures = plot_all(report, folder)
         (folder / "report.md").write_text(markdown(report, figures))
-        (folder / "report.csv").write_text(csv_text(report))
+        (folder / "report.csv").write_text(csv_text(report), errors="backslashreplace")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}") from None

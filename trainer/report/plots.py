@@ -1,5 +1,6 @@
 """Plots of learning curves, medians over a group's finished runs in a band of their range, and of sensitivities."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
+from trainer.formatting import printable
 from trainer.metrics import Metric
 from trainer.report.grouping import Group
 from trainer.report.metric_choice import declared_by
-from trainer.report.read_runs import MetricPoint, RecordedRun
+from trainer.report.read_runs import RecordedRun
+from trainer.report.records import MetricPoint
 from trainer.report.sensitivity import Sensitivity
 from trainer.report.summary import Report
 
@@ -32,17 +35,22 @@ def plot_all(report: Report, folder: Path) -> list[str]:
     names = []
     for metric in dict.fromkeys([report.metric, declared_by(report.runs, "train/loss")]):
         if any(curve(run, metric.name) for run in report.runs):
-            names.append(f"{file_stem(metric)}.png")
+            names.append(f"{file_stem(metric.name)}.png")
             plot(report, metric).savefig(folder / names[-1], dpi=150)
     for each in report.sensitivities:
-        names.append(f"{file_stem(each.metric)}_against_{each.key}.png")
+        names.append(f"{file_stem(each.metric.name)}_against_{file_stem(each.key)}.png")
         plot_sensitivity(each).savefig(folder / names[-1], dpi=150)
     return names
 
 
-def file_stem(metric: Metric) -> str:
+def file_stem(name: str) -> str:
     """``test_accuracy`` of ``test/accuracy``."""
-    return metric.name.replace("/", "_")
+    return re.sub(r"[^\w.,=+-]", "_", name, flags=re.ASCII)[:100]
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib draws as it is, and not as a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def curve(run: RecordedRun, metric: str) -> list[MetricPoint]:
@@ -62,7 +70,7 @@ def plot(report: Report, metric: Metric) -> Figure:
             panel.axhline(report.target, color="0.5", linewidth=0.8, label="target")
         panel.set_xlabel(AXES[axis])
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel(metric.name)
+    panels[0].set_ylabel(literal(metric.name))
     set_scale(panels[0], metric, [point.value for run in report.runs for point in curve(run, metric.name)])
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
@@ -83,15 +91,20 @@ def plot_sensitivity(sensitivity: Sensitivity) -> Figure:
     for number, curve in enumerate(sensitivity.curves):
         x = list(curve.means)
         panel.plot(
-            x, list(curve.means.values()), marker="o", markersize=4, label=curve.label, **line_style(number)
+            x,
+            list(curve.means.values()),
+            marker="o",
+            markersize=4,
+            label=literal(curve.label),
+            **line_style(number),
         )
         low, high = ([end(curve.finals[value]) for value in x] for end in (min, max))
         panel.fill_between(x, low, high, color=line_style(number)["color"], alpha=0.15, linewidth=0)
     values = sorted(value for curve in sensitivity.curves for value in curve.finals)
     if values[0] > 0 and values[-1] >= 10 * values[0]:
         panel.set_xscale("log")
-    panel.set_xlabel(sensitivity.key)
-    panel.set_ylabel(sensitivity.metric.name)
+    panel.set_xlabel(literal(sensitivity.key))
+    panel.set_ylabel(literal(sensitivity.metric.name))
     panel.grid(alpha=0.3)
     set_scale(panel, sensitivity.metric, means)
     figure.legend(loc="outside right upper", frameon=False)
@@ -103,13 +116,15 @@ def draw_group(panel: Axes, group: Group, metric: str, axis: Axis, style: dict[s
     finished = [xy for run in group.counted.values() if len(xy := coordinates(curve(run, metric), axis))]
     if finished:
         x, values = on_one_grid(finished)
-        panel.plot(x, np.median(values, axis=0), label=f"{group.label} (n = {len(finished)})", **style)
+        panel.plot(
+            x, np.median(values, axis=0), label=f"{literal(group.label)} (n = {len(finished)})", **style
+        )
         panel.fill_between(
             x, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.15, linewidth=0
         )
     for run in group.runs:
         if run.state != "finished" and len(xy := coordinates(curve(run, metric), axis)):
-            label = None if finished else f"{group.label} (unfinished)"
+            label = None if finished else f"{literal(group.label)} (unfinished)"
             panel.plot(*xy.T, linewidth=0.7, marker="x", markevery=[-1], label=label, **style)
 
 

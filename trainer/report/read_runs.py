@@ -1,22 +1,20 @@
 """Reads run directories in any state: finished or not, with half-written files."""
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import yaml
+from typing import Any
 
 from trainer.cli.common import progress
 from trainer.errors import DataError
 from trainer.metrics import Metric, read_declarations
 from trainer.options import flatten
+from trainer.report.records import MetricPoint, points, read_records, seconds_per_step
 from trainer.rundir.files import CONFIG, METRICS, STATUS
+from trainer.rundir.foreign import parse_json, parse_yaml, read_text
 from trainer.rundir.status import process_is_alive, read_status
-from trainer.rundir.strict_json import as_float
 
 STATES = ("finished", "failed", "preempted", "running", "vanished", "queued", "unknown", "unreadable")
 """Those of `trainer.rundir.status.STATES` that the files of a run can show, in the order of tables.
@@ -28,16 +26,8 @@ cannot be read, or another version wrote it; unreadable: config.yaml cannot, so 
 STARTED = {STATUS, METRICS}
 """Files of which a started run has at least one."""
 
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class MetricPoint(NamedTuple):
-    """A metric's value at an optimizer step."""
-
-    step: int
-    seconds: float | None
-    """Of training until then; None where the clock's record is missing."""
-    value: float
+MACHINE = ("host", "devices", "cpus", "threads", "torch")
+"""Entries of environment.json on which times depend."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +50,7 @@ class RecordedRun:
     process: tuple[str, int] | None = None
     """Host and process number."""
     environment: dict[str, Any] = field(default_factory=dict)
+    """The entries of `MACHINE`."""
     evaluations: dict[str, list[MetricPoint]] = field(default_factory=dict)
     """By metric, in the order of steps."""
     training: dict[str, list[MetricPoint]] = field(default_factory=dict)
@@ -100,8 +91,14 @@ def read_runs(folders: Iterable[Path]) -> list[RecordedRun]:
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """The run directories in a folder and below; none within another."""
-    for place, folders, files in os.walk(folder):
+    """The run directories in a folder and below, also behind links; none within another."""
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        found = os.stat(place)
+        if (found.st_dev, found.st_ino) in seen:  # a link led back here
+            folders.clear()
+            continue
+        seen.add((found.st_dev, found.st_ino))
         if CONFIG in files and (STARTED & set(files) or is_frozen(Path(place))):
             folders.clear()
             yield Path(place)
@@ -122,25 +119,27 @@ def read_run(path: Path) -> RecordedRun:
     """The run in a directory, as far as its files can be read."""
     config = read_config(path)
     status = read_status(path)
-    started = any((path / name).exists() for name in STARTED)
-    metrics, bad_metrics = read_lines(path / "metrics.jsonl")
-    clock, bad_clock = read_lines(path / "clock.jsonl")
-    seconds = {(record["kind"], record["step"]): record["seconds"] for record in clock}
+    started = any(os.path.exists(path / name) for name in STARTED)
+    clock, bad_clock = read_records(path / "clock.jsonl", ("seconds", "memory_mib"))
+    metrics, bad_metrics = read_records(path / METRICS)
+    seconds = {(kind, step): values["seconds"] for kind, step, values in clock if "seconds" in values}
     return RecordedRun(
         path=path,
         config=config or {},
         state="unreadable" if config is None else state_of(status) if started else "queued",
-        step=max([status.get("step", 0), *(record["step"] for record in metrics)]),
+        step=max([status.get("step", 0), *(step for _, step, _ in metrics)]),
         error=status.get("error"),
         primary=status.get("primary"),
         declared=read_declarations(status.get("declared")),
         updated=status.get("time"),
-        process=(status["host"], status["pid"]) if "pid" in status else None,
-        environment=read_json(path / "environment.json"),
+        process=(status["host"], status["pid"]) if {"host", "pid"} <= status.keys() else None,
+        environment=read_environment(path),
         evaluations=points(metrics, "evaluation", seconds),
         training=points(metrics, "train", seconds),
         seconds_per_step=seconds_per_step(clock),
-        memory_mib=max((record["memory_mib"] for record in clock if "memory_mib" in record), default=None),
+        memory_mib=max(
+            (values["memory_mib"] for *_, values in clock if "memory_mib" in values), default=None
+        ),
         unreadable=bad_metrics + bad_clock,
     )
 
@@ -148,70 +147,25 @@ def read_run(path: Path) -> RecordedRun:
 def read_config(path: Path) -> dict[str, Any] | None:
     """The options of a run directory's config.yaml by their dotted names; None if it cannot be read."""
     try:
-        config = yaml.load((path / CONFIG).read_text(), Loader)
-    except (OSError, ValueError, yaml.YAMLError):
+        config = parse_yaml(read_text(path / CONFIG))
+    except (OSError, ValueError):
         return None
     return flatten(config) if isinstance(config, Mapping) else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none."""
+def read_environment(path: Path) -> dict[str, Any]:
+    """The entries of `MACHINE` in a run's environment.json; empty if it cannot be read."""
     try:
-        value = json.loads(path.read_text())
+        value = parse_json(read_text(path / "environment.json"))
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
-
-
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The records of a JSON Lines file but curvature's, which are long, and the number of lines that are no record."""
-    records, bad = [], 0
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        return [], 0
-    for line in lines:
-        if line.startswith(b'{"kind": "curvature"'):
-            continue
-        try:
-            record = json.loads(line)
-            _ = record["kind"], record["step"]
-        except (ValueError, TypeError, KeyError):
-            bad += 1
-        else:
-            records.append(record)
-    return records, bad
-
-
-def points(
-    records: Iterable[Mapping[str, Any]], kind: str, seconds: Mapping[tuple[str, int], float]
-) -> dict[str, list[MetricPoint]]:
-    """The metrics in the records of a kind; what was not finite is nan."""
-    metrics: dict[str, list[MetricPoint]] = {}
-    for record in records:
-        if record["kind"] == kind:
-            step = record["step"]
-            for name in record.keys() - {"kind", "step", "epoch"}:
-                point = MetricPoint(step, seconds.get((kind, step)), as_float(record[name]))
-                metrics.setdefault(name, []).append(point)
-    return metrics
-
-
-def seconds_per_step(clock: list[dict[str, Any]]) -> float | None:
-    """Training seconds per step between the first record and the last; None if there is but one.
-
-    The steps before the first record, which include compilation and warm-up, do not count.
-    """
-    if len(clock) < 2 or clock[0]["step"] == clock[-1]["step"]:
-        return None
-    first, last = clock[0], clock[-1]
-    return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+    return {key: value[key] for key in MACHINE if key in value} if isinstance(value, dict) else {}
 
 
 def state_of(status: Mapping[str, Any]) -> str:
     """The state in status.json, or vanished if the process that should be running is gone."""
     state = status.get("state")
-    if state not in STATES:
+    if state not in STATES or (state == "running" and not {"host", "pid"} <= status.keys()):
         return "unknown"
-    gone = state == "running" and not process_is_alive(status.get("host"), status["pid"])
-    return "vanished" if gone else state
+    gone = state == "running" and not process_is_alive(status["host"], status["pid"], status.get("started"))
+    return "vanished" if gone else str(state)

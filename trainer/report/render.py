@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
+from trainer.formatting import printable
 from trainer.report.caveats import notes
 from trainer.report.formatting import method, verdict
 from trainer.report.summary import Report
@@ -28,18 +29,18 @@ def to_stdout() -> Iterator[None]:
 def show(report: Report, console: Console) -> None:
     """Prints the report in a terminal."""
     for table in tables(report):
-        grid = RichTable(title=escape(table.title), title_justify="left")
+        grid = RichTable(title=Text(printable(table.title), "italic"), title_justify="left")
         for head in table.heads:
-            grid.add_column(escape(head), overflow="fold")
+            grid.add_column(Text(printable(head)), overflow="fold")
         for row in table.rows:
-            grid.add_row(*map(escape, row))
+            grid.add_row(*(Text(printable(cell)) for cell in row))
         console.print(grid)
     for line in verdicts(report):
-        console.print(line, markup=False, highlight=False)
+        console.print(Text(printable(line)))
     for line in (method(report), *report.protocol):
-        console.print(line, style="dim", markup=False, highlight=False)
+        console.print(Text(printable(line), "dim"))
     for note in notes(report):
-        console.print(f"Note: {note}", style="yellow", markup=False, highlight=False)
+        console.print(Text(printable(f"Note: {note}"), "yellow"))
 
 
 def markdown(report: Report, figures: list[str]) -> str:
@@ -47,14 +48,16 @@ def markdown(report: Report, figures: list[str]) -> str:
     parts = ["# Report"]
     for table in tables(report):
         rows = [table.heads, ["---"] * len(table.heads), *table.rows]
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-        parts += [f"## {table.title}", "\n".join(lines)]
+        lines = [
+            "| " + " | ".join(printable(cell).replace("|", "\\|") for cell in row) + " |" for row in rows
+        ]
+        parts += [f"## {printable(table.title)}", "\n".join(lines)]
     parts += [
         "## In words",
-        "\n".join(f"* {line}" for line in [*verdicts(report), method(report), *report.protocol]),
+        "\n".join(f"* {printable(line)}" for line in [*verdicts(report), method(report), *report.protocol]),
     ]
     if found := notes(report):
-        parts += ["## Notes", "\n".join(f"* {note}" for note in found)]
+        parts += ["## Notes", "\n".join(f"* {printable(note)}" for note in found)]
     parts += [f"![{name}]({name})" for name in figures]
     return "\n\n".join(parts) + "\n"
 

@@ -48,7 +48,7 @@ def sensitivities(runs: Sequence[RecordedRun], keys: Sequence[str], metric: Metr
     found = []
     for key in keys:
         others = [other for other in keys if other != key]
-        numeric = [run for run in runs if is_number(run.config.get(key))]
+        numeric = [run for run in runs if is_number(run.config.get(key)) and math.isfinite(run.config[key])]
         curves = [curve_of(each, key, metric) for each in group(numeric, others)]
         curves = [curve for curve in curves if len(curve.finals) >= MIN_VALUES]
         if curves:

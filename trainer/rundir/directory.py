@@ -22,6 +22,7 @@ class RunDirectory:
     Args:
         path: made if it does not exist.
         unique: the path is a suggestion: if it exists, take it with a number appended.
+        option: which named it, for messages.
 
     Raises:
         UserError: another process trains there, or the directory cannot be made.
@@ -30,14 +31,14 @@ class RunDirectory:
     path: Path
     """Absolute."""
 
-    def __init__(self, path: Path, *, unique: bool) -> None:
+    def __init__(self, path: Path, *, unique: bool, option: str = "hydra.run.dir") -> None:
         path = path.absolute()
         self._made: list[Path] = []
         try:
             self.path, self._lock = self._make_and_lock(path, unique)
         except BlockingIOError:
             raise UserError(
-                f"another process trains in {path}: wait for it or choose another hydra.run.dir"
+                f"another process trains in {path}: wait for it or choose another {option}"
             ) from None
         except OSError as error:
             raise UserError(f"the run directory {path} cannot be made: {error.strerror}") from None

@@ -2,12 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import UserError
+from trainer.rundir.strict_json import dumps
 
 CONFIG = "config.yaml"
 OVERRIDES = "overrides.yaml"
@@ -18,15 +20,19 @@ FORMAT = 1
 """Of the records that this version writes, under the key ``format``; it grows when an old reader would misread one."""
 
 
+CHECKSUM = "checksum"
+"""The key of a record's own."""
+
+
 def check_format(record: Any, path: Path) -> None:
-    """Refuses a record that another version of this program has written.
+    """Refuses a record that another version of this program has written, or that has changed since.
 
     Args:
         record: what was read, a mapping with the key ``format``.
         path: the file that it was read from.
 
     Raises:
-        UserError: it has no format number, or another one than `FORMAT`.
+        UserError: it has no format number, or another one than `FORMAT`; or its checksum is that of other content.
     """
     found = record.get("format") if isinstance(record, dict) else None
     if found != FORMAT:
@@ -35,6 +41,15 @@ def check_format(record: Any, path: Path) -> None:
             f"{path} has {what}, but this version of the trainer reads format {FORMAT} only: "
             f"use the version that wrote it, or choose another directory"
         )
+    if CHECKSUM in record:
+        content = {key: value for key, value in record.items() if key != CHECKSUM}
+        if with_checksum(content) != record:
+            raise UserError(f"{path} is damaged, its checksum is that of other content: remove or restore it")
+
+
+def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the checksum of its JSON text, by which `check_format` finds a change of a byte."""
+    return {**record, CHECKSUM: f"{zlib.crc32(dumps(record).encode()):08x}"}
 
 
 @contextmanager
@@ -71,6 +86,22 @@ def atomic_write_text(path: Path, text: str) -> None:
     """
     with atomic_path(path) as part:
         part.write_text(text)
+
+
+def overwrite(path: Path, text: str) -> bool:
+    """Writes over a file where its disk is too full for a second one, in one system call; returns whether it fits.
+
+    Blanks at the end fill it up to its old length, so that what is left of the old content is never read.
+    """
+    content = text.encode()
+    try:
+        with path.open("r+b", buffering=0) as file:
+            old = os.fstat(file.fileno())
+            if len(content) > old.st_blocks * 512:  # it would need another block
+                return False
+            return file.write(content.ljust(old.st_size)) >= len(content)
+    except OSError:
+        return False
 
 
 def fsync(path: Path) -> None:

@@ -24,10 +24,12 @@ def source() -> dict[str, str | None]:
     return {"git_commit": git("rev-parse", "HEAD"), "git_diff": git("diff", "HEAD")}
 
 
-def git(*arguments: str) -> str | None:
-    """The output of a git command on the code; None where git fails, as outside of a repository."""
+def git(*arguments: str, where: Path | None = None) -> str | None:
+    """The output of a git command, by default on the code; None where git fails, as outside of a repository."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=CODE, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            ["git", *arguments], cwd=where or CODE, capture_output=True, text=True, timeout=20
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -1,5 +1,6 @@
 """The training loop, from the first step to the last checkpoint."""
 
+import math
 import time
 
 import torch
@@ -145,11 +146,19 @@ class Trainer:
     def evaluate(self) -> None:
         """Evaluates every split, with the averaged weights too, reports it, and saves the best."""
         start = time.perf_counter()
-        metrics = evaluate_with_average(self.parts)
+        try:
+            metrics = evaluate_with_average(self.parts, self.stop)
+        except Preempted:  # the evaluation is made up when the run goes on
+            self.save()
+            self.checkpoints.wait()
+            raise
         self.counters.evaluated, self.counters.evaluated_step = metrics, self.counters.step
         is_best = self.is_new_best(metrics[self.parts.primary])
         progress, clock = self.parts.progress(), {"eval_seconds": time.perf_counter() - start}
         self.monitors.evaluation(progress, metrics, clock)
+        if missing := [name for name, value in metrics.items() if math.isnan(value)]:
+            what = f"the evaluation at step {progress.step} gave no number for {', '.join(missing)}"
+            self.monitors.message(f"{what}: it does not count as best", "warning")
         if is_best and self.parts.config.checkpoint.keep_best:
             self.save(best=True)
         self.show_outputs()

@@ -1,7 +1,7 @@
 """One run in its directory, from its first step or its last checkpoint to its end, however it comes."""
 
 import dataclasses
-import sys
+import math
 import traceback
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.restore import restore
 from trainer.config.schema import Config
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
-from trainer.errors import ConfigError, UserError, one_line
+from trainer.errors import ConfigError, UserError, WorkerKilled, one_line
 from trainer.monitor import Monitors, Profile, RunInfo, Sink, Status
-from trainer.monitor.guard import silence_broken_streams
 from trainer.monitor.status_file import StatusSink
 from trainer.options import to_dict
 from trainer.rundir.directory import RunDirectory
 from trainer.rundir.frozen_config import again
 from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, read_status, write_status
 from trainer.signals import Preempted, StopSignal
+from trainer.streams import print_if_read
 from trainer.training.build import build
 from trainer.training.loop import Trainer
 from trainer.training.nonfinite import TrainingFailed
@@ -57,8 +57,8 @@ def run(
     found, status, own = ranks.run_on_rank0(lambda: inspect_directory(config, directory.path))
     if status.get("state") == "finished" and found == own:
         if ranks.is_rank0:
-            print(f"finished already at step {status.get('step')}: {directory.path}")
-        return Result(FINISHED, status["metrics"], status["primary"])
+            print_if_read(f"finished already at step {status.get('step')}: {directory.path}")
+        return Result(FINISHED, status.get("metrics", {}), status.get("primary", ""))
     with StopSignal() as stop:
         parts = build(config, ranks)
         trainer = prepare(parts, directory, overrides, found, stop)
@@ -120,7 +120,7 @@ def prepare(
 
     if ranks.is_rank0:
         directory.write_description(to_dict(parts.config), overrides)
-    monitors = open_monitors(parts, directory.path, resumed_step or 0)
+    monitors = ranks.run_on_all(lambda: open_monitors(parts, directory.path, resumed_step or 0))
     if restored is not None:
         if same_run:
             monitors.load_state_dict(restored.monitors)
@@ -159,7 +159,11 @@ def describe(parts: RunParts, directory: Path, resumed_step: int) -> RunInfo:
 
 
 def open_monitors(parts: RunParts, directory: Path, resumed_step: int) -> Monitors:
-    """The monitors of a run; ranks other than the first have none that write."""
+    """The monitors of a run; ranks other than the first have none that write.
+
+    Raises:
+        UserError: the files of a sink cannot be opened.
+    """
     config = parts.config
     info = describe(parts, directory, resumed_step)
     if not parts.ranks.is_rank0:
@@ -194,7 +198,7 @@ def fit(trainer: Trainer, directory: RunDirectory) -> int:
         write_state("failed", cause)
         with suppress(OSError):
             directory.log(cause)
-        print_error(f"crashed: {cause}")
+        print_if_read(f"crashed: {cause}", error=True)
 
     if ranks.is_rank0:
         write_state("running")
@@ -210,26 +214,28 @@ def fit(trainer: Trainer, directory: RunDirectory) -> int:
         monitors.message(str(error), "error")
         end("failed", str(error))
         if ranks.is_rank0:
-            print_error(f"error: {error}")
+            print_if_read(f"error: {error}", error=True)
         return CRASHED
     except BaseException as error:
         if isinstance(error, Exception):
             save_last_step(trainer)
         cause = ranks.fail(error_line(error))
         monitors.message(cause, "error")
-        end("failed", cause)
+        killed = isinstance(error, WorkerKilled)
+        end("preempted" if killed else "failed", cause)
         if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit
             raise
         where = f"rank {ranks.rank}: " if ranks.world_size > 1 else ""
         if isinstance(error, UserError):
-            print_error(f"error: {where}{error_line(error)}")
+            print_if_read(f"error: {where}{error_line(error)}", error=True)
         else:
             with suppress(OSError):
                 directory.log(f"{where}{traceback.format_exc()}")
             seen = f"(traceback in {directory.path / 'run.log'})"
-            print_error(f"crashed: {where}{error_line(error)} {seen}")
-        return CRASHED
-    end("finished")
+            print_if_read(f"crashed: {where}{error_line(error)} {seen}", error=True)
+        return PREEMPTED if killed else CRASHED
+    no_number = math.isnan(counters.evaluated[parts.primary])
+    end("finished", f"{parts.primary} at the end is not a number" if no_number else None)
     return FINISHED
 
 
@@ -247,14 +253,6 @@ def save_last_step(trainer: Trainer) -> None:
         trainer.monitors.message(f"step {step} is saved")
     except Exception as error:
         trainer.monitors.message(f"step {step} is not saved: {one_line(error)}", "warning")
-
-
-def print_error(line: str) -> None:
-    """Prints to standard error, which may be gone."""
-    try:
-        print(line, file=sys.stderr, flush=True)
-    except OSError:
-        silence_broken_streams()
 
 
 def error_line(error: BaseException) -> str:

@@ -77,7 +77,7 @@ class SampleOutputs:
     def sample(self, length: int) -> str:
         """The prompt and its continuation by the model, of ``length`` tokens, as text."""
         assert self.data.decode is not None
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.seed % 2**63)
         context = self.data.model_defaults["context_length"]
         with torch.compiler.set_stance("force_eager"):  # the length of the text changes with every token
             tokens = generate(self._outputs, self.prompt, length, context, generator)

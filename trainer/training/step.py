@@ -136,7 +136,8 @@ class TrainStep:
             parts.state.ema.update()
         parts.counters.skipped_in_a_row = 0
         parts.counters.grad_norm = sync.grad_norm
-        parts.state.window.append(sync.totals)
+        window = parts.state.window
+        window[:] = [window[0] + sync.totals] if window else [sync.totals]
 
     def _restore(self, saved_buffers: list[Tensor]) -> None:
         """Undoes what the forward pass changed."""

@@ -67,13 +67,12 @@ def sync_step(ranks: Ranks, own: StepResults, buffers: Sequence[Tensor]) -> Step
     device = own.losses.device
     precise = torch.float32 if device.type == "mps" else torch.float64
     clock = [own.seconds, float(own.requests.save)] if ranks.is_rank0 else [0.0, 0.0]
-    signals = [float(own.requests.stop == number) for number in StopSignal.SIGNALS]
     averaged = list(buffers) if ranks.world_size > 1 else []
     sent = [
         (~own.losses.isfinite()).sum(),
         own.squared_norm,
         torch.tensor(clock, dtype=precise),
-        torch.tensor(signals, dtype=precise),
+        torch.tensor(one_hot(own.requests.stop), dtype=precise),
         own.totals,
         *averaged,
     ]
@@ -84,14 +83,28 @@ def sync_step(ranks: Ranks, own: StepResults, buffers: Sequence[Tensor]) -> Step
     for buffer, mean in zip(averaged, means.split([b.numel() for b in averaged]), strict=True):
         buffer.copy_(mean.view_as(buffer) / ranks.world_size)
     bad, square, clock_sum, signal_sum, totals = (
-        known.cpu().double().split([1, 1, len(clock), len(signals), own.totals.numel()])
+        known.cpu().double().split([1, 1, len(clock), len(StopSignal.SIGNALS), own.totals.numel()])
     )
     seconds, save = clock_sum.tolist()
-    received = [number for number, n in zip(StopSignal.SIGNALS, signal_sum.tolist(), strict=True) if n]
     return StepSync(
         totals=totals,
         grad_norm=math.sqrt(square) if square >= 0 else math.nan,
         losses_finite=not bad,
         seconds=seconds,
-        requests=Requests(save=save > 0, stop=received[0] if received else None),
+        requests=Requests(save=save > 0, stop=first_received(signal_sum)),
     )
+
+
+def received_by_any(ranks: Ranks, received: signal.Signals | None) -> signal.Signals | None:
+    """The signal that one of the ranks has received, the same on all of them; every rank calls it."""
+    return first_received(ranks.sum(torch.tensor(one_hot(received))))
+
+
+def one_hot(received: signal.Signals | None) -> list[float]:
+    """A 1 in the place of the signal in `StopSignal.SIGNALS`, elsewhere 0."""
+    return [float(received == number) for number in StopSignal.SIGNALS]
+
+
+def first_received(counts: Tensor) -> signal.Signals | None:
+    """The first signal that a rank has received; of the sum of all ranks' `one_hot`."""
+    return next((number for number, n in zip(StopSignal.SIGNALS, counts.tolist(), strict=True) if n), None)

@@ -71,3 +71,28 @@ def test_biases_without_a_gradient_stay() -> None:
     attention = Attention()
     assert noise_steps(attention, torch.randn(16, 6, 8), attention.key.bias) < 0.1
     assert noise_steps(attention, torch.randn(16, 6, 8), attention.query.bias) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize(("at", "factor"), [("inputs", 1e20), ("loss", 1e21)])
+def test_factors_that_overflow_do_not_stay(at: str, factor: float) -> None:
+    """A finite loss with a finite gradient whose factors are squares beyond the range of float32."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    optimizer = AdaFisher(model, lr=1e-3, update_interval=1)
+    x = torch.randn(32, 8)
+    losses = []
+    for step in range(6):
+        large = factor if step == 3 else 1.0
+        optimizer.zero_grad()
+        with torch.no_grad():
+            model[0].weight.div_(large if at == "inputs" else 1.0)
+        loss = model(x * large if at == "inputs" else x).square().mean()
+        (loss * large if at == "loss" else loss).backward()
+        with torch.no_grad():
+            model[0].weight.mul_(large if at == "inputs" else 1.0)
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert max(losses) < 2 * losses[0]
+    for state in optimizer.state.values():
+        assert all(v.isfinite().all() for v in state.values() if isinstance(v, torch.Tensor))

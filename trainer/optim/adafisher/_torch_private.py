@@ -35,6 +35,7 @@ __all__ = [
     "foreach_add",
     "foreach_add_",
     "foreach_addcdiv_",
+    "foreach_clamp_max",
     "foreach_div_",
     "foreach_lerp",
     "foreach_lerp_",
@@ -60,6 +61,7 @@ foreach_div_, foreach_addcdiv_, foreach_norm = (
     torch._foreach_addcdiv_,
     torch._foreach_norm,
 )
+foreach_clamp_max = torch._foreach_clamp_max
 
 disable_compiler = torch._disable_dynamo
 """`torch.compiler.disable` would import the compiler, which takes a second, along with this package."""

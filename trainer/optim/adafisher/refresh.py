@@ -13,12 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from . import dtensor
+from ._torch_private import foreach_clamp_max
 from .hooks import Rows
 from .layers import Layer, own_parameters
 from .mean_squares import factor_dtype
 from .rules import Rule
 from .state import Tracked, Use
 from .views import Pair, gradient_factors, gradient_means
+
+LARGEST = 1e18
+"""Larger factors are cut off, so that products of H and S, and sums over them, are finite in float32.
+
+The square of a value overflows beyond 1.8e19, where a loss and a gradient are finite yet, and an average would keep it.
+"""
 
 FullS = Mapping[tuple[Tensor, str], Tensor]
 """All rows of S, by parameter and suffix of the use."""
@@ -155,7 +162,8 @@ def update_averages(new: Sequence[NewFactors], full_S: FullS, rule: Rule) -> Non
         olds += [old_H, old_S]
         news += [_one(old_H.device, old_H.dtype) if use.view.columns is None else H, S]
     for (gamma, count, device, dtype), (olds, news) in batches.items():
-        rule.average(olds, [new.to(device, dtype) for new in news], gamma, count)
+        finite = foreach_clamp_max([new.to(device, dtype) for new in news], LARGEST)
+        rule.average(olds, list(finite), gamma, count)
     for t, use, *_ in new:
         if dtensor.S_is_sharded(t.param, use.view):
             _, S = averages(t, use, full_S)
