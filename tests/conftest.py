@@ -36,6 +36,7 @@ SLOWEST = [
     "config/test_plugins.py",
     "distributed/test_costs.py",
     "optim/test_registry.py",
+    "optim/test_clients.py",
 ]
 """Files that take longest, in that order: they come first, so that no worker of pytest-xdist ends with a long one."""
 

@@ -127,3 +127,9 @@ def test_hydra_internals_are_imported_nowhere_else(file: Path) -> None:
         n.module or "" for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom)
     ]
     assert not [module for module in imported if "._" in module and not module.startswith("trainer.")]
+
+
+def test_timm_has_a_registry() -> None:
+    timm = pytest.importorskip("timm.optim")
+    assert isinstance(_private.timm_registry(), timm.OptimizerRegistry)
+    assert _private.timm_registry().list_optimizers() == timm.list_optimizers()

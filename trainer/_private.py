@@ -68,3 +68,11 @@ def worker_processes(batches: Any) -> list[Any]:
 def event_file_writer(writer: Any) -> Any:
     """Returns what writes a SummaryWriter's events: data of a plugin cannot be added in another way."""
     return writer._get_file_writer()
+
+
+# timm
+
+
+def timm_registry() -> Any:
+    """Returns the registry of timm's optimizers: timm exports functions that read it, but none that adds to it."""
+    return importlib.import_module("timm.optim._optim_factory").default_registry

@@ -12,7 +12,7 @@ from trainer.optim import AdaFisher
 def test_the_preconditioner_is_what_a_step_divides_by(rule: str) -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).double()
     optimizer = AdaFisher(
-        model, rule=rule, lr=1e-3, beta=0.0, weight_decay=0.0, decoupled=True, update_interval=1
+        model, rule=rule, lr=1e-3, momentum=0.0, weight_decay=0.0, decoupled=True, update_interval=1
     )
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model(torch.randn(8, 2, 4, 4, dtype=torch.float64)).square().mean().backward()

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from trainer.models.gpt import GPT
 from trainer.models.resnet import resnet18_cifar
 from trainer.optim import AdaFisher
+from trainer.optim.adafisher import hooks
 
 NEVER = 10**9  # an update interval: only the first step refreshes
 Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -145,6 +146,48 @@ class Benchmark:
 
         optimizer._capture.detach()
         self.compare("refresh + forward + backward, against both", refreshing, plain, "<= 1.08")
+
+    def checks(self) -> None:
+        """What it costs a step to trust neither captures nor caches, an interval of 10, against a training step.
+
+        In seconds of this thread, which other programs do not lengthen: for the CPU.
+        """
+        torch.manual_seed(0)
+        gpt = GPT(layers=12, width=768, heads=12, vocab_size=50257, context_length=1024)
+        deep = nn.Sequential(*(nn.Sequential(nn.Linear(32, 32), nn.Tanh()) for _ in range(300)))
+        for name, model, x in (
+            ("300 layers of width 32, batch 32", deep, torch.randn(32, 32)),
+            ("GPT of 124 M, 64 tokens", gpt, torch.randint(50257, (1, 64))),
+        ):
+            optimizer = AdaFisher(model, lr=1e-5)
+            capture = optimizer._capture
+            model(x).square().mean().backward()
+            factors = [factor for item in capture._seen.values() for factor in (item.H, item.S)]
+            tracked = optimizer._tracked_with_gradient()
+
+            def refresh() -> None:
+                capture._drop_discarded()  # noqa: B023
+                hooks._flat(factors).isfinite().all().item()  # noqa: B023
+                optimizer._warnings.check(tracked, -1)  # noqa: B023
+
+            def look() -> None:
+                optimizer._warnings.check_model(optimizer.model, optimizer._names)  # noqa: B023
+
+            def train() -> None:
+                optimizer.zero_grad()  # noqa: B023
+                model(x).square().mean().backward()  # noqa: B023
+                optimizer.step()  # noqa: B023
+
+            parts = (optimizer._follow, refresh, look, train)
+            times = [[self._thread_seconds(part) for part in parts] for _ in range(self.args.rounds + 2)]
+            follow, refreshing, looking, step = (median(c) * 1e3 for c in zip(*times[2:], strict=True))
+            own = follow + refreshing / 10 + looking / 100
+            self.report(f"checks, {name}", f"{own:.3f} ms", f"{step:.1f} ms", f"{own / step:.4f}", "<= 0.01")
+
+    def _thread_seconds(self, function: Callable[[], Any]) -> float:
+        started = time.thread_time()
+        function()
+        return time.thread_time() - started
 
     def memory(self) -> None:
         """Largest sum of the temporaries that a refresh holds at once, of the largest layer, in bytes."""
@@ -357,8 +400,9 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 ROWS = (
-    "refresh", "memory", "eager", "compiled", "temporary", "state", "training", "compiled_model", "imagenet", "cuda",
-)  # fmt: skip
+    *("refresh", "checks", "memory", "eager", "compiled", "temporary"),
+    *("state", "training", "compiled_model", "imagenet", "cuda"),
+)
 
 
 def main() -> None:

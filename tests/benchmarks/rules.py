@@ -53,8 +53,8 @@ VARIANTS: list[Run] = [
     {"update_interval": 1},
     {"update_interval": 5},
     {"update_interval": 50},
-    {"beta": 0.85},
-    {"beta": 0.95},
+    {"momentum": 0.85},
+    {"momentum": 0.95},
     {"capture": "gradient"},
 ]
 

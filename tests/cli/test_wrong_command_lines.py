@@ -24,13 +24,13 @@ WRONG = [
     ("loop.max_step=10", "did you mean max_steps"),
     ("loop.clip.norm=1", "unknown option loop.clip"),
     ("optimizer.learning_rate=0.1", "unknown option optimizer.learning_rate"),
-    ("optimizer.bet=0.9", "did you mean beta"),
+    ("optimizer.momentun=0.9", "did you mean momentum"),
     ("data.batchsize=32", "did you mean batch_size"),
     ("checkpoint.every_step=5", "did you mean every_steps"),
     ("monitor.sink=[console]", "did you mean sinks"),
     ("schedule.warm_up=3", "did you mean warmup"),
     ("+loop.extra=1", "unknown option loop.extra"),
-    ("+optimizer.momentum=0.9", "unknown option optimizer.momentum"),
+    ("+optimizer.betas=0.9", "unknown option optimizer.betas"),
     # options of another component
     ("model=mlp model.num_heads=3", "unknown option model.num_heads"),
     # wrong types
@@ -45,7 +45,7 @@ WRONG = [
     ("name=a/b", "must consist of letters, digits"),
     # out of range
     ("optimizer.lr=-0.1", "optimizer.lr=-0.1 is wrong"),
-    ("optimizer.beta=1", "optimizer.beta=1 is wrong"),
+    ("optimizer.momentum=1", "optimizer.momentum=1 is wrong"),
     ("optimizer=adamw optimizer.betas=[0.9,1.0]", "optimizer.betas=[0.9, 1.0] is wrong"),
     ("data.batch_size=0", "data.batch_size=0 is wrong: it must be an integer >= 1"),
     ("data.batch_size=100000", "exceeds the training set"),

@@ -69,7 +69,7 @@ def test_a_variant_has_one_budget() -> None:
     (only,) = parse("loop.max_epochs=3").contenders
     timed = variant(only.config, {"lr": 0.5}, 7, 1.5)
     assert (timed.loop.max_epochs, timed.loop.max_steps, timed.loop.max_time) == (None, None, 1.5)
-    assert (timed.seed, timed.optimizer["lr"], timed.optimizer["beta"]) == (7, 0.5, 0.9)
+    assert (timed.seed, timed.optimizer["lr"], timed.optimizer["momentum"]) == (7, 0.5, 0.9)
     assert variant(only.config, {}, 0, None).loop.max_epochs == 3
 
 

@@ -58,7 +58,7 @@ class CurvatureOptimizer(Protocol):
 
 @runtime_checkable
 class ReadsLossScale(Protocol):
-    """Reads the loss scale, by which the gradients that its hooks see are multiplied."""
+    """Reads the loss scale, by which the gradients that layers see are multiplied, of a scaler that it is told."""
 
     grad_scaler: GradScaler | None
 

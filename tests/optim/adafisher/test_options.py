@@ -11,8 +11,8 @@ from trainer.optim.adafisher.limits import check, limits_of
 from trainer.optim.adafisher.rules import RULES, RuleName
 
 OPTIONS = (
-    *("lr", "beta", "damping", "gamma", "weight_decay"),
-    *("decoupled", "rule", "update_interval", "capture", "fused"),
+    *("lr", "momentum", "damping", "gamma", "weight_decay"),
+    *("decoupled", "rule", "update_interval", "capture", "fused", "maximize"),
 )
 
 
@@ -45,7 +45,7 @@ def test_every_rule_has_a_name() -> None:
 )
 def test_interval(interval: Interval, inside: tuple, outside: tuple, text: str) -> None:
     assert all(value in interval for value in inside)
-    assert not any(value in interval for value in outside)
+    assert not any(value in interval for value in (*outside, "1", None))
     assert str(interval) == text
 
 
@@ -54,10 +54,15 @@ def test_limits_are_those_of_the_signature() -> None:
         *,
         rate: typing.Annotated[float, Interval(ge=0)] | None = None,
         kind: typing.Literal["a", "b"] | None = None,
+        switch: bool | typing.Literal["auto"] | None = None,
         free: float = 0.0,
     ) -> None: ...
 
-    assert limits_of(target) == {"rate": Interval(ge=0), "kind": ("a", "b", None)}
+    assert limits_of(target) == {
+        "rate": Interval(ge=0),
+        "kind": ("a", "b", None),
+        "switch": ("auto", True, False, None),
+    }
     check(target, rate=0.5, kind=None)
     with pytest.raises(ValueError, match=r"^Invalid rate: -1, must be >= 0$"):
         check(target, rate=-1)
@@ -69,5 +74,5 @@ def test_messages() -> None:
     model = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"^Invalid damping: -1, must be > 0$"):
         AdaFisher(model, damping=-1)
-    with pytest.raises(ValueError, match=r"^Invalid beta: 1.5, must be >= 0 and < 1$"):
-        AdaFisher(model).add_param_group({"params": [nn.Parameter(model.weight)], "beta": 1.5})
+    with pytest.raises(ValueError, match=r"^Invalid momentum: 1.5, must be >= 0 and < 1$"):
+        AdaFisher(model).add_param_group({"params": [nn.Parameter(model.weight)], "momentum": 1.5})

@@ -1,6 +1,7 @@
 """A layer type that is made known from outside of the package."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,3 +103,20 @@ def test_a_registered_subclass_is_not_its_base() -> None:
     model(x).square().mean().backward()
     optimizer.step()
     torch.testing.assert_close(optimizer.state[model.weight]["H"][:-1], 4 * x.square().mean(0))
+
+
+def test_a_layer_is_registered_by_its_name() -> None:
+    class Named(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    def mine(module: Named) -> Layer:
+        return replace(LAYERS[nn.Linear](module), kind="Mine")
+
+    for describe, names, source in (
+        (LAYERS[nn.Linear], "tests.Nam*", "Linear"),
+        (mine, "tests.Named", "Mine"),
+        (LAYERS[nn.Linear], "tests.Nam*", "Linear"),  # the last one counts
+    ):
+        register_layer(names)(describe)
+        assert [row.source for row in AdaFisher(Named(2, 2)).coverage()] == [source, source]

@@ -76,7 +76,7 @@ def test_trajectory(name: str, decoupled: bool) -> None:
     model.load_state_dict(init)
     options: dict[str, Any] = {
         "lr": 1e-3,
-        "beta": 0.9,
+        "momentum": 0.9,
         "gamma": 0.8,
         "update_interval": 3,
         "rule": "released",

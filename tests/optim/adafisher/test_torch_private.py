@@ -21,10 +21,6 @@ def test_is_there_and_used(name: str) -> None:
     assert any(name in file.read_text() for file in FOLDER.glob("*.py") if file.name != "_torch_private.py")
 
 
-def test_grad_scaler_asks_for_its_attribute() -> None:
-    assert private.GRAD_SCALER_PROTOCOL in inspect.getsource(torch.amp.GradScaler.step)
-
-
 def test_backward_passes_are_numbered() -> None:
     seen = []
     x = torch.ones(2, requires_grad=True)
@@ -34,6 +30,59 @@ def test_backward_passes_are_numbered() -> None:
         y.sum().backward()
     assert private.current_backward() == private.NO_BACKWARD
     assert len({*seen, private.NO_BACKWARD}) == 3
+
+
+@pytest.mark.filterwarnings("ignore:Using backward:UserWarning")
+def test_a_backward_pass_knows_whether_it_adds_to_a_gradient() -> None:
+    layer, x, seen = nn.Linear(2, 2), torch.ones(1, 2, requires_grad=True), []
+    node = torch.autograd.graph.get_gradient_edge(layer.weight).node
+    for gradient in (
+        lambda y: y.backward(),
+        lambda y: y.backward(create_graph=True),
+        lambda y: torch.autograd.grad(y, x),
+        lambda y: torch.autograd.grad(y, layer.weight),
+        lambda y: y.backward(inputs=[x]),
+    ):
+        y = layer(x)
+        y.register_hook(lambda s: seen.append(private.adds_to_gradient(node)))
+        gradient(y.sum())
+        layer.zero_grad()
+    assert seen == [True, True, False, False, False]
+
+
+def test_what_is_called_in_place_of_a_module_is_not_saved_with_it() -> None:
+    layer, called = nn.Linear(2, 2), []
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        called.append(private.calling_module())
+        return layer._call_impl(x)
+
+    vars(layer)[private.CALL] = call
+    layer(torch.ones(1, 2))
+    assert called == [layer]
+    assert private.CALL not in layer.__getstate__()
+
+
+def test_a_compiled_function_says_what_it_is_of() -> None:
+    seen = []
+
+    class Stance:
+        skip_guard_eval_unsafe, backend = False, None
+
+        @property
+        def stance(self) -> str:
+            seen.append(private.called_module())
+            return "force_eager"
+
+    model, before = nn.Linear(2, 2), private.stance()
+    private.set_stance(Stance())
+    try:
+        for target in (torch.compile(model), torch.compile(lambda x: model(x))):
+            target(torch.ones(1, 2))
+    finally:
+        private.set_stance(before)
+    assert seen[0] == (True, model)
+    assert seen[-1] == (True, None)
 
 
 @pytest.mark.parametrize("padding", [(1, 2), "same"])

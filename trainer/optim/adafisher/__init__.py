@@ -1,14 +1,16 @@
 """AdaFisher. This folder depends on torch alone: it can be copied into any program as it is.
 
 Where to find what: ``reference.py`` the default rule in plain code · ``optimizer.py`` the optimizer · ``rules.py``
-what the rules differ in · ``layers.py``, ``convolutions.py`` the factors of each layer type · ``update.py`` the update.
+what the rules differ in · ``layers.py``, ``convolutions.py``, ``library_layers.py`` the factors of each layer type ·
+``update.py`` the update.
 """
 
+from . import library_layers as _library_layers  # noqa: F401 (makes them known)
 from .adafisherw import AdaFisherW
-from .layers import Layer, register_layer
+from .layers import LAYERS, Layer, register_layer
 from .limits import Interval
 from .optimizer import AdaFisher
 from .state import StateLayout
 from .views import View
 
-__all__ = ["AdaFisher", "AdaFisherW", "Interval", "Layer", "StateLayout", "View", "register_layer"]
+__all__ = ["LAYERS", "AdaFisher", "AdaFisherW", "Interval", "Layer", "StateLayout", "View", "register_layer"]

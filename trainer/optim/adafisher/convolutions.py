@@ -87,7 +87,7 @@ def _spatial_S(module: Convolution) -> Callable[[Tensor], Tensor]:
     return lambda s: mean_channels(batched(s, len(module.kernel_size)))
 
 
-POOLED_CONVOLUTIONS: dict[type[nn.Module], LayerType] = {
+POOLED_CONVOLUTIONS: dict[type[nn.Module] | str, LayerType] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), partial(convolution, pool_groups=True)),
     **dict.fromkeys(
         (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),

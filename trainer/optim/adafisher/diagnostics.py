@@ -88,7 +88,7 @@ def _update_squares(parameters: Sequence[Followed]) -> Tensor:
             (m / preconditioner(factor, t.damping)).square().sum()
             for m, *factor in blocks((exp_avg,), curvature.local)
         ]
-        correction = 1 - t.group["beta"] ** t.state["step"].item()
+        correction = 1 - t.group["momentum"] ** t.state["step"].item()
         squares.append(torch.stack(parts).sum() / correction**2)
     return torch.stack([square.to(squares[0].device, torch.float64) for square in squares])
 

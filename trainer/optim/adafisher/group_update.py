@@ -28,7 +28,7 @@ class GroupUpdate:
         tracked: those of its parameters that have a gradient.
         curvatures: H' and S' of all of them, which stay where they are in memory.
         decoupled: whether weight decay bypasses the preconditioner.
-        compile: the updates.
+        fused: ``"compile"`` compiles the updates; False does without kernels.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class GroupUpdate:
         curvatures: Curvatures,
         *,
         decoupled: bool,
-        compile: bool,
+        fused: bool | str | None,
     ) -> None:
         self._group = group
         self._damping = group["damping"]
@@ -62,9 +62,9 @@ class GroupUpdate:
         if tracked:
             sizes = torch.tensor([owner.numel() for owner in self.owners], dtype=self._expected[0].dtype)
             self._sizes = sizes.to(self._expected[0].device, non_blocking=True)
-        self._functions: ModuleType = update_compiled if compile else update_blocked
+        self._functions: ModuleType = update_compiled if fused == "compile" else update_blocked
         self._kernels = None
-        if not compile:
+        if fused in (None, True):
             self._kernels = gpu_kernels(self._params, self._exp_avgs, self._factors, self._dampings)
 
     def is_current(self) -> bool:
@@ -84,7 +84,7 @@ class GroupUpdate:
 
     def sum_of_squares(self) -> Tensor:
         """Σ u² over the rows of each parameter on this rank, [parameters]."""
-        grads, beta = self._grads(), self._group["beta"]
+        grads, beta = self._grads(), self._group["momentum"]
         if self._kernels:
             return self._kernels.sum_of_squares(grads, beta=beta)
         return self._functions.sum_of_squares(grads, self._exp_avgs, self._factors, self._dampings, beta=beta)
@@ -102,7 +102,7 @@ class GroupUpdate:
     def bias_corrected_update(self) -> None:
         """`update.bias_corrected_update` of all parameters."""
         grads, options = self._grads(), {**self._options(), "decoupled": self._decoupled}
-        options["corrections"] = [1 - self._group["beta"] ** step for step in self._steps.tolist()]
+        options["corrections"] = [1 - self._group["momentum"] ** step for step in self._steps.tolist()]
         if self._kernels:
             self._kernels.bias_corrected_update(grads, **options)
             return
@@ -111,7 +111,12 @@ class GroupUpdate:
 
     def _options(self) -> dict[str, Any]:
         group = self._group
-        return {"lr": float(group["lr"]), "beta": group["beta"], "weight_decay": group["weight_decay"]}
+        sign = -1 if group["maximize"] else 1  # of g: the same as that of lr and of what decays
+        return {
+            "lr": sign * float(group["lr"]),
+            "beta": group["momentum"],
+            "weight_decay": sign * group["weight_decay"],
+        }
 
     def _grads(self) -> list[Tensor]:
         """Gradients of the rows on this rank, in the shapes of the views."""

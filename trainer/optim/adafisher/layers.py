@@ -8,7 +8,9 @@ the gradient of the loss with respect to the layer's output (the notation of arX
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -34,12 +36,15 @@ class Layer:
             shape of its output.
         S: makes S, in the shape ``S_size`` of the views, of the gradient of the loss with respect to the output.
         views: how each of its parameters sees them, by the parameter's name in the module.
+        output: the name of the child whose input is what counts as the output, where the module does not end with
+            what multiplies the rows: a norm with its activation, for example.
     """
 
     kind: str
     H: Callable[..., Tensor]
     S: Callable[[Tensor], Tensor]
     views: Mapping[str, View]
+    output: str | None = None
 
     @property
     def sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -48,16 +53,22 @@ class Layer:
         return views[0].H_size, views[0].S_size
 
 
-LayerType = Callable[[Any], Layer]
-"""Describes a module."""
+LayerType = Callable[[Any], Layer | None]
+"""Describes a module, or returns None where one of this type has parameters of which it knows nothing."""
 Described = TypeVar("Described", bound=LayerType)
 
-LAYERS: dict[type[nn.Module], LayerType] = {}
-"""All known layer types, by class."""
+LayerTypes = Mapping[type[nn.Module] | str, LayerType]
+LAYERS: dict[type[nn.Module] | str, LayerType] = {}
+"""All known layer types, by class or by its name, ``package.Class``."""
 
 
-def register_layer(*classes: type[nn.Module]) -> Callable[[Described], Described]:
+def register_layer(*classes: type[nn.Module] | str) -> Callable[[Described], Described]:
     """Makes layers of these classes known to AdaFisher; optimizers that exist already do not see them.
+
+    Args:
+        classes: or their names, by which they need not be imported: the top package and the class, as in
+            ``"transformers.Conv1D"``, wherever in the package it is. An asterisk stands for any part of a name; of
+            several that fit the last one counts.
 
     Example::
 
@@ -82,23 +93,39 @@ def register_layer(*classes: type[nn.Module]) -> Callable[[Described], Described
     """
 
     def register(describe: Described) -> Described:
-        LAYERS.update(dict.fromkeys(classes, describe))
+        for one in classes:
+            LAYERS.pop(one, None)  # so that it is the last one
+            LAYERS[one] = describe
         return describe
 
     return register
 
 
-def layer_of(module: nn.Module, layers: Mapping[type[nn.Module], LayerType] = LAYERS) -> Layer | None:
+def layer_of(module: nn.Module, layers: LayerTypes = LAYERS) -> Layer | None:
     """The description of a module, or None where its type is not known.
 
     A subclass counts as its base only if it kept its ``forward``: with another one, what reaches the hooks need
     not be what the weight multiplies. A norm that has ``STATISTICS`` says enough about its own.
     """
     for kind in type(module).__mro__:
-        if issubclass(kind, nn.Module) and kind in layers:
+        if issubclass(kind, nn.Module) and (describe := _layer_type(kind, layers)):
             is_known = type(module).forward is kind.forward or hasattr(module, STATISTICS)
-            return layers[kind](module) if is_known else None
+            layer = describe(module) if is_known else None
+            if layer is not None and layer.kind == type(module).__name__:  # which FSDP makes, among others
+                layer = replace(layer, kind=kind.__name__)
+            return layer
     return None
+
+
+def _layer_type(kind: type[nn.Module], layers: LayerTypes) -> LayerType | None:
+    if kind in layers:
+        return layers[kind]
+    package = kind.__module__.partition(".")[0]
+    if package == "torch":
+        return None
+    name = f"{package}.{kind.__name__}"
+    fitting = [key for key in layers if isinstance(key, str) and fnmatchcase(name, key)]
+    return layers[fitting[-1]] if fitting else None
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -120,7 +147,9 @@ def batched(x: Tensor, spatial: int) -> Tensor:
 
 
 @register_layer(nn.Linear)
-def _linear(module: nn.Linear) -> Layer:
+def linear(module: nn.Linear) -> Layer:
+    """Rows are the vectors along the last axis of the input."""
+
     def H(x: Tensor, output: torch.Size) -> Tensor:
         return with_bias(mean_last(x), module)
 
@@ -129,7 +158,8 @@ def _linear(module: nn.Linear) -> Layer:
 
 
 @register_layer(nn.Embedding)
-def _embedding(module: nn.Embedding) -> Layer:
+def embedding(module: nn.Embedding) -> Layer:
+    """Rows are one-hot tokens: H are their frequencies."""
     rows, columns = module.num_embeddings, module.embedding_dim
     dtype = factor_dtype(module.weight.dtype)
 
@@ -143,8 +173,10 @@ def _embedding(module: nn.Embedding) -> Layer:
 # Norms ----------------------------------------------------------------------------------------------------------
 
 
-@register_layer(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-def _batch_norm(module: BatchNorm) -> Layer:
+@register_layer(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+def batch_norm(module: BatchNorm) -> Layer:
+    """Rows are samples and positions; H is the mean of x̂², as for the norms below."""
+
     def H(x: Tensor, output: torch.Size) -> Tensor:
         variance = getattr(module, STATISTICS, None)
         if variance is None:
@@ -155,7 +187,9 @@ def _batch_norm(module: BatchNorm) -> Layer:
 
 
 @register_layer(nn.GroupNorm)
-def _group_norm(module: nn.GroupNorm) -> Layer:
+def group_norm(module: nn.GroupNorm) -> Layer:
+    """Rows are samples and positions."""
+
     def H(x: Tensor, output: torch.Size) -> Tensor:
         return mean_channels(F.group_norm(x, module.num_groups, eps=module.eps))
 
@@ -163,7 +197,8 @@ def _group_norm(module: nn.GroupNorm) -> Layer:
 
 
 @register_layer(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-def _instance_norm(module: InstanceNorm) -> Layer:
+def instance_norm(module: InstanceNorm) -> Layer:
+    """Rows are samples and positions."""
     kinds = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
     spatial = 1 + next(i for i, kind in enumerate(kinds) if isinstance(module, kind))
 
@@ -175,15 +210,32 @@ def _instance_norm(module: InstanceNorm) -> Layer:
 
 
 @register_layer(nn.LayerNorm, nn.RMSNorm)
-def _layer_norm(module: nn.LayerNorm | nn.RMSNorm) -> Layer:
+def layer_norm(module: nn.LayerNorm | nn.RMSNorm) -> Layer:
+    """Rows are what is normalized at once."""
     shape = tuple(module.normalized_shape)
     normalise: Callable[..., Tensor] = F.rms_norm if isinstance(module, nn.RMSNorm) else F.layer_norm
+    return norm_of_last_axes(module, shape, partial(normalise, normalized_shape=shape, eps=module.eps))
+
+
+def norm_of_last_axes(
+    module: nn.Module, shape: tuple[int, ...], normalise: Callable[[Tensor], Tensor]
+) -> Layer:
+    """A norm over the last axes, of this shape; ``normalise`` gives what its scale multiplies."""
 
     def mean(x: Tensor) -> Tensor:
         rows = x.reshape(-1, math.prod(shape))
         return sum_rows(rows) / rows.shape[0]
 
-    return _norm(module, lambda x, output: mean(normalise(x, shape, eps=module.eps)), mean)
+    return _norm(module, lambda x, output: mean(normalise(x)), mean)
+
+
+def channels_first(layer: Layer) -> Layer:
+    """A layer of inputs ``[N, ..., C]`` as one of ``[N, C, ...]``."""
+    return replace(
+        layer,
+        H=lambda x, output: layer.H(x.movedim(1, -1), output),
+        S=lambda s: layer.S(s.movedim(1, -1)),
+    )
 
 
 def _norm(module: Any, H: Callable[[Tensor, torch.Size], Tensor], S: Callable[[Tensor], Tensor]) -> Layer:

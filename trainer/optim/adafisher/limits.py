@@ -1,5 +1,6 @@
 """Limits of options, written once: in the signature that takes them, as ``Annotated[float, Interval(gt=0)]``."""
 
+import numbers
 import typing
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
@@ -14,10 +15,22 @@ class Interval:
     ge: float | None = None
     gt: float | None = None
     lt: float | None = None
+    integer: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What it is of."""
+        return "an integer" if self.integer else "a number"
+
+    def is_kind(self, value: Any) -> bool:
+        """Whether a value is a number, or an integer."""
+        kind = numbers.Integral if self.integer else numbers.Real
+        return isinstance(value, kind) and not isinstance(value, bool)
 
     def __contains__(self, value: Any) -> bool:
         return bool(
-            (self.ge is None or value >= self.ge)
+            self.is_kind(value)
+            and (self.ge is None or value >= self.ge)
             and (self.gt is None or value > self.gt)
             and (self.lt is None or value < self.lt)
         )
@@ -30,7 +43,7 @@ class Interval:
 NonNegative = Annotated[float, Interval(ge=0)]
 Positive = Annotated[float, Interval(gt=0)]
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
-Count = Annotated[int, Interval(ge=1)]
+Count = Annotated[int, Interval(ge=1, integer=True)]
 
 
 class Choices(tuple[Any, ...]):
@@ -53,7 +66,8 @@ def _limit(hint: Any) -> Container[Any] | None:
         if typing.get_origin(option) is Annotated:
             return option.__metadata__[0]
         if typing.get_origin(option) is Literal:
-            return Choices((*typing.get_args(option), *((None,) if type(None) in options else ())))
+            others = [(True, False)] * (bool in options) + [(None,)] * (type(None) in options)
+            return Choices((*typing.get_args(option), *(value for values in others for value in values)))
     return None
 
 
@@ -61,8 +75,10 @@ def check(function: Callable[..., Any], **values: Any) -> None:
     """Checks arguments against the limits in the function's signature.
 
     Raises:
-        ValueError: a value is outside of its limits.
+        ValueError: a value is outside of its limits, or no number.
     """
     for name, value in values.items():
-        if value not in limits_of(function)[name]:
-            raise ValueError(f"Invalid {name}: {value!r}, must be {limits_of(function)[name]}")
+        limit = limits_of(function)[name]
+        if value not in limit:
+            kind = f"{limit.kind} " if isinstance(limit, Interval) and not limit.is_kind(value) else ""
+            raise ValueError(f"Invalid {name}: {value!r}, must be {kind}{limit}")

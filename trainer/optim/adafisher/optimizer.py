@@ -7,16 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from . import dtensor, refresh
+from ._torch_private import disable_compiler
 from .diagnostics import Coverage, coverage_of, diagnose, full_preconditioner
 from .group_update import GroupUpdate
 from .hooks import Rows
-from .layerwise import LayerwiseOptimizer
 from .limits import Count, Fraction, NonNegative, Positive, check
+from .loss_scale import loss_scale
 from .rules import RULES, RuleName
+from .saved import SavedOptimizer
 from .state import Tracked
+from .usual_words import check_words
 
 
-class AdaFisher(LayerwiseOptimizer):
+class AdaFisher(SavedOptimizer):
     r"""Momentum preconditioned by two diagonals of the Fisher information for each layer.
 
     To understand or change the rule, read ``reference.py`` in this folder first: the default rule on one device, in
@@ -59,7 +62,7 @@ class AdaFisher(LayerwiseOptimizer):
             without gradients, or again for activation checkpointing (``use_reentrant=False``) counts for nothing.
         params: parameters, named parameters or groups with options of their own; all of the model's if left out.
         lr: learning rate η ≥ 0. Calibrated: 1e-2, on the scale of AdamW's; else 1e-3.
-        beta: decay β of the momentum, 0 ≤ β < 1.
+        momentum: its decay β, 0 ≤ β < 1. `OneCycleLR` and `CyclicLR` cycle it by this name.
         damping: λ > 0. Calibrated: 0.01, relative; λ → ∞ is plain momentum. Else 1e-3, absolute.
         gamma: weight γ of the old factors, 0 ≤ γ < 1. Calibrated: 0.95; else 0.8. (In one reading of the paper γ
             weights the new ones; not here.)
@@ -69,8 +72,11 @@ class AdaFisher(LayerwiseOptimizer):
         update_interval: steps between refreshes, ≥ 1. Calibrated: 10, paper: 1, released: 100.
         capture: ``"hooks"`` on the layers, or ``"gradient"``: row and column means of the squared gradient for every
             parameter, without any hook, for models whose layers are hidden or compiled as a whole.
-        fused: ``"compile"`` updates all parameters by one compiled function. On a GPU it is slower than None, with
-            which kernels of Triton, if installed, update all parameters of a group at once.
+        fused: None and True update all parameters of a group at once by kernels of Triton, on a GPU where it is
+            installed; False does without. ``"compile"`` is one compiled function, which is slower on a GPU.
+        maximize: ascends.
+        words: further options of torch's optimizers, where they ask for what is done anyway: ``foreach=True``,
+            ``capturable=False``, ``differentiable=False``.
 
     State of a parameter of shape ``[rows, ...]``, by key. Further uses of a shared weight have the keys of factors with
     ``_1``, ``_2`` and so on at their ends. Factors are float32, or float64 for float64 parameters; under FSDP
@@ -87,8 +93,12 @@ class AdaFisher(LayerwiseOptimizer):
         captured      0 or 1                whether H and S come from the rows of a layer; else from the gradient
         refreshed     int                   the step of the last refresh
 
-    With a GradScaler whose ``unscale_`` is called before ``step``, set ``optimizer.grad_scaler = scaler``: the factors
-    are taken from scaled gradients. ``zero_grad`` also drops what was captured, so that a step may be skipped.
+    Factors are taken from gradients of a loss that a GradScaler may have scaled. It is found by itself where its own
+    ``step`` calls the optimizer's, also through Lightning, accelerate and the like; else set ``optimizer.grad_scaler =
+    scaler``. What was captured counts as long as the gradients it came with are there: to skip a step, drop them.
+
+    ``param_groups`` and ``state`` may be changed as those of Adam: parameters replaced or removed, state cleared or
+    assigned. A layer put into the model later is one more group: ``add_param_group``.
 
     Example::
 
@@ -100,7 +110,7 @@ class AdaFisher(LayerwiseOptimizer):
             optimizer.step()
 
     Raises:
-        TypeError: the model is missing.
+        TypeError: the model is missing; an option is unknown or unsupported.
         ValueError: an option is out of range, or a parameter is not the model's.
         RuntimeError: in ``step``, if no layer was captured before the first one.
 
@@ -114,7 +124,7 @@ class AdaFisher(LayerwiseOptimizer):
         params: Iterable[Any] | None = None,
         *,
         lr: NonNegative | None = None,
-        beta: Fraction = 0.9,
+        momentum: Fraction = 0.9,
         damping: Positive | None = None,
         gamma: Fraction | None = None,
         weight_decay: NonNegative | None = None,
@@ -122,13 +132,20 @@ class AdaFisher(LayerwiseOptimizer):
         rule: RuleName = "calibrated",
         update_interval: Count | None = None,
         capture: Literal["hooks", "gradient"] = "hooks",
-        fused: Literal["compile"] | None = None,
+        fused: bool | Literal["compile"] | None = None,
+        maximize: bool = False,
+        **words: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(
                 "AdaFisher's first argument is the model, whose layers it watches: AdaFisher(model, params, ...), "
                 f"but it is a {type(model).__name__}"
             )
+        if isinstance(params, float | int):
+            raise TypeError(
+                f"AdaFisher's second argument is params, but it is {params!r}: AdaFisher(model, lr={params!r})"
+            )
+        check_words(words)
         check(AdaFisher.__init__, rule=rule, capture=capture, fused=fused)
         own = RULES[rule]
         if own.always_decoupled and decoupled is False:
@@ -143,10 +160,11 @@ class AdaFisher(LayerwiseOptimizer):
         decay = own.decoupled_weight_decay if self.decoupled else own.weight_decay
         defaults = {
             "lr": own.lr if lr is None else lr,
-            "beta": beta,
+            "momentum": momentum,
             "damping": own.damping if damping is None else damping,
             "gamma": own.gamma if gamma is None else gamma,
             "weight_decay": decay if weight_decay is None else weight_decay,
+            "maximize": maximize,
         }
         super().__init__(model, params, defaults)
 
@@ -157,13 +175,17 @@ class AdaFisher(LayerwiseOptimizer):
             ValueError: an option is out of range.
         """
         options = {**self.defaults, **param_group}
-        if isinstance(options["lr"], Tensor) and options["lr"].numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
-        check(AdaFisher.__init__, **{name: options[name] for name in self.defaults})
+        if isinstance(options["lr"], Tensor):
+            if options["lr"].numel() != 1:
+                raise ValueError("Tensor lr must be 1-element")
+            options["lr"] = options["lr"].item()
+        limited = ("lr", "momentum", "damping", "gamma", "weight_decay")
+        check(AdaFisher.__init__, **{name: options[name] for name in limited})
         super().add_param_group(param_group)
 
     # Step
 
+    @disable_compiler
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs one optimization step, after a refresh of the factors if one is due.
@@ -172,19 +194,17 @@ class AdaFisher(LayerwiseOptimizer):
             the loss that ``closure`` computed, or None.
 
         Raises:
-            RuntimeError: the first step captured nothing; a gradient is sparse; the loss scale is not known.
+            RuntimeError: the first step captured nothing; a gradient is sparse.
+            ValueError: a parameter that was put into a group is not the model's.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item():
-            self._capture.clear()
-            return loss
-        scale = self._unscale()
+        is_watching = self._capture.is_attached
+        self._follow()
         if self.needs_refresh or not self._is_prepared():
-            self._prepare(scale)
+            self._prepare(is_watching)
         self._capture.detach()  # and lets a compiled update run compiled
         self._update()
         self._steps += 1
@@ -194,15 +214,21 @@ class AdaFisher(LayerwiseOptimizer):
     def _is_prepared(self) -> bool:
         return bool(self._group_updates) and all(update.is_current() for update in self._group_updates)
 
-    def _prepare(self, scale: float | Tensor) -> None:
-        """Refreshes the factors that are due, and lists what there is to update."""
+    def _prepare(self, is_watching: bool) -> None:
+        """Refreshes the factors that are due, and lists what there is to update.
+
+        Args:
+            is_watching: whether layers were watched in this step's forward and backward.
+        """
         tracked = self._tracked_with_gradient()
         if self.needs_refresh:
             ranks = dtensor.ranks_of([t.param for t in tracked])
             captured = self._capture.collect(
-                scale, per_sample=self._rule.per_sample, ranks=ranks.group.size() if ranks else 1
+                loss_scale(self.grad_scaler),
+                per_sample=self._rule.per_sample,
+                ranks=ranks.group.size() if ranks else 1,
             )
-            self._refresh(tracked, captured)
+            self._refresh(tracked, captured, is_watching)
         elif without := [t for t in tracked if not t.has_factors]:
             self._refresh(without, {})  # from their gradients, until their layers are captured
         missing = [t for t in tracked if t.param not in self._curvatures]
@@ -215,16 +241,20 @@ class AdaFisher(LayerwiseOptimizer):
                     [t for t in tracked if t.group is group],
                     self._curvatures,
                     decoupled=self.decoupled,
-                    compile=self.fused == "compile",
+                    fused=self.fused,
                 )
                 for group in self.param_groups
             ]
+            self._remember_sources()
 
-    def _refresh(self, tracked: list[Tracked], captured: dict[nn.Module, Rows]) -> None:
+    def _refresh(
+        self, tracked: list[Tracked], captured: dict[nn.Module, Rows], is_watching: bool = False
+    ) -> None:
         """Takes new factors into the averages of parameters, and preconditions by the averages."""
         layers = self._capture.layers if self.needs_refresh else {}
         inputs = refresh.gather(tracked, captured, layers)
-        if layers and self._steps == 0 and not inputs.by_layer:
+        has_seen = inputs.by_layer or self._capture.has_seen
+        if is_watching and layers and self._steps == 0 and not has_seen:
             raise RuntimeError(
                 "AdaFisher has captured no layer: between making it and step(), call the model in training mode "
                 "and loss.backward(); for a model whose layers are not called, choose capture='gradient'"
@@ -236,6 +266,10 @@ class AdaFisher(LayerwiseOptimizer):
             t.state["refreshed"] = self._steps
         if self._curvatures.refresh([*refreshed.values()], inputs.full_S):
             self._group_updates = []
+        if is_watching:
+            self._warnings.check(tracked, self._steps - 2 * self.update_interval)
+            if self._steps % (10 * self.update_interval) == 0:  # it goes through the whole model
+                self._warnings.check_model(self.model, self._names)
 
     def _update(self) -> None:
         for update in self._group_updates:

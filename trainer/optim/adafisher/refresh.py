@@ -3,6 +3,7 @@
 Functions over lists of parameters, since on a GPU every operation costs a launch.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -135,7 +136,7 @@ def new_factors(tracked: Sequence[Tracked], inputs: RefreshInputs) -> list[NewFa
 
 
 def _factors_of_gradients(tracked: Sequence[Tracked], inputs: RefreshInputs) -> list[NewFactors]:
-    """Leaves out gradients that are zero, of which nothing can be learnt."""
+    """Leaves out gradients that are zero or not finite, of which nothing can be learnt."""
     means = [
         inputs.gradient_means.get(t.param) or gradient_means(_squared_gradient(t.param), t.view)
         for t in tracked
@@ -145,7 +146,7 @@ def _factors_of_gradients(tracked: Sequence[Tracked], inputs: RefreshInputs) -> 
         # without rows nothing says what size a real gradient would have, so that row_weight is zero
         NewFactors(t, t.uses[0], *gradient_factors(columns, S, t.view), row_weight=0.0)
         for t, (columns, S), size in zip(tracked, means, sizes, strict=True)
-        if size
+        if 0 < size < math.inf  # nor nan
     ]
 
 
@@ -160,8 +161,8 @@ def update_averages(new: Sequence[NewFactors], full_S: FullS, rule: Rule) -> Non
         olds, news = batches.setdefault(key, ([], []))
         olds += [old_H, old_S]
         news += [_one(old_H.device, old_H.dtype) if use.view.columns is None else H, S]
-    for (gamma, count, _, dtype), (olds, news) in batches.items():
-        finite = foreach_clamp_max([new.to(dtype) for new in news], LARGEST)
+    for (gamma, count, device, dtype), (olds, news) in batches.items():
+        finite = foreach_clamp_max([new.to(device, dtype) for new in news], LARGEST)
         rule.average(olds, list(finite), gamma, count)
     for t, use, *_ in new:
         if dtensor.S_is_sharded(t.param, use.view):

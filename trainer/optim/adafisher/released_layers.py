@@ -41,7 +41,7 @@ def _norm(module: nn.BatchNorm2d | nn.LayerNorm) -> Layer:
     return Layer(type(module).__name__, H, S, views)
 
 
-RELEASED_LAYERS: dict[type[nn.Module], LayerType] = {
+RELEASED_LAYERS: dict[type[nn.Module] | str, LayerType] = {
     nn.Linear: LAYERS[nn.Linear],
     nn.Conv2d: _convolution,
     nn.BatchNorm2d: _norm,

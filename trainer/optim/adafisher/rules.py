@@ -4,16 +4,16 @@ A new rule is an entry of `RULES`, its name in `RuleName`, and the functions tha
 """
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._torch_private import foreach_lerp_
 from .convolutions import POOLED_CONVOLUTIONS
-from .layers import LAYERS, LayerType
+from .layers import LAYERS, LayerTypes
 from .released_layers import RELEASED_LAYERS
 from .vectors import Vectors
 
@@ -44,7 +44,7 @@ class Rule:
     weight_decay: float = 5e-4
     decoupled_weight_decay: float = 1e-2
     always_decoupled: bool = False
-    layers: Mapping[type[nn.Module], LayerType]
+    layers: LayerTypes
     unknown_layers: Literal["gradient", "identity"] = "gradient"
     per_sample: bool = True
     average: Callable[[list[Tensor], list[Tensor], float, int], None]

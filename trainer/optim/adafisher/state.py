@@ -95,26 +95,66 @@ def new_state(param: Tensor, uses: Sequence[Use]) -> dict[str, Any]:
     return state
 
 
-def restore(tracked: Tracked, saved: Mapping[str, Any]) -> None:
-    """Puts saved factors into a state: torch casts them to the parameter's dtype, which may be half precision.
+def _shapes(param: Tensor, uses: Sequence[Use]) -> dict[str, torch.Size]:
+    """Of the tensors in a parameter's state."""
+    shapes = {"step": torch.Size(()), "exp_avg": param.shape}
+    for use in uses:
+        shapes |= {
+            f"H{use.suffix}": torch.Size(use.view.H_size),
+            f"S{use.suffix}": torch.Size(use.view.S_size),
+        }
+    return shapes
+
+
+def _curvature_keys(uses: Sequence[Use]) -> set[str]:
+    """The entries of a state that belong to the curvature."""
+    of_uses = {f"{key}{use.suffix}" for use in uses for key in ("H", "S", "row_weight", "refreshes")}
+    return of_uses | {"captured", "refreshed"}
+
+
+def complete(param: Tensor, uses: Sequence[Use], state: dict[str, Any]) -> None:
+    """Makes what a state lacks, and anew what does not fit: it is the user's to clear, assign and move.
+
+    The curvature is made anew as a whole.
+    """
+    shapes, curvature = _shapes(param, uses), _curvature_keys(uses)
+    if "step" in state and not isinstance(state["step"], Tensor):
+        state["step"] = torch.tensor(float(state["step"]))
+    wrong = {key for key, shape in shapes.items() if getattr(state.get(key), "shape", None) != shape}
+    wrong |= curvature - state.keys()
+    if wrong & curvature:
+        wrong |= curvature
+    if wrong:
+        state.update({key: value for key, value in new_state(param, uses).items() if key in wrong})
+
+
+def check_saved(tracked: Tracked, saved: Mapping[str, Any]) -> None:
+    """Checks that a saved state is one of this parameter.
 
     Raises:
-        ValueError: a key is missing, or a factor has another shape.
+        ValueError: a key is missing, or a tensor has another shape.
     """
+    shapes = _shapes(tracked.param, tracked.uses)
+    del shapes["step"]  # a number in some
+    for key, shape in shapes.items():
+        if getattr(saved.get(key), "shape", None) != shape:
+            raise ValueError(
+                f"The loaded state has no {key} of shape {tuple(shape)} for {tracked.name}: "
+                "it is of another model, rule, capture or optimizer"
+            )
+    if missing := ({"step"} | _curvature_keys(tracked.uses)) - saved.keys():
+        raise ValueError(f"The loaded state has no {', '.join(sorted(missing))} for {tracked.name}")
+
+
+def restore(tracked: Tracked, saved: Mapping[str, Any]) -> None:
+    """Puts saved factors into a state: torch casts them to the parameter's dtype, which may be half precision."""
     param, state = tracked.param, tracked.state
     for use in tracked.uses:
-        for key, size in (f"H{use.suffix}", use.view.H_size), (f"S{use.suffix}", use.view.S_size):
-            if key not in saved or saved[key].shape != torch.Size(size):
-                raise ValueError(
-                    f"The loaded state has no {key} of shape {tuple(size)} for {tracked.name}: "
-                    "it is of another model, rule, capture or optimizer"
-                )
+        for key in (f"H{use.suffix}", f"S{use.suffix}"):
             value = saved[key].detach().to(device=param.device, dtype=factor_dtype(param.dtype), copy=True)
             if key[0] == "S" and dtensor.S_is_sharded(param, use.view) and not dtensor.is_sharded(value):
                 value = dtensor.shard_like(param, value)
             state[key] = value
-    if missing := new_state(param, tracked.uses).keys() - saved.keys():
-        raise ValueError(f"The loaded state has no {', '.join(sorted(missing))} for {tracked.name}")
 
 
 class StateLayout(NamedTuple):

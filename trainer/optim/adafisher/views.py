@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
@@ -74,10 +75,16 @@ def shift_view(shape: tuple[int, ...]) -> View:
 
 
 def gradient_view(param: Tensor) -> View:
-    """A parameter of no known layer: rows have S, columns H; a vector has S alone."""
+    """A parameter of no known layer: rows have S, columns H; a vector has S alone.
+
+    Three axes are those of a stack of matrices, such as the experts of a mixture: each has S and H of its own.
+    """
     shape = tuple(param.shape)
     if len(shape) < 2:
         return shift_view(shape)
+    if len(shape) == 3:
+        stack, rows, columns = shape
+        return View(shape, (stack, rows, 1), (stack, 1, columns), (stack * rows,), (stack, columns))
     ones = (1,) * (len(shape) - 1)
     return View(shape, (shape[0], *ones), (1, *shape[1:]), (shape[0],), (math.prod(shape[1:]),))
 
@@ -95,11 +102,14 @@ def gradient_means(square: Tensor, view: View) -> Pair:
 def gradient_factors(columns: Tensor, rows: Tensor, view: View) -> Pair:
     """H and S of a parameter from its gradient: S = row means of g², H = column means of g² / mean of g².
 
+    Each group, or matrix of a stack, is divided by its own mean. Of what has a row for every element S is all.
     H's entries that belong to other parameters are 1, the mean of the rest.
     """
     H = rows.new_ones(view.H_size)
-    if view.columns is not None:
-        H[..., view.columns] = (columns / rows.mean()).reshape(H[..., view.columns].shape)
+    if view.columns is not None and view.H_shape != view.S_shape:
+        columns = columns.reshape(H[..., view.columns].shape)
+        tiny = torch.finfo(H.dtype).tiny  # an expert without tokens has no gradient
+        H[..., view.columns] = columns / columns.mean(-1, keepdim=True).clamp(min=tiny)
     return H, rows
 
 
