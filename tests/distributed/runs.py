@@ -70,7 +70,7 @@ def outcome(parts: RunParts) -> dict[str, Any]:
         "optimizer": gathered(tensors["optimizer"]["state"]),
         "ema": gathered(tensors.get("ema", {})),
         "metrics": metrics,
-        "window": torch.stack(parts.state.window).sum(0) if parts.state.window else None,
+        "window": parts.state.window,
         "norm": parts.counters.grad_norm,
     }
 

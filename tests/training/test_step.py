@@ -122,5 +122,5 @@ def test_metrics_that_wait_for_a_report_take_no_more_room_with_every_step() -> N
     train_step = TrainStep(parts)
     for _ in range(5):
         train_step()
-    [totals] = parts.state.window
+    totals = parts.state.window
     assert totals[-1] == 5 * 32

@@ -71,7 +71,7 @@ class TrainState:
     data: Mapping[str, str] = field(default_factory=dict)
     """The fingerprint of the data that it is trained on."""
     counters: Counters = field(default_factory=Counters)
-    window: list[Tensor] = field(default_factory=list)
+    window: Tensor | None = None
     """The totals of the training metrics over all ranks, summed since they were last reported: one tensor, or none."""
 
     def tensors(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class TrainState:
             "loader": self.loader.state_dict(),
             "data": dict(self.data),
             "counters": asdict(self.counters),
-            "window": torch.stack(self.window) if self.window else None,
+            "window": self.window,
         }
 
     def load(self, tensors: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -111,7 +111,7 @@ class TrainState:
         self.loader.load_state_dict(values["loader"])
         self.counters = counters
         device = next(self.model.parameters()).device
-        self.window = [] if values["window"] is None else list(values["window"].to(device))
+        self.window = None if values["window"] is None else values["window"].to(device)
 
     def start_from(self, tensors: Mapping[str, Any]) -> None:
         """Takes over weights, averages and what the optimizer keeps of each parameter; its options stay as built.

@@ -3,8 +3,6 @@
 import math
 import time
 
-import torch
-
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.state import Counters
 from trainer.distributed.dtensor import full_tensor
@@ -119,12 +117,11 @@ class Trainer:
     def take_metrics(self) -> dict[str, float]:
         """The training metrics since they were last taken."""
         metrics: dict[str, float] = {}
-        window = self.parts.state.window
-        if window:
-            totals = torch.stack(window).sum(0)
+        totals = self.parts.state.window
+        if totals is not None:
             metrics = {f"train/{key}": value for key, value in self.parts.objective.metrics(totals).items()}
             metrics["grad_norm"] = self.counters.grad_norm
-            window.clear()
+            self.parts.state.window = None
         metrics["lr"] = float(self.parts.optimizer.param_groups[0]["lr"])
         if self.counters.skipped_steps:
             metrics["skipped_steps"] = self.counters.skipped_steps

@@ -139,7 +139,7 @@ class TrainStep:
         parts.counters.skipped_in_a_row = 0
         parts.counters.grad_norm = sync.grad_norm
         window = parts.state.window
-        window[:] = [window[0] + sync.totals] if window else [sync.totals]
+        parts.state.window = sync.totals if window is None else window + sync.totals
 
     def _restore(self, saved_buffers: list[Tensor]) -> None:
         """Undoes what the forward pass changed."""
