@@ -1,8 +1,7 @@
 """Folders of image files, decoded when they are needed: the layouts of ImageNet and of Tiny-ImageNet."""
 
 import os
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -13,16 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.data.base import DATA, Batch, Data, LazySplit, digest
+from trainer.data.decode import EXTENSIONS, decode
 from trainer.data.images import cutout
 from trainer.data.random import mix, uniform
-from trainer.errors import ConfigError, DataError, one_line
+from trainer.errors import ConfigError, DataError
 from trainer.options import MAY_DIFFER, Count, Natural, Range
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's training set
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's: file name, class, box; separated by tabs
-UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-"""What PIL raises for a file that is missing, no picture, damaged, or much larger when it is decoded."""
 Sample = tuple[Path, int]
 
 
@@ -66,11 +63,16 @@ def image_folder(
             samples, augment=augment, centre=centre, cutout=cutout, normalize=normalize, device=device
         )
 
+    def read_images(paths: Sequence[Path]) -> Tensor:
+        return split([(path, 0) for path in paths]).batch(torch.arange(len(paths)), None)[0]
+
     return Data(
         train=split(train),
         evals={"test": split(test)},
         model_defaults={"num_classes": len(classes), "in_channels": 3, "image_size": image_size},
         kind="images",
+        classes=classes,
+        read_images=read_images,
         fingerprint={
             "classes": f"{len(classes)} {digest(os.fsencode('/'.join(classes)))}",
             "training files": fingerprint_of(train, Path(root)),
@@ -139,21 +141,6 @@ class ImageFiles(LazySplit):
             return self.centre(image)
         with seeded(mix(key, index)):
             return self.augment(image)
-
-
-def decode(path: str) -> Image.Image:
-    """The picture in a file, in mode RGB.
-
-    Raises:
-        DataError: the file is missing, no picture, damaged, suspiciously large, or of more than 8 bits a channel.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # PIL would clip to white or black
-                raise ValueError(f"mode {image.mode} has more than 8 bits a channel, convert it to 8")
-            return image.convert("RGB")
-    except UNDECODABLE as error:
-        raise DataError(f"{path} cannot be decoded ({one_line(error)}): replace or remove it") from None
 
 
 @contextmanager
