@@ -20,7 +20,7 @@ import yaml
 
 from launch.__main__ import main as launch
 from tests.test_architecture import FLOORS
-from trainer import export, generate, predict
+from trainer import generate, predict
 from trainer.analyze.__main__ import parser as analyze_parser
 from trainer.cli import list_options
 from trainer.cli.train import check as compose_all
@@ -29,6 +29,7 @@ from trainer.config.command_line import parse_arguments
 from trainer.data.__main__ import parser as data_parser
 from trainer.errors import ConfigError
 from trainer.evaluate.__main__ import parser as evaluate_parser
+from trainer.export.__main__ import parser as export_parser
 from trainer.report.__main__ import parser as report_parser
 
 ROOT = Path(__file__).parents[1]
@@ -196,7 +197,7 @@ MODULES: dict[str, Callable[[list[str]], object]] = {
     "trainer.evaluate": lambda argv: evaluate_parser().parse_intermixed_args(argv),
     "trainer.predict": lambda argv: predict.parser().parse_intermixed_args(argv),
     "trainer.generate": lambda argv: generate.parser().parse_args(argv),
-    "trainer.export": lambda argv: export.parser().parse_args(argv),
+    "trainer.export": lambda argv: export_parser().parse_args(argv),
     "launch": check_launch,
     "pip": check_pip,
     "pytest": check_pytest,

@@ -15,7 +15,7 @@ from trainer.analyze.__main__ import main as analyze
 from trainer.checkpoint import manifest
 from trainer.checkpoint.reading import MetadataUnpickler
 from trainer.cli.train import main
-from trainer.export import main as export
+from trainer.export.__main__ import main as export
 
 
 class Command:
