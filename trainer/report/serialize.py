@@ -28,7 +28,7 @@ def record(summary: Summary, report: Report) -> dict[str, Any]:
     }
     found |= {"runs": len(summary.group.runs), "counted": len(summary.finals)}
     found |= {state: counts[state] for state in STATES}
-    found |= {**interval_record("final", summary.final), **interval_record("best", summary.best)}
+    found |= {**spread_record("final", summary.final), **spread_record("best", summary.best)}
     if reached := summary.reached:
         found |= {"target": report.target, "reached": reached.reached, "settled": reached.settled}
         found |= {"steps_to_target": reached.steps, "seconds_to_target": reached.seconds}
@@ -40,6 +40,11 @@ def interval_record(name: str, value: Interval | None) -> dict[str, float | None
     """``NAME_mean`` and ``NAME_half_interval``."""
     mean, half = (value.mean, value.half) if value else (None, None)
     return {f"{name}_mean": mean, f"{name}_half_interval": half}
+
+
+def spread_record(name: str, value: Interval | None) -> dict[str, float | None]:
+    """What `interval_record` gives, and ``NAME_std``."""
+    return {**interval_record(name, value), f"{name}_std": value.deviation if value else None}
 
 
 def csv_text(report: Report) -> str:
@@ -64,7 +69,9 @@ def as_json(report: Report) -> dict[str, Any]:
                 "other": c.other,
                 "claimed": c.claimed,
                 "p": c.p,
-                **(interval_record("difference", c.difference.interval) if c.difference else {}),
+                "confidence": c.confidence,
+                "more_seeds": c.more_seeds,
+                **(interval_record("difference", c.interval) if c.interval else {}),
                 "verdict": verdict(c, report.metric),
             }
             for c in report.comparisons

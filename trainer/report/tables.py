@@ -36,7 +36,11 @@ def result_table(report: Report) -> Table:
     """Each group's runs by state, and its final and best mean of the metric."""
     by = ", ".join(key.removesuffix(".name") for key in report.keys)
     rows = [
-        [s.group.label, states(s), interval(report.metric, s.final), interval(report.metric, s.best)]
+        [
+            s.group.label,
+            states(s),
+            *(interval(report.metric, each, report.spread) for each in (s.final, s.best)),
+        ]
         for s in report.summaries
     ]
     return Table(
@@ -110,9 +114,9 @@ def comparison_table(report: Report) -> Table:
     rows = []
     for comparison in report.comparisons:
         cells = [NONE] * 3
-        if found := comparison.difference:
+        if (found := comparison.difference) and comparison.interval:
             p = NONE if comparison.p is None else p_value(comparison.p).lstrip("p =")
-            cells = [difference(report.metric, found.interval), basis(found), p]
+            cells = [difference(report.metric, comparison.interval), basis(found), p]
         rows.append([comparison.other, *cells, "yes" if comparison.claimed else "no"])
     best = report.comparisons[0].best
     return Table(
