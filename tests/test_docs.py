@@ -30,6 +30,7 @@ from trainer.data.__main__ import parser as data_parser
 from trainer.errors import ConfigError
 from trainer.evaluate.__main__ import parser as evaluate_parser
 from trainer.export.__main__ import parser as export_parser
+from trainer.report import diff
 from trainer.report.__main__ import parser as report_parser
 
 ROOT = Path(__file__).parents[1]
@@ -188,10 +189,17 @@ def check_compare(argv: list[str]) -> None:
         parse_comparison(argv)
 
 
+def check_report(argv: list[str]) -> None:
+    if argv[0] == "diff":
+        diff.parser().parse_args(argv[1:])
+    else:
+        report_parser().parse_args(argv)
+
+
 MODULES: dict[str, Callable[[list[str]], object]] = {
     "trainer": check_train,
     "trainer.compare": check_compare,
-    "trainer.report": lambda argv: report_parser().parse_args(argv),
+    "trainer.report": check_report,
     "trainer.analyze": lambda argv: analyze_parser().parse_args(argv),
     "trainer.data": lambda argv: data_parser().parse_args(argv),
     "trainer.evaluate": lambda argv: evaluate_parser().parse_intermixed_args(argv),
@@ -287,6 +295,7 @@ TRAIN = "    python -m trainer "
         (wrong_commands, "README.md", "`python -m trainer.none`"),
         (wrong_commands, "README.md", "    python -m trainer.compare optimizer=sgd,none"),
         (wrong_commands, "README.md", "    python -m trainer.report a --none"),
+        (wrong_commands, "README.md", "    python -m trainer.report diff a"),
         (wrong_commands, "README.md", "    python -m trainer.analyze RUN --none"),
         (wrong_commands, "README.md", "    python -m trainer.evaluate RUN --none"),
         (wrong_commands, "README.md", "    python -m trainer.predict RUN"),

@@ -1,4 +1,4 @@
-"""``python -m trainer.report DIR…``: compares the runs in directories."""
+"""``python -m trainer.report DIR…``: compares the runs in directories; ``… diff A B``: two runs with each other."""
 
 import sys
 from argparse import ArgumentTypeError, Namespace
@@ -10,6 +10,7 @@ from rich.console import Console
 
 from trainer.cli.common import Parser, exit_code
 from trainer.errors import MissingExtra
+from trainer.report import diff
 from trainer.report.output import write
 from trainer.report.read_runs import read_runs
 from trainer.report.render import show, to_stdout
@@ -21,7 +22,10 @@ from trainer.rundir.strict_json import dumps
 
 def parser() -> Parser:
     """The command line's options."""
-    parser = Parser(prog="python -m trainer.report", description="Compares runs, finished or not.")
+    parser = Parser(
+        prog="python -m trainer.report",
+        description="Compares runs, finished or not. `python -m trainer.report diff A B` says what two runs differ in.",
+    )
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="run directories, or folders of them"
     )
@@ -75,6 +79,9 @@ def confidence(text: str) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["diff"]:
+        return exit_code(lambda: diff.run(diff.parser().parse_args(argv[1:])))
     return exit_code(lambda: run(parser().parse_args(argv)))
 
 
