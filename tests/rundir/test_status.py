@@ -40,7 +40,7 @@ def test_the_state_is_told_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Mo
     """There is no room for a second file, from which the first would be replaced."""
     write_status(tmp_path, "running", step=3, error="x" * 100)
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_text", refuse)
