@@ -88,8 +88,8 @@ def _signals_kept() -> Iterator[None]:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
-        for number in received:
-            signal.raise_signal(number)
+        for missed in received:
+            signal.raise_signal(missed)
 
 
 class Preempted(Exception):
