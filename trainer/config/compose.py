@@ -25,7 +25,7 @@ from hydra.errors import (
 )
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from trainer._private import BasicSweeper, Hydra, apply_overrides, create_config_search_path
 from trainer.config.command_line import CONF, first_line, parse_overrides
@@ -208,6 +208,8 @@ def resolve(config: DictConfig, args: argparse.Namespace | None = None) -> Confi
     """
     try:
         values = OmegaConf.to_container(without_hydra(config), resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} is required: set {error.full_key}=...") from None
     except OmegaConfBaseException as error:
         raise ConfigError(first_line(error)) from None
     assert isinstance(values, dict)

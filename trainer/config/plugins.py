@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from trainer.config.command_line import CONF, parse_overrides
-from trainer.config.schema import REGISTRIES
+from trainer.config.schema import EXTENSIBLE, REGISTRIES
 from trainer.errors import ConfigError
 from trainer.options import REQUIRED
 from trainer.registry import Entry, import_plugin
@@ -21,7 +21,7 @@ def load_plugins(overrides: list[str]) -> None:
     Raises:
         ConfigError: a module cannot be imported.
     """
-    for registry in REGISTRIES.values():
+    for registry in EXTENSIBLE:
         registry.load_entry_points()
     for module in named_plugins(overrides):
         import_plugin(module)
@@ -34,7 +34,7 @@ def load_plugins(overrides: list[str]) -> None:
 
 def announced_modules() -> list[str]:
     """The modules that entry points name, of all registries."""
-    return [module for registry in REGISTRIES.values() for module in registry.announced_modules()]
+    return [module for registry in EXTENSIBLE for module in registry.announced_modules()]
 
 
 def named_plugins(overrides: list[str]) -> list[str]:

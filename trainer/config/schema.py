@@ -9,7 +9,8 @@ from trainer.data import DATA, LoaderOptions
 from trainer.distributed.strategies import STRATEGIES
 from trainer.errors import ConfigError
 from trainer.models import MODELS
-from trainer.monitor import MonitorOptions
+from trainer.monitor import SINKS, MonitorOptions
+from trainer.objectives import OBJECTIVES
 from trainer.optim import OPTIMIZERS, SCHEDULES
 from trainer.options import (
     MAY_DIFFER,
@@ -23,7 +24,13 @@ from trainer.options import (
 )
 from trainer.registry import Registry
 
-REGISTRIES: dict[str, Registry] = {r.kind: r for r in (MODELS, DATA, OPTIMIZERS, SCHEDULES, STRATEGIES)}
+REGISTRIES: dict[str, Registry] = {
+    r.kind: r for r in (MODELS, DATA, OBJECTIVES, OPTIMIZERS, SCHEDULES, STRATEGIES)
+}
+"""By config group, of which each has one component chosen by its ``name``."""
+
+EXTENSIBLE = (*REGISTRIES.values(), SINKS)
+"""All registries, in which modules of the user's can register components."""
 
 GROUPS = {*REGISTRIES, "precision"}
 """Config groups whose files have a ``name``."""
@@ -131,8 +138,8 @@ class DryRun:
 class Config:
     """The config of a run.
 
-    ``model``, ``data``, ``optimizer``, ``schedule`` and ``parallel`` are mappings, ``{name: ..., option: value, ...}``,
-    checked against the options of the component that ``name`` picks.
+    ``model``, ``data``, ``objective``, ``optimizer``, ``schedule`` and ``parallel`` are mappings,
+    ``{name: ..., option: value, ...}``, checked against the options of the component that ``name`` picks.
     """
 
     name: Annotated[str, MAY_DIFFER]
@@ -141,6 +148,7 @@ class Config:
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
     parallel: Annotated[dict[str, Any], MAY_DIFFER]
+    objective: dict[str, Any] = field(default_factory=lambda: {"name": "auto"})
     seed: int = 0
     plugins: Annotated[list[str], MAY_DIFFER] = field(default_factory=list)
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], MAY_DIFFER] = "auto"

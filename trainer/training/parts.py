@@ -12,7 +12,7 @@ from trainer.data import Data
 from trainer.distributed.ranks import Ranks
 from trainer.distributed.strategies import Strategy
 from trainer.monitor import Progress
-from trainer.training.objectives import Objective
+from trainer.objectives import Objective
 from trainer.training.precision import Precision
 from trainer.training.samples import SampleOutputs
 

@@ -12,7 +12,6 @@ from trainer.checkpoint.state import random_state, set_random_state
 from trainer.data import Batch
 from trainer.distributed.dtensor import local_tensor
 from trainer.optim.protocols import differentiates_gradient
-from trainer.training.chunked_loss import loss_of
 from trainer.training.nonfinite import count_skipped_step
 from trainer.training.parts import RunParts
 from trainer.training.step_sync import Requests, StepResults, StepSync, sync_step
@@ -101,13 +100,12 @@ class TrainStep:
     def _forward_backward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Adds up the gradients of this rank's micro-batches; returns their losses [M] and the sum of their totals."""
         parts, scaler = self.parts, self.parts.precision.scaler
-        chunks = parts.config.loop.loss_chunks
         parts.model.train()
         losses, totals = [], []
-        for number, (inputs, targets) in enumerate(batches, 1):
+        for number, batch in enumerate(batches, 1):
             with parts.strategy.micro_batch(last=number == len(batches)):
                 with parts.precision.autocast():
-                    loss, total = loss_of(parts.strategy.module, parts.objective, inputs, targets, chunks)
+                    loss, total = parts.objective.loss(parts.strategy.module, batch)
                 scaler.scale(loss / len(batches)).backward(create_graph=self._create_graph)
             losses.append(loss.detach())
             totals.append(total)
