@@ -101,7 +101,7 @@ def test_by_entry_point(package: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-package\nVersion: 1.0\n")
     groups = [registry.entry_points for registry in EXTENSIBLE]
-    kinds = "models data optimizers objectives schedules strategies sinks"
+    kinds = "models data optimizers objectives callbacks schedules strategies sinks"
     assert set(groups) == {f"trainer.{kind}" for kind in kinds.split()}
     (info / "entry_points.txt").write_text(
         "\n".join(f"[{group}]\noutside = outside_package.components" for group in groups)

@@ -30,7 +30,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from trainer._private import BasicSweeper, Hydra, apply_overrides, create_config_search_path
 from trainer.config.command_line import CONF, first_line, parse_overrides
 from trainer.config.plugins import load_plugins, named_plugins, refuse_unnamed
-from trainer.config.schema import Config, check_config
+from trainer.config.schema import COMPONENTS, Config, check_config
 from trainer.errors import ConfigError, nearest
 from trainer.registry import import_plugin
 from trainer.rundir.frozen_config import escaped, read_frozen
@@ -223,9 +223,14 @@ def resolve(config: DictConfig, args: argparse.Namespace | None = None) -> Confi
 
 def _explain_missing(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    if error.options is None or not group:
+    known = error.options
+    if (
+        known is None and group in COMPONENTS
+    ):  # of a group of which several are chosen Hydra does not say them
+        known = COMPONENTS[group].names()
+    if known is None or not group:
         return first_line(error)
-    return f"unknown option {group}={option}{nearest(option, error.options)}"
+    return f"unknown option {group}={option}{nearest(option, known)}"
 
 
 def _explain_key(hydra: Hydra, args: argparse.Namespace, overrides: list[str], key: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from trainer.callbacks import CALLBACKS, check_callbacks
 from trainer.data import DATA, LoaderOptions
 from trainer.distributed.strategies import STRATEGIES
 from trainer.errors import ConfigError
@@ -29,7 +30,10 @@ REGISTRIES: dict[str, Registry] = {
 }
 """By config group, of which each has one component chosen by its ``name``."""
 
-EXTENSIBLE = (*REGISTRIES.values(), SINKS)
+COMPONENTS: dict[str, Registry] = {**REGISTRIES, "callbacks": CALLBACKS}
+"""As `REGISTRIES`, and the group of which any number is chosen."""
+
+EXTENSIBLE = (*COMPONENTS.values(), SINKS)
 """All registries, in which modules of the user's can register components."""
 
 GROUPS = {*REGISTRIES, "precision"}
@@ -149,6 +153,8 @@ class Config:
     schedule: dict[str, Any]
     parallel: Annotated[dict[str, Any], MAY_DIFFER]
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "auto"})
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Options by name of callback."""
     seed: int = 0
     plugins: Annotated[list[str], MAY_DIFFER] = field(default_factory=list)
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], MAY_DIFFER] = "auto"
@@ -175,12 +181,16 @@ def check_config(values: Mapping[str, Any]) -> Config:
         ConfigError: an option is unknown, of the wrong type, out of range, or excludes another.
     """
     # on top of a frozen config, group=name is a value in place of the group's
-    named = {
-        group: {"name": name} for group, name in values.items() if group in GROUPS and isinstance(name, str)
-    }
-    checked = check_options(options_of(Config), {**values, **named}, "")
+    given = dict(values)
+    for group, name in values.items():
+        if group in GROUPS and isinstance(name, str):
+            given[group] = {"name": name}
+    if isinstance(values.get("callbacks"), list):
+        given["callbacks"] = {name: {} for name in values["callbacks"]}
+    checked = check_options(options_of(Config), given, "")
     for group, registry in REGISTRIES.items():
         checked[group] = registry.check(checked[group])
+    checked["callbacks"] = check_callbacks(checked["callbacks"])
     config = build_dataclass(Config, checked)
     if not re.fullmatch(r"[\w+-][\w.+-]*", config.name):
         raise ConfigError(

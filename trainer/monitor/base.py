@@ -120,6 +120,9 @@ class Sink:
     def curvature(self, progress: Progress, layers: Mapping[str, Mapping[str, float]]) -> None:
         """The optimizer's report on each layer at a refresh, e.g. ``{"conv1": {"share": 0.3}}``."""
 
+    def scalars(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """What a callback reports, by names such as ``sharpness/largest_eigenvalue``."""
+
     def images(self, progress: Progress, tag: str, images: Tensor) -> None:
         """A batch of inputs [N, C, H, W], C = 1 or 3, in any range."""
 

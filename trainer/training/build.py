@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from trainer.callbacks import Callbacks, Setup
 from trainer.checkpoint.state import TrainState, seed_all
 from trainer.config.schema import DEFAULT_EPOCHS, Config
 from trainer.data import DATA, Data, TrainLoader, hold_out
@@ -62,9 +63,10 @@ def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> RunParts:
         scaler=precision.scaler,
         loader=loader,
         ema=ema,
+        callbacks=Callbacks(config.callbacks),
         data=data.fingerprint,
     )
-    return RunParts(
+    parts = RunParts(
         config=config,
         state=state,
         data=data,
@@ -76,6 +78,8 @@ def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> RunParts:
             model, data=data, objective=objective, precision=precision, strategy=strategy, config=config
         ),
     )
+    state.callbacks.check(Setup(**parts.seen_by_callbacks()))
+    return parts
 
 
 def choose_algorithms(deterministic: bool) -> None:
