@@ -13,7 +13,6 @@ from trainer.errors import ConfigError
 from trainer.models.base import CachingModel
 from trainer.rundir.status import FINISHED
 from trainer.training.generation import generate
-from trainer.training.objectives import Language
 
 
 def parser() -> Parser:
@@ -79,7 +78,7 @@ def continuation(trained: TrainedModel, args: Namespace) -> str:
         ConfigError: the model writes no text, or the text is empty or has what the vocabulary lacks.
     """
     config, data, model = trained.config, trained.data, trained.model
-    if not isinstance(trained.objective, Language):
+    if trained.logits_of != "tokens":
         raise ConfigError(f"trainer.generate needs a language model: model={config.model['name']} is none")
     if data.encode is None or data.decode is None:
         raise ConfigError(f"trainer.generate needs text: the tokens of data={config.data['name']} are none")

@@ -14,9 +14,9 @@ from trainer.cli.stored_run import TrainedModel, add_override_argument, add_run_
 from trainer.data.decode import EXTENSIONS
 from trainer.errors import ConfigError, DataError
 from trainer.formatting import percent, printable
+from trainer.objectives.base import wide
 from trainer.rundir.status import FINISHED
 from trainer.rundir.strict_json import dumps
-from trainer.training.objectives import Classification, wide
 
 
 def parser() -> Parser:
@@ -99,7 +99,7 @@ def classify(trained: TrainedModel, files: Sequence[Path], top: int) -> list[dic
         DataError: a file is no picture.
     """
     config, read = trained.config, trained.data.read_images
-    if not isinstance(trained.objective, Classification):
+    if trained.logits_of != "classes":
         raise ConfigError(f"trainer.predict needs a classifier: model={config.model['name']} is none")
     if read is None:
         raise ConfigError(

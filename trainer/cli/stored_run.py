@@ -19,11 +19,13 @@ from trainer.config.schema import Config, check_config
 from trainer.data import Data
 from trainer.distributed.ranks import SINGLE_PROCESS
 from trainer.errors import CheckpointError, ConfigError
+from trainer.objectives import OBJECTIVES
 from trainer.registry import import_plugin
 from trainer.rundir.files import CONFIG
 from trainer.rundir.frozen_config import read_frozen
-from trainer.training.build import build, build_on_rank, objective_of
-from trainer.training.objectives import Objective
+from trainer.training.build import build, load_data, pick_device
+from trainer.training.build_model import build_model, initialize_lazy_layers
+from trainer.training.build_objective import objective_config
 from trainer.training.parts import RunParts
 from trainer.training.precision import Precision
 
@@ -154,6 +156,8 @@ def config_of(
     for module in plugins:
         import_plugin(module)
     values = {**values, "data": with_overrides(values.get("data"), overrides)}
+    if isinstance(model := values.get("model"), dict) and "pretrained" in model:
+        values["model"] = {**model, "pretrained": False}  # all weights come from the checkpoint
     config = check_config({**values, "device": device, "parallel": {"name": "none"}})
     return replace(config, loop=replace(config.loop, compile=False))
 
@@ -205,7 +209,8 @@ class TrainedModel:
     device: torch.device
     data: Data
     model: nn.Module
-    objective: Objective
+    logits_of: str | None
+    """What the model's outputs are logits of: ``classes``, ``tokens``, or neither."""
     precision: Precision
 
     def class_names(self, size: int) -> list[str]:
@@ -222,7 +227,10 @@ def open_model(args: Namespace, device: str = "auto") -> TrainedModel:
     checkpoint = find_checkpoint(args.path, best=args.best, step=args.step)
     run = run_of(checkpoint, args.path)
     config = config_of(run, args.plugins, args.overrides, device)
-    where, data, model = build_on_rank(config, SINGLE_PROCESS)
+    where = pick_device(config.device, SINGLE_PROCESS)
+    data = load_data(config, where)
+    model = build_model(config, data)
+    initialize_lazy_layers(model, data)
     load_all(model, checkpoint, ema=args.ema)
     return TrainedModel(
         run=run,
@@ -231,7 +239,7 @@ def open_model(args: Namespace, device: str = "auto") -> TrainedModel:
         device=where,
         data=data,
         model=model.to(where).eval(),
-        objective=objective_of(config),
+        logits_of=OBJECTIVES.get(objective_config(config)["name"]).target.logits_of,
         precision=Precision(config.precision.name, where),
     )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainer.cli.stored_run import class_names
 from trainer.data import Split, eval_batches
-from trainer.training.objectives import Classification, wide
+from trainer.objectives.base import wide
 from trainer.training.parts import RunParts
 
 
@@ -68,7 +68,7 @@ class Predictions:
 
 def predict_split(parts: RunParts, name: str) -> Predictions | None:
     """The predictions of the model, with the weights that it has, for a split; None if it is no classifier."""
-    if not isinstance(parts.objective, Classification):
+    if parts.objective.logits_of != "classes":
         return None
     parts.model.eval()
     split: Split = parts.data.evals[name]
