@@ -63,6 +63,9 @@ def write_hugging_face(trained: TrainedModel, out: Path) -> None:
     try:
         out.mkdir(exist_ok=True)
         if isinstance(model, CausalLM):
+            from transformers.utils.logging import disable_progress_bar
+
+            disable_progress_bar()
             model.model.save_pretrained(out)  # type: ignore[operator]
             return
         if not isinstance(model, GPT):
