@@ -410,3 +410,17 @@ def test_plots_need_matplotlib(
     write_group(tmp_path, "adamw", [0.5])
     monkeypatch.setattr("trainer.report.__main__.find_spec", lambda name: None)
     assert "--out needs the package matplotlib" in refused(capsys, tmp_path, "--out", tmp_path / "out")
+
+
+def test_speeds_are_medians(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, shares in enumerate(((0.5, 0.1, 0.2), (0.4, 0.4, 0.4))):
+        path = write_run(tmp_path / str(seed), [0.5], seed=seed)
+        lines = [{"kind": "train", "step": n, "seconds": n, "data_wait": s} for n, s in enumerate(shares)]
+        (path / "clock.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (group,) = report(capsys, tmp_path)["groups"]
+    assert group["data_wait"] == pytest.approx(0.3)
+    assert group["mfu"] is None
+    text = shown(capsys, tmp_path)
+    assert "waits for data" in text
+    assert "30.00%" in text
+    assert "MFU" not in text

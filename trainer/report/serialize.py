@@ -8,6 +8,7 @@ from typing import Any
 from trainer.report.caveats import notes
 from trainer.report.formatting import verdict
 from trainer.report.read_runs import STATES
+from trainer.report.records import SPEEDS
 from trainer.report.sensitivity import as_record
 from trainer.report.statistics import Interval
 from trainer.report.summary import Report, Summary
@@ -33,7 +34,11 @@ def record(summary: Summary, report: Report) -> dict[str, Any]:
         found |= {"target": report.target, "reached": reached.reached, "settled": reached.settled}
         found |= {"steps_to_target": reached.steps, "seconds_to_target": reached.seconds}
     found |= {"steps": summary.steps, "seconds": summary.seconds}
-    return found | {"seconds_per_step": summary.seconds_per_step, "memory_mib": summary.memory_mib}
+    return (
+        found
+        | {"seconds_per_step": summary.seconds_per_step, "memory_mib": summary.memory_mib}
+        | {name: summary.speeds.get(name) for name in SPEEDS}
+    )
 
 
 def interval_record(name: str, value: Interval | None) -> dict[str, float | None]:

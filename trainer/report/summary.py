@@ -11,6 +11,7 @@ from trainer.metrics import Metric
 from trainer.report.grouping import Group, group, group_keys
 from trainer.report.metric_choice import choose_metric, first_reaching
 from trainer.report.read_runs import RecordedRun
+from trainer.report.records import SPEEDS
 from trainer.report.sensitivity import Sensitivity, sensitivities
 from trainer.report.statistics import (
     Difference,
@@ -68,6 +69,8 @@ class Summary:
     """Median over the runs."""
     memory_mib: float | None
     """Maximum over the runs."""
+    speeds: dict[str, float] = field(default_factory=dict)
+    """Medians over the runs of `trainer.report.records.SPEEDS`, of those that are known."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,11 @@ def summarise(group: Group, metric: Metric, target: float | None) -> Summary:
         seconds=median(seconds) if seconds else None,
         seconds_per_step=median(speeds) if speeds else None,
         memory_mib=max((run.memory_mib for run in group.runs if run.memory_mib is not None), default=None),
+        speeds={
+            name: median(values)
+            for name in SPEEDS
+            if (values := [run.speeds[name] for run in group.runs if name in run.speeds])
+        },
     )
 
 
