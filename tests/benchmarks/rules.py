@@ -31,18 +31,21 @@ from trainer.data.fashion_mnist import fashion_mnist
 from trainer.models.autoencoder import Autoencoder
 from trainer.models.cnn import CNN
 from trainer.models.gpt import GPT
-from trainer.optim import OPTIMIZERS, AdaFisher, muon, param_groups
+from trainer.optim import OPTIMIZERS, AdaFisher, param_groups
+from trainer.optim.adafisher.rules import RULES
 
 Run = dict[str, Any]
 """One training run: task, contender, lr, seed, steps, options; and once it is done, metric and seconds."""
 
 RATES = {
     "calibrated": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+    "orthogonal": [3e-3, 6e-3, 1e-2, 2e-2, 4e-2],
     "paper": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
     "released": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
     "adamw": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
     "sgd": [3e-2, 1e-1, 3e-1, 1.0, 3.0],
-    "muon": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+    "muon": [3e-3, 6e-3, 1e-2, 2e-2, 4e-2],
+    "muon, momentum 0.9": [3e-3, 6e-3, 1e-2, 2e-2, 4e-2],
 }
 VARIANTS: list[Run] = [
     {"damping": 0.003},
@@ -166,9 +169,12 @@ def task_of(name: str, text: str | None) -> Task:
 
 def optimizer_of(model: nn.Module, run: Run, weight_decay: float) -> torch.optim.Optimizer:
     name, options = run["contender"], run["options"]
-    if name in ("calibrated", "paper", "released"):
+    if name in RULES:
         kind = {"decoupled": True, "rule": name, "weight_decay": weight_decay}
         return AdaFisher(model, lr=run["lr"], **{**kind, **options})
+    name, _, momentum = name.partition(", momentum ")
+    if momentum:
+        options = {"momentum": float(momentum), **options}
     if name == "sgd":
         options = {"momentum": 0.9, "weight_decay": 5e-4, **options}
     else:
@@ -176,22 +182,9 @@ def optimizer_of(model: nn.Module, run: Run, weight_decay: float) -> torch.optim
     return OPTIMIZERS.get(name).target(model, param_groups(model, True), lr=run["lr"], **options)
 
 
-def orthogonalise(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Muon's iteration in float32: torch's is in bfloat16, which a CPU may multiply a hundred times slower."""
-    a, b, c = coefficients
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
-
-
 def train(run: Run, text: str | None) -> Run:
     """Trains with a warm-up over a tenth of the steps and a cosine over the rest."""
     torch.set_num_threads(1)
-    muon._zeropower_via_newtonschulz = orthogonalise
     task = task_of(run["task"], text)
     torch.manual_seed(run["seed"])
     generator = torch.Generator().manual_seed(run["seed"])

@@ -18,18 +18,20 @@ Followed = tuple[Tracked, Curvature]
 
 
 class Coverage(NamedTuple):
-    """Where a parameter's curvature comes from, and the shapes of H and S of each use."""
+    """Where a parameter's curvature comes from, the shapes of H and S of each use, and the step that it takes."""
 
     parameter: str
     source: str
     H: list[tuple[int, ...]]
     S: list[tuple[int, ...]]
+    update: str
 
 
-def coverage_of(tracked: Tracked) -> Coverage:
+def coverage_of(tracked: Tracked, rule: str) -> Coverage:
     """See `Coverage`."""
     H, S = ([tuple(tracked.state[f"{key}{use.suffix}"].shape) for use in tracked.uses] for key in "HS")
-    return Coverage(tracked.name, tracked.source, H, S)
+    update = str(tracked.role) if rule == "orthogonal" else rule
+    return Coverage(tracked.name, tracked.source, H, S, update)
 
 
 def full_preconditioner(tracked: Tracked, curvature: Curvature) -> Tensor:
