@@ -1,11 +1,12 @@
-"""AdaFisher's three rules against AdamW, SGD and Muon on three small tasks, at equal steps and at equal seconds.
+"""AdaFisher's four rules against AdamW, SGD and Muon on three small tasks, at equal steps and at equal seconds.
 
     python tests/benchmarks/rules.py --text tinyshakespeare.txt
 
 Every contender tunes its learning rate over the same number of trials (seed 0), and its best rate then runs with
 fresh seeds, first for the same number of steps, then for the seconds that AdamW took. Each finished run is a line of
 ``--out``: started again, the script goes on where it stopped. ``--variants`` runs the calibrated rule with other
-options at its best rate. Seconds are CPU seconds of one thread, in training alone.
+options at its best rate. Seconds are CPU seconds of one thread, in training alone. Muon's AdamW has the rate of Muon's
+own; with momentum 0.9 it is a contender of its own. A second table has the differences to Muon, paired by seed.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from trainer.models.cnn import CNN
 from trainer.models.gpt import GPT
 from trainer.optim import OPTIMIZERS, AdaFisher, param_groups
 from trainer.optim.adafisher.rules import RULES
+from trainer.report.statistics import mean_interval
 
 Run = dict[str, Any]
 """One training run: task, contender, lr, seed, steps, options; and once it is done, metric and seconds."""
@@ -240,7 +242,7 @@ class Study:
         return [self.done[self._key(run)] for run in runs if self._key(run) in self.done]
 
     def tuning(self, task: str, contender: str) -> list[Run]:
-        return [self._run(task, contender, lr, 0) for lr in RATES[contender]]
+        return [self._run(task, contender, lr, 0) for lr in self.args.rates or RATES[contender]]
 
     def best_rate(self, task: str, contender: str) -> float | None:
         runs = [r for r in self.of(self.tuning(task, contender)) if not math.isnan(r["metric"])]
@@ -275,6 +277,30 @@ def summary(runs: list[Run]) -> str:
     values = [run["metric"] for run in runs]
     spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
     return f"{mean(values):.3f}{spread}" if values else "–"
+
+
+def difference(ours: list[Run], theirs: list[Run]) -> str:
+    """The mean difference of runs with the same seeds, and its 95 % interval."""
+    of_seed = {run["seed"]: run["metric"] for run in theirs}
+    found = [run["metric"] - of_seed[run["seed"]] for run in ours if run["seed"] in of_seed]
+    if len(found) < 2:
+        return "–"
+    interval = mean_interval(found)
+    return f"{interval.mean:+.3f} ± {interval.half:.3f} ({len(found)})"
+
+
+def differences(study: Study) -> Table:
+    """Every contender against each row of Muon, at equal steps."""
+    table = Table(title="differences at equal steps, with 95 % intervals, paired by seed (seeds)")
+    opponents = [name for name in RATES if name.startswith("muon")]
+    for column in ("task", "contender", *(f"against {name}" for name in opponents)):
+        table.add_column(column)
+    for task in study.args.tasks:
+        runs = {name: study.of(study.seeds(task, name)) for name in RATES}
+        for name in RATES:
+            if runs[name] and name not in opponents:
+                table.add_row(task, name, *(difference(runs[name], runs[other]) for other in opponents))
+    return table
 
 
 def tables(study: Study) -> Iterator[Table]:
@@ -321,6 +347,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/rules.jsonl"))
     parser.add_argument("--tasks", nargs="+", default=["text", "images", "autoencoder"])
     parser.add_argument("--contenders", nargs="+", choices=RATES, default=list(RATES))
+    parser.add_argument("--rates", nargs="+", type=float, help="rates to try instead of each contender's own")
     parser.add_argument("--steps", type=int, help="steps of a run instead of the task's own number")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
@@ -340,7 +367,7 @@ def main() -> None:
             options = [(task, variant) for variant in VARIANTS for task in args.tasks]
             study.complete([r for task, v in options for r in study.seeds(task, "calibrated", v)])
         study.complete([run for pair in pairs for run in study.timed(*pair)])
-    for table in tables(study):
+    for table in (*tables(study), differences(study)):
         Console(width=160).print(table)
 
 

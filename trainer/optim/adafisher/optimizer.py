@@ -287,7 +287,10 @@ class AdaFisher(SavedOptimizer):
 
     @torch.no_grad()
     def preconditioner(self, param: Tensor) -> Tensor:
-        """F̃ of a parameter, in its shape, as of the last refresh. Where it is sharded, all ranks must call this."""
+        """F̃ of a parameter, in its shape, as of the last refresh; of a matrix what its polar factors are divided by.
+
+        Where it is sharded, all ranks must call this.
+        """
         tracked = next(t for t in self._tracked() if t.param is param)
         return full_preconditioner(tracked, self._curvature_of(tracked))
 
@@ -300,9 +303,10 @@ class AdaFisher(SavedOptimizer):
         """What the curvature does to each parameter that has been updated. On several ranks, all must call this.
 
         Returns:
-            by name of the parameter: ``share``, mean(S'H') / (mean(S'H') + λ); ``preconditioner_min``, ``_median``,
-            ``_max`` of F̃; ``update_ratio``, the norm of an update without weight decay over that of the parameter
-            (of a calibrated one above its floor); ``age``, steps since the factors were refreshed.
+            by name of the parameter: ``share``, mean(S'H') / (mean(S'H') + λ), 1 of what is orthogonal;
+            ``preconditioner_min``, ``_median``, ``_max`` of `preconditioner`; ``update_ratio``, the norm of an update
+            without weight decay over that of the parameter (of a calibrated one above its floor); ``age``, steps since
+            the factors were refreshed.
         """
         updated = [(t, self._curvature_of(t)) for t in self._tracked() if t.state["step"]]
-        return diagnose(updated, self._steps, normalized=self._rule.normalize_update)
+        return diagnose(updated, self._steps, self._rule)
