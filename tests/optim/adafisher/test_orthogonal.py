@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.optim.adafisher.small import Net, everything, same, train
 from trainer.models.gpt import GPT
-from trainer.optim.adafisher import AdaFisher
+from trainer.optim.adafisher import AdaFisher, update_orthogonal
 from trainer.optim.adafisher.polar import POLAR_EXPRESS, polar_factor, product_dtype
 from trainer.optim.adafisher.roles import roles_of
 
@@ -179,6 +180,27 @@ def test_embeddings_are_divided_by_a_root_of_each_rows_curvature(capture: Any) -
     F = plain.preconditioner(model[0].weight) - 0.1
     expected = (F.mean(1, keepdim=True).sqrt() + 0.1).expand_as(F)
     torch.testing.assert_close(optimizer.preconditioner(model[0].weight), expected)
+
+
+def test_steps_follow_matrices_that_move_in_memory() -> None:
+    still, moved = Net(), Net()
+    a, b = AdaFisher(still, rule="orthogonal"), AdaFisher(moved, rule="orthogonal")
+    for step in range(4):
+        train(still, a, range(step, step + 1))
+        train(moved, b, range(step, step + 1))
+        moved.first.weight.data = moved.first.weight.data.clone()
+        b.state[moved.first.weight]["exp_avg"] = b.state[moved.first.weight]["exp_avg"].clone()
+    same(everything(still, a), everything(moved, b))
+
+
+def test_matrices_that_are_updated_apart_take_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    together, apart = Net(), Net()
+    a = AdaFisher(together, rule="orthogonal", roles={"*.weight": 2})
+    train(together, a, range(4))
+    monkeypatch.setattr(update_orthogonal, "_TOGETHER", 0)
+    b = AdaFisher(apart, rule="orthogonal", roles={"*.weight": 2})
+    train(apart, b, range(4))
+    torch.testing.assert_close(everything(together, a), everything(apart, b))
 
 
 def test_matrices_without_a_gradient_stay() -> None:
