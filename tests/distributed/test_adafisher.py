@@ -180,9 +180,10 @@ CASES: list[Case] = [
     {
         "model": "gpt",
         "rule": "orthogonal",
+        "steps": 8,
         "options": {"roles": {"*.weight": 5, "*norm*": "calibrated", "t*": "rooted"}},
     },
-    {"model": "conv", "rule": "orthogonal", "accumulate": 2},
+    {"model": "conv", "rule": "orthogonal", "accumulate": 2, "steps": 8},
     {"model": "conv", "rule": "calibrated", "accumulate": 2},
     {"model": "gpt", "rule": "calibrated", "checkpointing": True},
     {"model": "conv", "rule": "calibrated", "options": {"capture": "gradient"}},
