@@ -64,7 +64,8 @@ def roles_of(model: nn.Module, chosen: Mapping[str, Any]) -> dict[Tensor, Role]:
     for path, module in model.named_modules():
         for name, param in own_parameters(module).items():
             fitting = [role for pattern, role in chosen.items() if fnmatchcase(names[param], pattern)]
-            if is_lazy(param) or not (fitting or param in rooted or _is_matrix(module, name)):
+            has_role = fitting or param in rooted or _is_matrix(module, name)
+            if is_lazy(param) or not param.numel() or not has_role:
                 continue
             default = "rooted" if param in rooted else BLOCK_ROWS
             roles[param] = _role(param, [*_parts(path, module, param)], fitting[-1] if fitting else default)
