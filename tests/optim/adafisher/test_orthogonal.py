@@ -148,21 +148,21 @@ def test_coverage_tells_the_steps() -> None:
 # Steps ------------------------------------------------------------------------------------------------------------
 
 
-def test_each_matrix_of_a_stack_has_blocks_and_curvature_of_its_own() -> None:
+@pytest.mark.parametrize(("name", "rows"), [("stack", 3), ("position", 5)])
+def test_each_matrix_of_a_stack_has_blocks_and_curvature_of_its_own(name: str, rows: int) -> None:
     torch.manual_seed(0)
     model = Experts().double()
-    stack = model.stack
-    optimizer = AdaFisher(
-        model, rule="orthogonal", roles={"stack": 4}, momentum=0.0, weight_decay=0.0, lr=1.0
-    )
+    stack = model.get_parameter(name)
+    options: dict[str, Any] = {"momentum": 0.0, "weight_decay": 0.0, "lr": 1.0}
+    optimizer = AdaFisher(model, rule="orthogonal", roles={name: rows}, **options)
     before = stack.detach().clone()
     model(torch.randn(9, 8, dtype=torch.float64)).square().mean().backward()
     optimizer.step()
     square = stack.grad.square()
     F = square.mean(2, keepdim=True) * square.mean(1, keepdim=True) / square.mean((1, 2), keepdim=True)
-    rows, columns = (F.mean(axis, keepdim=True) / F.mean() for axis in (2, 1))
-    polar = torch.cat([*polar_factor(stack.grad.view(6, 3, 8))]).view_as(F)
-    update = polar / ((rows + 0.1) * (columns + 0.1)).sqrt()
+    means = [F.mean(axis, keepdim=True) / F.mean() + 0.1 for axis in (2, 1)]
+    polar = polar_factor(stack.grad.view(-1, rows, 8)).view_as(F)
+    update = polar / (means[0] * means[1]).sqrt()
     torch.testing.assert_close(stack.detach(), before - 0.2 * update / update.square().mean().sqrt())
 
 

@@ -35,4 +35,4 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
 def _by_rows_and_columns(pair: Pair) -> Pair:
     """S and H; of an embedding, whose rows are what it looks up, H and S."""
     H, S = pair
-    return (H, S) if S.shape[0] == 1 else (S, H)
+    return (H, S) if S.shape[0] == 1 < H.shape[0] else (S, H)
