@@ -59,7 +59,8 @@ def test_peaks_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         ("NVIDIA H200", "bf16", 989e12),
         ("NVIDIA A100-SXM4-80GB", "fp32", 19.5e12),
         ("NVIDIA H100 PCIe", "fp16", 756e12),
-        ("Another", "bf16", None),
+        ("NVIDIA RTX A1000", "bf16", None),
+        ("NVIDIA L40", "bf16", None),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert peak_flops(cuda, Precision(precision, cpu)) == peak

@@ -52,7 +52,8 @@ def write_onnx(trained: TrainedModel, out: Path) -> float:
     assert converted is not None
     with writing(out):
         converted.save(out)  # above 2 GB, weights go to a second file beside it
-    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    with failing(trained, "ONNX"):
+        session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     [name] = [each.name for each in session.get_inputs()]
     return largest_difference(
         trained, out, lambda inputs: torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])

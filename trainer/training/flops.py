@@ -5,6 +5,7 @@ and an addition are two): what is computed again to save memory, or for the opti
 """
 
 import copy
+import re
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,8 @@ PEAKS = {
     "RTX 3090": (71e12, 35.6e12, 35.6e12),
     "V100": (125e12, 15.7e12, 15.7e12),
 }
-"""Operations per second of NVIDIA's data sheets, by a part of the device's name: in 16 bits, TF32 and float32, without
-sparsity. The first name that fits counts."""
+"""Operations per second of NVIDIA's data sheets, by words in the device's name: in 16 bits, TF32 and float32, without
+sparsity. The first that fits counts."""
 
 
 def skeleton_of(model: nn.Module) -> nn.Module | None:
@@ -72,7 +73,7 @@ def peak_flops(device: torch.device, precision: Precision) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    peaks = next((peaks for part, peaks in PEAKS.items() if part in name), None)
+    peaks = next((peaks for words, peaks in PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
     if peaks is None:
         return None
     half, tf32, single = peaks
