@@ -78,3 +78,14 @@ def test_mistakes(digits: Path, text: Path, tmp_path: Path, refused: Refused) ->
         ([digits], "the following arguments are required"),
     ):
         refused(main([*map(str, arguments)]), hint)
+
+
+def test_data_that_are_no_pictures(
+    tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, picture = tmp_path / "run", tmp_path / "fine.png"
+    Image.new("L", (2, 1)).save(picture)
+    given = f"data=iris model=mlp optimizer=sgd data.batch_size=60 loop.max_steps=1 hydra.run.dir={run}"
+    assert train([*given.split(), "device=cpu", "monitor.sinks=[]"]) == 0
+    capsys.readouterr()
+    refused(main([str(run), str(picture)]), "needs pictures: data=iris does not say how to read files")
