@@ -46,15 +46,22 @@ class Objective:
 
 
 class Classification(Objective):
-    """Cross-entropy of logits [B, K] against classes [B]; accuracy, and top-5 accuracy where K > 5."""
+    """Cross-entropy of logits [B, K] against classes [B]; accuracy, and top-5 accuracy where K > 5.
+
+    Targets may be shares of the classes, [B, K], as of mixed images: the class with the largest share is the right one.
+    """
 
     primary = "accuracy"
     names = ("loss", "accuracy", "top5_accuracy")
 
     def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As of the base; the totals are loss, correct predictions, also among the five best if K > 5, and samples."""
-        smoothing = self.label_smoothing
-        loss = F.cross_entropy(wide(outputs), targets, label_smoothing=smoothing, reduction="sum")
+        smoothing, logits = self.label_smoothing, wide(outputs)
+        if targets.is_floating_point():
+            shares, targets = targets.to(logits.dtype), targets.argmax(-1)
+            loss = F.cross_entropy(logits, shares, label_smoothing=smoothing, reduction="sum")
+        else:
+            loss = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
         outputs, count = outputs.detach(), targets.numel()
         counts = [(outputs.argmax(-1) == targets).sum()]
         if outputs.shape[-1] > 5:
