@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 from tests.data.pictures import cats_and_dogs, write
 from trainer.data import DATA, Data, LoaderOptions, TrainLoader, cached_images, hold_out
 from trainer.data.cached_images import draw_crops, resized_crops
+from trainer.data.crops import Crops
 from trainer.errors import ConfigError, DataError
 
 
@@ -36,16 +37,15 @@ def test_without_augmentation_it_is_the_folder(pictures: Path) -> None:
             assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("size", [12, 40])  # smaller and larger than crops
-def test_crops_are_resized_as_torchvision_does(size: int) -> None:
+def test_crops_are_enlarged_as_torchvision_does() -> None:
     images = torch.randint(256, (50, 3, 24, 30), dtype=torch.uint8)
-    crops = draw_crops(torch.arange(50), 3, 24, 30, 0.08)
-    found = resized_crops(images, crops, size)
+    crops = draw_crops(torch.arange(50), 3, 24, 30, Crops(32, 32, 0.08, True))
+    found = resized_crops(images, crops, 32)
     for image, (top, left, height, width, mirrored), ours in zip(
         images, crops.T.tolist(), found, strict=True
     ):
         place = (int(top), int(left), int(height), int(width))
-        theirs = v2.functional.resized_crop(image.float(), *place, [size, size], antialias=True)
+        theirs = v2.functional.resized_crop(image.float(), *place, [32, 32], antialias=True)
         theirs = v2.functional.horizontal_flip(theirs) if mirrored else theirs
         torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
 
@@ -53,7 +53,7 @@ def test_crops_are_resized_as_torchvision_does(size: int) -> None:
 def test_crops_are_drawn_as_torchvision_does() -> None:
     """The same distribution: areas, ratios and places of both have the same means and deviations."""
     count = 4000
-    ours = draw_crops(torch.arange(count), 1, 24, 30, 0.3).numpy()
+    ours = draw_crops(torch.arange(count), 1, 24, 30, Crops(8, 8, 0.3, True)).numpy()
     crop = v2.RandomResizedCrop(8, scale=(0.3, 1.0))
     picture = [torch.empty(3, 24, 30)]
     drawn = [crop.make_params(picture) for _ in range(count)]
@@ -65,7 +65,7 @@ def test_crops_are_drawn_as_torchvision_does() -> None:
     assert ours[0].min() == ours[1].min() == 0
     assert (ours[0] + ours[2]).max() == 24
     assert (ours[1] + ours[3]).max() == 30
-    narrow = draw_crops(torch.arange(9), 1, 100, 10, 0.9)  # where no attempt succeeds
+    narrow = draw_crops(torch.arange(9), 1, 100, 10, Crops(8, 8, 0.9, True))  # where no attempt succeeds
     assert narrow[:4].T.tolist() == [[43.0, 0.0, 13.0, 10.0]] * 9
 
 
@@ -79,12 +79,10 @@ def test_a_sample_does_not_depend_on_its_batch(pictures: Path) -> None:
     assert not torch.equal(whole, data.train.batch(torch.arange(12), 8)[0])
     assert ((whole == 0).sum((1, 2, 3)) >= 3).all(), "a square is cut out"
     plain = build(root=str(pictures), cache="memory", min_scale=1.0, flip=False)
-    crops = draw_crops(torch.arange(12), 7, 24, 30, 1.0)
+    crops = draw_crops(torch.arange(12), 7, 20, 25, plain.train.crops)
     torch.testing.assert_close(
         plain.train.batch(torch.arange(12), 7)[0],
-        plain.train.finish.normalized(
-            resized_crops(plain.train.images, crops * torch.tensor([1, 1, 1, 1, 0])[:, None], 16)
-        ),
+        plain.train.finish.normalized(resized_crops(plain.train.images, crops, 16)),
     )
 
 
@@ -96,7 +94,7 @@ def test_no_workers_and_any_micro_batches(pictures: Path) -> None:
 
 
 def test_mistakes(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached_images, "free_memory", lambda device: 18 * 3 * 24 * 30 - 1)
+    monkeypatch.setattr(cached_images, "free_memory", lambda device: 18 * 3 * 20 * 25 - 1)
     with pytest.raises(DataError, match=r"data.cache=memory needs 0 MiB for 18 pictures, and 0 MiB are free"):
         build(root=str(pictures), cache="memory")
     monkeypatch.undo()

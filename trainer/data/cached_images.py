@@ -6,9 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.data.base import Batch, Split
+from trainer.data.crops import Crops
 from trainer.data.finish import Finish
 from trainer.data.machine import cores_per_rank, free_memory
 from trainer.data.pictures import Pictures
@@ -29,30 +31,14 @@ class CachedImages(Split):
     Args:
         images: uint8 [N, 3, H, W].
         labels: int64 [N].
-        size: height and width of the inputs.
-        min_scale: least share of a picture's area that a crop shows in training.
-        flip: mirrors left and right with probability 1/2 in training.
-        centre: what evaluation sees of pictures, from uint8 [B, 3, H, W] to uint8 [B, 3, size, size].
+        crops: what is shown of them.
         finish: makes the batch.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        size: int,
-        min_scale: float,
-        flip: bool,
-        centre: Callable[[Tensor], Tensor],
-        finish: Finish,
-    ) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, crops: Crops, finish: Finish) -> None:
         self.images = images
         self.labels = labels
-        self.size = size
-        self.min_scale = min_scale
-        self.flip = flip
-        self.centre = centre
+        self.crops = crops
         self.finish = finish
         self.group = finish.group
 
@@ -63,31 +49,28 @@ class CachedImages(Split):
         """Crops, resizes and mirrors pictures at once; without a key they are the same as if they were read."""
         images = self.images.index_select(0, indices.to(self.images.device))
         if key is None:
-            images = self.centre(images)
+            images = self.crops.centre(images)
         else:
-            height, width = images.shape[-2:]
-            crops = draw_crops(indices, key, height, width, self.min_scale)
-            if not self.flip:
-                crops[4] = 0
-            images = self.finish.normalized(resized_crops(images, crops.to(images.device), self.size))
-        size = (self.size, self.size)
+            drawn = draw_crops(indices, key, images.shape[-2], images.shape[-1], self.crops)
+            images = self.finish.normalized(resized_crops(images, drawn.to(images.device), self.crops.size))
+        size = (self.crops.size, self.crops.size)
         return self.finish(images, self.finish.draw(indices, self.labels[indices], size, key))
 
 
-def draw_crops(indices: Tensor, key: int, height: int, width: int, min_scale: float) -> Tensor:
+def draw_crops(indices: Tensor, key: int, height: int, width: int, crops: Crops) -> Tensor:
     """Draws crops as torchvision's RandomResizedCrop does, and whether they are mirrored.
 
     Args:
         indices: of the samples, int64 [B].
         key: of the augmentation.
         height, width: of the pictures.
-        min_scale: least share of their area.
+        crops: the least share of their area, and whether some are mirrored.
 
     Returns:
         float32 [5, B]: top, left, height, width, and 1 where it is to be mirrored.
     """
     drawn = uniform(key, indices, 2 * ATTEMPTS + 3)
-    areas = (min_scale + (1 - min_scale) * drawn[:ATTEMPTS]) * (height * width)
+    areas = (crops.min_scale + (1 - crops.min_scale) * drawn[:ATTEMPTS]) * (height * width)
     low, high = map(math.log, RATIO)
     ratios = np.exp(low + (high - low) * drawn[ATTEMPTS : 2 * ATTEMPTS])
     widths, heights = np.round(np.sqrt(areas * ratios)), np.round(np.sqrt(areas / ratios))
@@ -99,11 +82,12 @@ def draw_crops(indices: Tensor, key: int, height: int, width: int, min_scale: fl
     h, w = (np.where(found, sizes[first], size) for sizes, size in zip((heights, widths), most, strict=True))
     spare = np.stack([height - h, width - w])
     top, left = np.floor(np.where(found, drawn[2 * ATTEMPTS : 2 * ATTEMPTS + 2] * (spare + 1), spare / 2))
-    return torch.from_numpy(np.stack([top, left, h, w, drawn[-1] < 0.5])).float()
+    mirrored = (drawn[-1] < 0.5) & crops.flip
+    return torch.from_numpy(np.stack([top, left, h, w, mirrored])).float()
 
 
 def resized_crops(images: Tensor, crops: Tensor, size: int) -> Tensor:
-    """Cuts a crop from each picture and resizes it, bilinearly and with antialiasing.
+    """Cuts a crop from each picture and resizes it bilinearly, as torchvision does where it enlarges.
 
     Args:
         images: uint8 [B, C, H, W].
@@ -113,60 +97,62 @@ def resized_crops(images: Tensor, crops: Tensor, size: int) -> Tensor:
     Returns:
         float32 [B, C, size, size], from 0 to 255.
     """
-    batch, channels, height, width = images.shape
-    top, left, h, w, mirrored = crops
-    columns = resizing(left, w, width, size, mirrored).transpose(1, 2)  # [B, W, size]
-    rows = resizing(top, h, height, size, torch.zeros_like(mirrored))[:, None]  # [B, 1, size, H]
-    narrow = torch.bmm(images.float().view(batch, channels * height, width), columns)
-    return rows @ narrow.view(batch, channels, height, size)
+    height, width = images.shape[-2:]
+    top, left, h, w, mirrored = crops[:, :, None]  # [B, 1] each
+    places = torch.arange(size, device=images.device) + 0.5
+    columns = sources(left, w, width, places + mirrored * (size - 2 * places), size)
+    rows = sources(top, h, height, places, size)
+    shape = (len(images), size, size)
+    grid = torch.stack([columns[:, None].expand(shape), rows[:, :, None].expand(shape)], dim=-1)
+    return F.grid_sample(images.float(), grid, align_corners=False)
 
 
-def resizing(start: Tensor, extent: Tensor, pixels: int, size: int, mirrored: Tensor) -> Tensor:
-    """Matrices that resize a stretch of pixels, each output a mean with weights of a triangle around its place.
-
-    The triangle is as wide as an output's share of the stretch and at least one pixel to each side, as in PIL's and
-    torch's antialiased bilinear resizing.
+def sources(start: Tensor, extent: Tensor, pixels: int, places: Tensor, size: int) -> Tensor:
+    """Where in a picture the pixels of a resized stretch of it come from, and not from beyond that stretch.
 
     Args:
-        start, extent: first pixel and length of the stretches, float32 [B].
-        pixels: of which they are a part.
-        size: of the outputs.
-        mirrored: 1 where outputs come in the opposite order, float32 [B].
+        start, extent: first pixel and length of the stretches, float32 [B, 1].
+        pixels: of the picture.
+        places: the middles of the resized pixels, in (0, size), [size] or [B, size].
+        size: of the resized stretch.
 
     Returns:
-        float32 [B, size, pixels].
+        float32 [B, size], from -1 at the picture's one edge to 1 at the other.
     """
-    start, extent, mirrored = (values[:, None] for values in (start, extent, mirrored))
-    places = torch.arange(size, device=start.device) + 0.5
-    scale = extent / size
-    centres = start + (places + mirrored * (size - 2 * places)) * scale  # [B, size]
-    middles = torch.arange(pixels, device=start.device) + 0.5
-    distances = (middles - centres[:, :, None]).abs_().div_(scale.clamp(min=1)[:, :, None])
-    inside = (middles > start) & (middles < start + extent)  # [B, pixels]
-    weights = distances.neg_().add_(1).clamp_(min=0).mul_(inside[:, None])
-    return weights.div_(weights.sum(-1, keepdim=True))
+    inside = torch.minimum(torch.maximum(start + places * (extent / size), start + 0.5), start + extent - 0.5)
+    return inside * (2 / pixels) - 1
 
 
-def decode_all(splits: list[Pictures], device: torch.device) -> list[Tensor]:
-    """Decodes all pictures of some splits: uint8 [N, 3, H, W] on the device, of each.
+def cached_images(splits: list[Pictures], crops: Crops, finish: Finish) -> list[CachedImages]:
+    """Decodes all pictures of some splits onto the device; of larger ones a copy with the shorter side ``resize``.
 
     Raises:
         DataError: pictures differ in size, cannot be decoded, or do not fit into the free memory.
     """
-    shape = splits[0].decode(0).shape
-    needed = sum(map(len, splits)) * shape.numel()
-    free = free_memory(device)
+    first = splits[0].decode(0)
+    shrink = crops.resized if min(first.shape[1:]) > crops.resize else lambda image: image
+    needed = sum(map(len, splits)) * shrink(first).numel()
+    free = free_memory(finish.device)
     if free is not None and needed > free:
         raise DataError(
             f"data.cache=memory needs {memory(needed / 2**20)} for {sum(map(len, splits)):,} pictures, and "
             f"{memory(free / 2**20)} are free for each rank: {INSTEAD}"
         )
-    return [decode_split(pictures, shape).to(device) for pictures in splits]
+    kept = [decode_split(pictures, first.shape, shrink).to(finish.device) for pictures in splits]
+    return [
+        CachedImages(images, pictures.labels, crops, finish)
+        for images, pictures in zip(kept, splits, strict=True)
+    ]
 
 
-def decode_split(pictures: Pictures, shape: torch.Size) -> Tensor:
-    """Decodes all pictures of a split, by a thread for each core: uint8 [N, *shape]."""
-    images = torch.empty(len(pictures), *shape, dtype=torch.uint8)
+def decode_split(pictures: Pictures, shape: torch.Size, shrink: Callable[[Tensor], Tensor]) -> Tensor:
+    """Decodes all pictures of a split, of this shape before they shrink, by a thread for each core: uint8 [N, 3, H, W].
+
+    Raises:
+        DataError: a picture has another shape, or cannot be decoded.
+    """
+    kept = shrink(torch.empty(shape, dtype=torch.uint8)).shape
+    images = torch.empty(len(pictures), *kept, dtype=torch.uint8)
 
     def decode(index: int) -> None:
         image = pictures.decode(index)
@@ -176,7 +162,7 @@ def decode_split(pictures: Pictures, shape: torch.Size) -> Tensor:
                 f"data.cache=memory needs pictures of one size, but {pictures.name(index)} has {sizes[0]} pixels "
                 f"instead of {sizes[1]}: {INSTEAD}"
             )
-        images[index] = image
+        images[index] = shrink(image)
 
     pool = ThreadPoolExecutor(cores_per_rank())
     try:

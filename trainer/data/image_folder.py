@@ -1,7 +1,7 @@
 """Image folders and packs of them, whose pictures are decoded when they are needed, or once."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from trainer.data.base import DATA, Batch, Data, LazySplit, Split, digest
-from trainer.data.cached_images import CachedImages, decode_all
+from trainer.data.cached_images import cached_images
 from trainer.data.class_folders import find_samples, fingerprint_of
+from trainer.data.crops import Crops, Transform
 from trainer.data.finish import MEAN, Finish
 from trainer.data.image_pack import PackedPictures, is_pack, read_pack_manifest
 from trainer.data.pictures import PictureFiles, Pictures
 from trainer.data.random import mix
-from trainer.data.timm_augment import Mixing, Transform, timm_transform
+from trainer.data.timm_augment import Mixing, timm_transform
 from trainer.errors import ConfigError
 from trainer.options import MAY_DIFFER, Count, Natural, NonNegative, Range
 
@@ -57,54 +58,23 @@ def image_folder(
     if resize < image_size:
         raise ConfigError(f"data.resize={resize} must be at least data.image_size={image_size}")
     check_timm(augment, cache, auto_augment, random_erasing)
+    crops = Crops(image_size, resize, min_scale, flip)
     sets = find_pictures(Path(root), Path(path) if path else None)
-    classes = len(sets.classes)
-    mixing = Mixing(mixup, cutmix, classes) if mixup or cutmix else None
+    mixing = Mixing(mixup, cutmix, len(sets.classes)) if mixup or cutmix else None
     finish = Finish(device, normalize, cutout, mixing)
-    centre = centre_transform(resize, image_size)
-    splits: list[Split]
+    splits: Sequence[Split]
     if cache == "memory":
-        pixels = decode_all([sets.train, sets.test], device)
-        splits = [
-            CachedImages(
-                images,
-                pictures.labels,
-                size=image_size,
-                min_scale=min_scale,
-                flip=flip,
-                centre=centre,
-                finish=finish,
-            )
-            for images, pictures in zip(pixels, (sets.train, sets.test), strict=True)
-        ]
+        splits = cached_images([sets.train, sets.test], crops, finish)
     else:
         if augment == "timm":
-            transform = timm_transform(
-                image_size,
-                min_scale=min_scale,
-                flip=flip,
-                auto_augment=auto_augment,
-                random_erasing=random_erasing,
-                mean=MEAN,
-                normalize=finish.normalized,
-            )
+            transform = timm_transform(crops, auto_augment, random_erasing, MEAN, finish.normalized)
         else:
-            transform = crop_and_flip(image_size, min_scale, flip)
+            transform = crops.random()
         splits = [
-            LazyImages(pictures, transform=transform, centre=centre, finish=finish)
-            for pictures in (sets.train, sets.test)
+            LazyImages(pictures, transform, crops.centre, finish) for pictures in (sets.train, sets.test)
         ]
-    return Data(
-        train=splits[0],
-        evals={"test": splits[1]},
-        model_defaults={"num_classes": classes, "in_channels": 3, "image_size": image_size},
-        kind="images",
-        fingerprint={
-            "classes": f"{classes} {digest(os.fsencode('/'.join(sets.classes)))}",
-            "training files": sets.fingerprints[0],
-            "evaluation files": sets.fingerprints[1],
-        },
-    )
+    train, test = splits
+    return sets.data(train, test, image_size)
 
 
 def check_timm(augment: str, cache: str, auto_augment: str | None, random_erasing: float) -> None:
@@ -131,6 +101,21 @@ class Sets(NamedTuple):
     fingerprints: tuple[str, str]
     """Of the two sets."""
 
+    def data(self, train: Split, test: Split, size: int) -> Data:
+        """The data set with these splits, which are the pictures made into images of this height and width."""
+        classes = len(self.classes)
+        return Data(
+            train=train,
+            evals={"test": test},
+            model_defaults={"num_classes": classes, "in_channels": 3, "image_size": size},
+            kind="images",
+            fingerprint={
+                "classes": f"{classes} {digest(os.fsencode('/'.join(self.classes)))}",
+                "training files": self.fingerprints[0],
+                "evaluation files": self.fingerprints[1],
+            },
+        )
+
 
 def find_pictures(root: Path, path: Path | None) -> Sets:
     """The pictures of the pack, if its path is given, otherwise of the folder.
@@ -150,33 +135,6 @@ def find_pictures(root: Path, path: Path | None) -> Sets:
     return Sets(PictureFiles(train), PictureFiles(test), classes, prints)
 
 
-def centre_transform(resize: int, size: int) -> Callable[[Tensor], Tensor]:
-    """What evaluation sees of pictures: uint8 [..., 3, H, W] to uint8 [..., 3, size, size]."""
-    from torchvision.transforms import v2  # slow to import, and most runs do without it
-
-    centre: Callable[[Tensor], Tensor] = v2.Compose([v2.Resize(resize), v2.CenterCrop(size)])
-    return centre
-
-
-def crop_and_flip(size: int, min_scale: float, flip: bool) -> Transform:
-    """The augmentation of torchvision's recipes: uint8 [3, H, W] to uint8 [3, size, size]."""
-    from torchvision.transforms import v2  # slow to import, and most runs do without it
-
-    crop = v2.RandomResizedCrop(size, scale=(min_scale, 1.0))
-    change = v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if flip else 0.0)])
-
-    def transform(image: Tensor, seed: int) -> Tensor:
-        state = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the devices' generators, too
-        try:
-            changed: Tensor = change(image)
-            return changed
-        finally:
-            torch.set_rng_state(state)
-
-    return transform
-
-
 class LazyImages(LazySplit):
     """Pictures that are decoded when they are needed.
 
@@ -190,7 +148,6 @@ class LazyImages(LazySplit):
     def __init__(
         self,
         pictures: Pictures,
-        *,
         transform: Transform,
         centre: Callable[[Tensor], Tensor],
         finish: Finish,

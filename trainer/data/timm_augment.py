@@ -13,17 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.data.crops import Crops, Transform
 from trainer.errors import ConfigError, MissingExtra, one_line
-
-Transform = Callable[[Tensor, int], Tensor]
-"""Changes a picture, uint8 [3, H, W], at random; the second argument is a seed in [0, 2**64)."""
 
 
 def timm_transform(
-    size: int,
-    *,
-    min_scale: float,
-    flip: bool,
+    crops: Crops,
     auto_augment: str | None,
     random_erasing: float,
     mean: list[float],
@@ -32,9 +27,7 @@ def timm_transform(
     """What timm's training does to a picture: a random crop and flip, a policy or else a change of colours, erasing.
 
     Args:
-        size: height and width of the result.
-        min_scale: least share of the picture's area in the crop.
-        flip: mirrors it with probability 1/2.
+        crops: size of the result, scale and flip.
         auto_augment: as in timm, such as ``rand-m9-mstd0.5-inc1``, ``original`` or ``augmix-m3-w3``; None: brightness,
             contrast and saturation change by up to 0.4.
         random_erasing: the probability with which a rectangle is filled with noise, after normalisation.
@@ -57,11 +50,11 @@ def timm_transform(
 
     try:
         change = create_transform(
-            size,
+            crops.size,
             is_training=True,
             use_prefetcher=True,  # which leaves the result in bytes
-            scale=(min_scale, 1.0),
-            hflip=0.5 if flip else 0.0,
+            scale=(crops.min_scale, 1.0),
+            hflip=0.5 if crops.flip else 0.0,
             auto_augment=auto_augment,
             interpolation="random",
             mean=tuple(mean),
