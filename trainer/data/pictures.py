@@ -30,8 +30,8 @@ class Pictures(ABC):
         """What messages call a picture."""
 
     @abstractmethod
-    def read(self, index: int) -> np.ndarray:
-        """The bytes of a picture as it is stored, uint8.
+    def read(self, index: int) -> bytes:
+        """The bytes of a picture as it is stored.
 
         Raises:
             DataError: it cannot be read.
@@ -68,25 +68,27 @@ class PictureFiles(Pictures):
         """Its path."""
         return os.fsdecode(self.paths[index])
 
-    def read(self, index: int) -> np.ndarray:
+    def read(self, index: int) -> bytes:
         """The content of its file."""
         path = self.name(index)
         try:
-            return np.fromfile(path, dtype=np.uint8)
+            with open(path, "rb", buffering=0) as file:
+                return file.readall()
         except OSError as error:
             raise DataError(f"{path} cannot be decoded ({one_line(error)}): replace or remove it") from None
 
 
-def decode(content: np.ndarray) -> Tensor:
-    """The picture that these bytes, uint8 [N], encode: uint8 [3, H, W].
+def decode(content: bytes) -> Tensor:
+    """The picture that these bytes encode: uint8 [3, H, W].
 
     By PIL, since torchvision's decoders are deprecated. What follows is quicker on tensors than on PIL's pictures.
 
     Raises:
         Exception: one of `UNDECODABLE`.
     """
-    with Image.open(io.BytesIO(content.data)) as picture:
+    with Image.open(io.BytesIO(content)) as picture:
         if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):  # PIL would clip to white or black
             raise ValueError(f"mode {picture.mode} has more than 8 bits a channel, convert it to 8")
-        pixels = np.array(picture.convert("RGB"))  # [H, W, 3]
+        coloured = picture if picture.mode == "RGB" else picture.convert("RGB")
+        pixels = np.array(coloured)  # [H, W, 3]
     return torch.from_numpy(pixels).permute(2, 0, 1)
