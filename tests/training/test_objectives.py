@@ -101,3 +101,23 @@ def test_only_the_loss_has_a_gradient() -> None:
     loss, totals = OBJECTIVES["classification"]()(outputs, torch.empty(7, 2), torch.randint(4, (7,)))
     assert loss.requires_grad
     assert not totals.requires_grad
+
+
+def test_shares_of_classes_are_targets_too():
+    logits = torch.randn(6, 7)
+    classes = torch.tensor([0, 1, 2, 3, 4, 6])
+    for smoothing in (0.0, 0.1):
+        hard, soft = (
+            OBJECTIVES["classification"](smoothing)(logits, logits, targets)
+            for targets in (classes, torch.nn.functional.one_hot(classes, 7).float())
+        )
+        for a, b in zip(hard, soft, strict=True):
+            torch.testing.assert_close(a, b)
+    shares = 0.7 * torch.nn.functional.one_hot(classes, 7) + 0.3 * torch.nn.functional.one_hot(
+        classes.flip(0), 7
+    )
+    loss, totals = OBJECTIVES["classification"]()(logits, logits, shares)
+    expected = -(shares * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(loss, expected)
+    assert totals[1] == (logits.argmax(1) == classes).sum()
+    OBJECTIVES["classification"]()(logits.double(), logits, shares)
