@@ -10,7 +10,8 @@ leaves the same bytes as one that was not interrupted::
 ``clock.jsonl`` holds what differs: for the same train and evaluation records ``seconds`` (of training, summed
 over restarts), ``samples_per_second``, ``memory_mib``.
 
-JSON has no numbers that are not finite: nan and the infinities are null.
+JSON has no numbers that are not finite: nan and the infinities are null. The last entry of a line is its ``checksum``:
+the CRC-32 of the bytes before it.
 """
 
 import errno
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.monitor.base import SINKS, Progress, RunInfo, Sink, Status
-from trainer.rundir.strict_json import dumps
+from trainer.rundir.files import sealed_line
 
 
 @SINKS.register("jsonl")
@@ -94,7 +95,7 @@ class Lines:
         Raises:
             OSError: the disk is full; nothing of the record is left, so that later ones are lines of their own.
         """
-        line = dumps(record).encode() + b"\n"
+        line = sealed_line(record)
         written = self._file.write(line)
         if written < len(line):
             self._file.truncate(self._file.seek(0, os.SEEK_END) - written)
