@@ -5,6 +5,7 @@ import time
 from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -25,7 +26,20 @@ def parser() -> Parser:
     """The parser of the command's arguments."""
     parser = Parser(prog="python -m trainer.data", description="Prepares data sets for training.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_tokenize(commands)
+    add_pack(commands)
+    command = commands.add_parser(
+        "verify", help="check folders of token shards and packs against their checksums"
+    )
+    command.set_defaults(run=run_verify)
+    command.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="as written by tokenize or pack"
+    )
+    return parser
 
+
+def add_tokenize(commands: Any) -> None:
+    """Adds the arguments of ``tokenize`` to the parsers of all commands."""
     command = commands.add_parser(
         "tokenize",
         help="text to token shards, which data=tokens trains on",
@@ -75,6 +89,9 @@ def parser() -> Parser:
         help="of a shard (default: %(default)s)",
     )
 
+
+def add_pack(commands: Any) -> None:
+    """Adds the arguments of ``pack``."""
     command = commands.add_parser(
         "pack",
         help="an image folder to a few tar files, which data=image_folder data.path=DIR trains on",
@@ -92,15 +109,6 @@ def parser() -> Parser:
         metavar="N",
         help="MiB of a tar file (default: %(default)s)",
     )
-
-    command = commands.add_parser(
-        "verify", help="check folders of token shards and packs against their checksums"
-    )
-    command.set_defaults(run=run_verify)
-    command.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="as written by tokenize or pack"
-    )
-    return parser
 
 
 def positive(text: str) -> int:
