@@ -14,7 +14,7 @@ from trainer.registry import Registry
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets. Images: float32 [B, C, H, W], and labels int64 [B], or shares of K classes float32 [B, K].
-Tokens: int64 [B, T], the next ones [B, T]."""
+Tokens: int64 [B, T], the next ones [B, T]. Of another kind: [B, ...], [B, ...]."""
 
 
 class Split(ABC):
@@ -87,7 +87,8 @@ class Data:
         evals: what is evaluated on, by name; the first one picks the best checkpoint.
         model_defaults: values of model options that the user leaves null. Images: num_classes, in_channels,
             image_size (an int, or height and width). Tokens: vocab_size, context_length.
-        kind: what the inputs are.
+        kind: what a sample is: ``images``, ``tokens``, or any other word, which a model of such data is registered with
+            as ``reads``.
         encode, decode: text to tokens (int64 [T]) and back, where tokens stand for text; encode raises ValueError
             for what the vocabulary lacks.
         fingerprint: of what is trained and evaluated on, by what it describes, such as ``training files``: a run goes
@@ -97,7 +98,7 @@ class Data:
     train: Split
     evals: dict[str, Split]
     model_defaults: dict[str, Any]
-    kind: Literal["images", "tokens"]
+    kind: str
     encode: Callable[[str], Tensor] | None = None
     decode: Callable[[Tensor], str] | None = None
     fingerprint: Mapping[str, str] = field(default_factory=dict)
