@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from trainer.checkpoint.state import random_state, set_random_state
@@ -100,6 +102,10 @@ class TrainStep:
 
     def _forward_backward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Adds up the gradients of this rank's micro-batches; returns their losses [M] and the sum of their totals."""
+        with twice_differentiable_attention() if self._create_graph else nullcontext():
+            return self._micro_batches(batches)
+
+    def _micro_batches(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         parts, scaler = self.parts, self.parts.precision.scaler
         chunks = parts.config.loop.loss_chunks
         parts.model.train()
@@ -145,3 +151,8 @@ class TrainStep:
         """Undoes what the forward pass changed."""
         for buffer, saved in zip(self._buffers, saved_buffers, strict=True):
             buffer.copy_(saved)
+
+
+def twice_differentiable_attention() -> AbstractContextManager[None]:
+    """Has attention computed by its plain formula: torch has no second derivative of the fused kernels."""
+    return sdpa_kernel(SDPBackend.MATH)
