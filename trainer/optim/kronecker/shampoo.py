@@ -119,7 +119,9 @@ class Shampoo(PreconditionedSGD):
                 continue
             state = self.state[param]
             for axis in self.axes(param):
-                unfolded = param.grad.to(factor_dtype(param.dtype)).movedim(axis, 0).reshape(param.shape[axis], -1)
+                unfolded = (
+                    param.grad.to(factor_dtype(param.dtype)).movedim(axis, 0).reshape(param.shape[axis], -1)
+                )
                 statistics = state[f"statistics_{axis}"].addmm_(unfolded, unfolded.T)
                 state[f"root_{axis}"].copy_(inverse_root(statistics, 2 * param.dim(), self.damping))
 
