@@ -15,6 +15,7 @@ from tests.optim.kronecker.small import (
     step_of,
     take_step,
 )
+from trainer.errors import ConfigError
 
 DAMPING = 0.1
 
@@ -108,6 +109,16 @@ def test_adahessian_says_that_it_needs_the_graph() -> None:
     optimizer = build(layer, "adahessian")
     layer(torch.ones(1, 2)).sum().backward()
     with pytest.raises(RuntimeError, match=r"call loss.backward\(create_graph=True\)$"):
+        optimizer.step()
+
+
+def test_adahessian_names_what_has_no_second_derivative() -> None:
+    layer = nn.Linear(2, 2)
+    optimizer = build(layer, "adahessian")
+    nn.functional.hardsigmoid(layer(torch.ones(1, 2))).sum().backward(create_graph=True)
+    with pytest.raises(
+        ConfigError, match=r"train this model: aten::hardsigmoid_backward is not implemented$"
+    ):
         optimizer.step()
 
 

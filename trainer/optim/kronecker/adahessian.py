@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, one_line
 from trainer.optim.adafisher.loss_scale import loss_scale
 from trainer.optim.base import OPTIMIZERS, Groups, is_sharded
 from trainer.optim.kronecker.sgd import Coverage, StateLayout
@@ -39,7 +39,7 @@ class AdaHessian(Optimizer):
     State of a parameter: ``step``, ``exp_avg`` and ``exp_hessian_diag_sq``, in the shape of D.
 
     Raises:
-        ConfigError: the parameters are sharded.
+        ConfigError: the parameters are sharded; in ``step``, torch has no second derivative of the model.
         RuntimeError: in ``step``, if the gradients have no graph.
 
     Reference: Yao et al. 2021, arXiv 2006.00719.
@@ -104,10 +104,17 @@ class AdaHessian(Optimizer):
                 "AdaHessian differentiates the gradient again: call loss.backward(create_graph=True)"
             )
         signs = [torch.randint_like(p, 2).mul_(2).sub_(1) for p in grads]
-        with torch.enable_grad():
-            products = torch.autograd.grad(
-                [*grads.values()], params, signs, allow_unused=True, materialize_grads=True
-            )
+        try:
+            with torch.enable_grad():
+                products = torch.autograd.grad(
+                    [*grads.values()], params, signs, allow_unused=True, materialize_grads=True
+                )
+        except RuntimeError as error:
+            if "is not implemented" not in str(error):
+                raise
+            raise ConfigError(
+                f"optimizer=adahessian cannot train this model: {one_line(error).removeprefix('derivative for ')}"
+            ) from error
         scale = loss_scale(self.grad_scaler)
         return {
             p: averaged_over_kernel(product.detach().abs() / scale)
