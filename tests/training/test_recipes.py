@@ -74,7 +74,6 @@ def test_a_sample_learns_in_quick_size(recipe: str, model: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Using backward")
 @pytest.mark.parametrize(("recipe", "model"), [*(cell for cell in CELLS if cell not in SAMPLE), *DEAR_SAMPLE])
 def test_every_cell_but_dear_ones_learns_in_quick_size(recipe: str, model: str) -> None:
     learns(recipe, model)

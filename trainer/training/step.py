@@ -1,8 +1,9 @@
 """One optimizer step: forward, backward, what the ranks agree on, update."""
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -102,7 +103,7 @@ class TrainStep:
 
     def _forward_backward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Adds up the gradients of this rank's micro-batches; returns their losses [M] and the sum of their totals."""
-        with twice_differentiable_attention() if self._create_graph else nullcontext():
+        with twice_differentiable() if self._create_graph else nullcontext():
             return self._micro_batches(batches)
 
     def _micro_batches(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
@@ -153,6 +154,12 @@ class TrainStep:
             buffer.copy_(saved)
 
 
-def twice_differentiable_attention() -> AbstractContextManager[None]:
-    """Has attention computed by its plain formula: torch has no second derivative of the fused kernels."""
-    return sdpa_kernel(SDPBackend.MATH)
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Has attention computed by its plain formula, since torch has no second derivative of its fused kernels.
+
+    A gradient with a graph and its parameter refer to each other, of which torch warns; `zero_grad` parts them.
+    """
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Using backward\(\) with create_graph=True")
+        yield

@@ -32,7 +32,6 @@ LAYERWISE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Using backward")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_learns_the_digits_and_resumes_exactly(name: str) -> None:
     overrides = [*OPTIMIZERS[name], "data.batch_size=32", "schedule=constant"]
