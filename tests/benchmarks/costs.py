@@ -3,9 +3,9 @@
     python tests/benchmarks/costs.py --threads 1 --rounds 5
 
 All contenders train copies of the same network on the same batch, in turns: in each round each takes as many steps as
-lie between two refreshes of its factors, ten at most. A row has the median over rounds of the time of a step, forward and
-backward included, the median of its ratio to SGD's in the same round, and the state's bytes, also as a multiple of the
-parameters'. On a CPU the time is that of this process, which other programs lengthen little: give it one thread.
+lie between two refreshes of its factors, ten at most. A row has the median over rounds of the time of a step, forward
+and backward included, the median of its ratio to SGD's in the same round, and the state's bytes, also as a multiple of
+the parameters'. On a CPU the time is that of this process, which other programs lengthen little: give it one thread.
 """
 
 import argparse

@@ -11,13 +11,13 @@ from trainer.optim.adafisher.layers import Layer
 from trainer.optim.adafisher.mean_squares import factor_dtype
 from trainer.optim.base import OPTIMIZERS, Groups
 from trainer.optim.kronecker.inverses import average, damped_inverse
-from trainer.optim.kronecker.layerwise import LayerwisePreconditioner, Seen, Watched
+from trainer.optim.kronecker.layerwise import FactorInverter, Seen, Watched
 from trainer.optim.kronecker.rows import columns_of, input_moment, layer_of_sizes
 from trainer.options import Count, Fraction, NonNegative, Positive
 
 
 @OPTIMIZERS.register("foof")
-class FOOF(LayerwisePreconditioner):
+class FOOF(FactorInverter):
     r"""Preconditions Linear and Conv2d layers by the second moment A of the rows that they multiply:
 
         U = ∇ (A + λ I)⁻¹
@@ -72,18 +72,13 @@ class FOOF(LayerwisePreconditioner):
             kl_clip=kl_clip,
         )
 
-    @property
-    def needs_refresh(self) -> bool:
-        """Whether the coming step refreshes factors or inverses."""
-        return self.steps % self.factor_interval == 0 or self.steps % self.inverse_interval == 0
-
     def sides(self, rows: int, columns: int) -> tuple[int, ...]:
         """A's."""
         return (columns,)
 
     def described(self, watched: Watched) -> Layer | None:
         """Makes A of the rows."""
-        if self.steps % self.factor_interval:
+        if not self.takes_factors:
             return None
         module, columns, dtype = (
             watched.module,
@@ -102,15 +97,9 @@ class FOOF(LayerwisePreconditioner):
         _, columns = watched.size
         return {name: torch.zeros(columns, columns, **options) for name in ("A", "A_inverse")}
 
-    def refresh(self) -> None:
-        """Takes in what the layers saw, and inverts A if that is due."""
-        new = {weight for weight in self.layers if not self.state[weight]["refreshes"]}
-        super().refresh()
-        is_due = self.steps % self.inverse_interval == 0
-        for weight in self.layers:
-            state = self.state[weight]
-            if state["refreshes"] and (is_due or weight in new):
-                state["A_inverse"].copy_(damped_inverse(state["A"], self.damping))
+    def invert(self, state: dict[str, Any]) -> None:
+        """(A + λ I)⁻¹."""
+        state["A_inverse"].copy_(damped_inverse(state["A"], self.damping))
 
     def take(self, watched: Watched, seen: Seen, state: dict[str, Any]) -> None:
         """Takes A into its average."""

@@ -10,7 +10,7 @@ from trainer.errors import ConfigError
 from trainer.optim.adafisher.layers import Layer
 from trainer.optim.base import OPTIMIZERS, Groups
 from trainer.optim.kronecker.inverses import average, damped_inverse
-from trainer.optim.kronecker.layerwise import LayerwisePreconditioner, Seen, Watched
+from trainer.optim.kronecker.layerwise import FactorInverter, Seen, Watched
 from trainer.optim.kronecker.rows import (
     ENTRIES_AT_A_TIME,
     MatrixLayer,
@@ -23,7 +23,7 @@ from trainer.options import Count, Fraction, NonNegative, Positive
 
 
 @OPTIMIZERS.register("kfac")
-class KFAC(LayerwisePreconditioner):
+class KFAC(FactorInverter):
     r"""Preconditions Linear and Conv2d layers by the inverse of their Kronecker-factored empirical Fisher T G ⊗ A.
 
     With the factors of `rows`, G taking the T rows of a sample, and the gradient ∇ of a layer's weight and bias,
@@ -97,11 +97,7 @@ class KFAC(LayerwisePreconditioner):
     @property
     def needs_refresh(self) -> bool:
         """Whether the coming step refreshes factors, inverses or eigenvalues."""
-        return self._takes_factors or self._takes_eigenvalues or self.steps % self.inverse_interval == 0
-
-    @property
-    def _takes_factors(self) -> bool:
-        return self.steps % self.factor_interval == 0
+        return super().needs_refresh or self._takes_eigenvalues
 
     @property
     def _takes_eigenvalues(self) -> bool:
@@ -109,7 +105,7 @@ class KFAC(LayerwisePreconditioner):
 
     def described(self, watched: Watched) -> Layer | None:
         """Makes A and G of the rows, or Σ."""
-        if self._takes_factors:
+        if self.takes_factors:
             return full_layer(watched.module)
         state = self.state[watched.weight]
         if not self._takes_eigenvalues or not state["refreshes"]:
@@ -127,25 +123,19 @@ class KFAC(LayerwisePreconditioner):
             state |= {"eigenvalues": torch.zeros(rows, columns, **options), "estimates": 0}
         return state
 
-    def refresh(self) -> None:
-        """Takes in what the layers saw, and inverts factors if that is due."""
-        new = {weight for weight in self.layers if not self.state[weight]["refreshes"]}
-        super().refresh()
-        is_due = self.steps % self.inverse_interval == 0
-        for weight in self.layers:
-            state = self.state[weight]
-            if state["refreshes"] and (is_due or weight in new):
-                self._decompose(state) if self.ekfac else self._invert(state)
-
     def take(self, watched: Watched, seen: Seen, state: dict[str, Any]) -> None:
         """Takes factors, or Σ, into their averages."""
-        if self._takes_factors:
+        if self.takes_factors:
             state["refreshes"] += 1
             average(state["A"], seen.H, self.factor_decay, state["refreshes"])
             average(state["G"], seen.S * seen.rows_per_sample, self.factor_decay, state["refreshes"])
         else:
             state["estimates"] += 1
             average(state["eigenvalues"], seen.S, self.factor_decay, state["estimates"])
+
+    def invert(self, state: dict[str, Any]) -> None:
+        """Inverts both factors, or takes their eigenbases and begins Σ anew."""
+        self._decompose(state) if self.ekfac else self._invert(state)
 
     def _invert(self, state: dict[str, Any]) -> None:
         A, G, root = state["A"], state["G"], self.damping**0.5

@@ -193,6 +193,41 @@ class LayerwisePreconditioner(PreconditionedSGD):
         }
 
 
+class FactorInverter(LayerwisePreconditioner):
+    """Refreshes factors every ``factor_interval`` steps, and inverts them every ``inverse_interval``."""
+
+    factor_interval: int
+    inverse_interval: int
+
+    def invert(self, state: dict[str, Any]) -> None:
+        """Inverts the factors in a layer's state."""
+        raise NotImplementedError
+
+    @property
+    def takes_factors(self) -> bool:
+        """Whether the coming step refreshes factors."""
+        return self.steps % self.factor_interval == 0
+
+    @property
+    def inverts(self) -> bool:
+        """Whether the coming step inverts factors, new ones or not."""
+        return self.steps % self.inverse_interval == 0
+
+    @property
+    def needs_refresh(self) -> bool:
+        """Whether the coming step refreshes factors or inverses."""
+        return self.takes_factors or self.inverts
+
+    def refresh(self) -> None:
+        """Takes in what the layers saw; inverts factors that are due, and those of layers that are seen first."""
+        new = {weight for weight in self.layers if not self.state[weight]["refreshes"]}
+        super().refresh()
+        for weight in self.layers:
+            state = self.state[weight]
+            if state["refreshes"] and (self.inverts or weight in new):
+                self.invert(state)
+
+
 def sums_of(layer: Layer, rows: Rows | None, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """H and S summed over the rows that a layer saw on this rank, and the numbers of rows and samples, [2]."""
     options: dict[str, Any] = {"dtype": factor_dtype(weight.dtype), "device": weight.device}
