@@ -59,7 +59,7 @@ class Contender(NamedTuple):
 
 def resnet(batch: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:
     images = torch.randn(batch, 3, 32, 32, device=device)
-    model = MODELS.build(MODELS.check({"name": "resnet18_cifar", "num_classes": 10}))
+    model = MODELS.build(MODELS.check({"name": "resnet18_cifar", "num_classes": 10, "in_channels": 3}))
     return model.to(device), images, torch.randint(10, (batch,), device=device)
 
 
