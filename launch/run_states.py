@@ -92,9 +92,10 @@ def local_entry(sweep: Sweep, run: SweepRun) -> QueueEntry:
 
 
 def read_files(run: Path) -> tuple[JobRecord | None, dict[str, Any]]:
-    """What job.json and status.json say; where the former cannot be read, the status is unknown for this reason."""
+    """What job.json and status.json say; where one of them cannot be read, the status is unknown for this reason."""
     try:
-        return read_job(run), read_status(run)
+        job, status = read_job(run), read_status(run)
+        return job, {"state": "unknown", **status} if status else {}
     except UserError as error:
         return None, {"state": "unknown", "error": str(error)}
 

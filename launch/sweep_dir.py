@@ -12,7 +12,15 @@ from typing import Any
 from launch.options import LaunchOptions, check_launch
 from trainer.errors import ConfigError, DataError, UserError
 from trainer.options import build_dataclass, check_options, options_of, to_dict
-from trainer.rundir.files import FORMAT, atomic_write_text, check_format, make_directories, remove_empty
+from trainer.rundir.files import (
+    CHECKSUM,
+    FORMAT,
+    atomic_write_text,
+    check_format,
+    make_directories,
+    remove_empty,
+    with_checksum,
+)
 from trainer.rundir.frozen_config import arguments, plugins_of
 from trainer.rundir.provenance import CODE
 
@@ -90,7 +98,7 @@ class Sweep:
             OSError: it cannot be written; the old one is as it was.
         """
         record = SweepRecord(FORMAT, str(self.cwd), self.comparison, to_dict(self.options), self.runs)
-        atomic_write_text(self.path / RECORD, json.dumps(to_dict(record), indent=1))
+        atomic_write_text(self.path / RECORD, json.dumps(with_checksum(to_dict(record)), indent=1))
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -114,6 +122,7 @@ def read_sweep(path: Path) -> Sweep:
     if not isinstance(values, dict):
         raise DataError(f"{file} is damaged: it must hold an object")
     check_format(values, file)
+    values.pop(CHECKSUM, None)
     try:
         record = build_dataclass(SweepRecord, check_options(options_of(SweepRecord), values, ""))
         options = check_launch(record.launch)

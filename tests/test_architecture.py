@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {  # from the ground up
     "ground": "_private errors signals streams options registry formatting metrics rundir",
-    "parts": "models data optim monitor distributed",
+    "parts": "models data objectives callbacks optim monitor distributed",
     "run": "config checkpoint training",
     "commands": "cli report compare analyze export data.__main__ __main__",
     "cluster": "launch",

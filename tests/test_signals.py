@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -61,6 +62,19 @@ def test_signals_sent_within_are_delivered_on_exit() -> None:
             send(signal.SIGUSR2)
             assert stop.received is None
         assert stop.received == signal.SIGUSR2
+
+
+def test_a_signal_that_another_thread_receives_waits_for_the_exit() -> None:
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)  # it does not block the signals
+    other.start()
+    with StopSignal() as stop:
+        with signals_blocked():
+            send(signal.SIGTERM)
+            assert stop.received is None
+        assert stop.received == signal.SIGTERM
+    done.set()
+    other.join()
 
 
 def test_processes_that_are_started_within_inherit_it() -> None:

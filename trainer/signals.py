@@ -14,6 +14,7 @@ From a signal to the run's next start on a cluster, in the order in which it hap
 """
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -62,9 +63,33 @@ def signals_blocked() -> Iterator[None]:
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, StopSignal.SIGNALS)
     try:
-        yield
+        with _signals_kept():
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Sends this process on exit the signals of a StopSignal that one of its other threads, such as BLAS's, received.
+
+    They do not block them, and Python would run the handler in the main thread at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in StopSignal.SIGNALS}
+    kept = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in kept:
+        signal.signal(number, lambda number, _: received.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        for missed in received:
+            signal.raise_signal(missed)
 
 
 class Preempted(Exception):

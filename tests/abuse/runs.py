@@ -1,11 +1,13 @@
 """Small runs, and what must not change in their directories."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import storage
 from trainer.cli.train import main
+from trainer.rundir.files import CHECKSUM, STATUS, with_checksum
 
 TINY = [
     "model.widths=[4]",
@@ -48,6 +50,13 @@ def stopped(run: Path) -> Path:
     """Makes of a finished run one that was killed."""
     (run / "status.json").unlink()
     return run
+
+
+def restate(run: Path, **fields: Any) -> None:
+    """Makes of a run one whose status has other fields, as that run would have written them."""
+    status = json.loads((run / STATUS).read_text())
+    status.pop(CHECKSUM)
+    (run / STATUS).write_text(json.dumps(with_checksum({**status, **fields})))
 
 
 def refusal(capsys: Any, code: int) -> str:

@@ -1,7 +1,6 @@
 """Checkpoints are cut short, changed, unreadable, half replaced: what is whole goes on, what is lost is told."""
 
 import errno
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 from torch.distributed.checkpoint import FileSystemReader
 
 from tests.abuse.damage import changes
-from tests.abuse.runs import checkpoints, content, go, refusal, stopped
+from tests.abuse.runs import checkpoints, content, go, refusal, restate, stopped
 from tests.training.kill_and_resume import compare
 from trainer.checkpoint import manifest, storage
 from trainer.checkpoint.manifest import MANIFEST
@@ -39,8 +38,7 @@ def test_all_are_damaged_and_the_command_is_repeated(run: Path, capsys: pytest.C
 
 @pytest.mark.parametrize("state", ["preempted", "failed", "running"])
 def test_all_are_gone(state: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = json.loads((run / "status.json").read_text())
-    (run / "status.json").write_text(json.dumps({**status, "state": state}))
+    restate(run, state=state)
     (run / "checkpoints").rename(run.parent / "elsewhere")
     before = content(run)
     capsys.readouterr()

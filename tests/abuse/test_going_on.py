@@ -3,14 +3,13 @@
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from tests.abuse.runs import checkpoints, content, go, refusal, stopped
+from tests.abuse.runs import checkpoints, content, go, refusal, restate, stopped
 from tests.training.helpers import parts_of
 from tests.training.kill_and_resume import compare
 from trainer.checkpoint.reading import read_verified
@@ -202,8 +201,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(
             file.unlink()
         checkpoint.rmdir()
     (run / "checkpoints" / "best").unlink()
-    status: dict[str, Any] = json.loads((run / "status.json").read_text())
-    (run / "status.json").write_text(json.dumps({**status, "state": "running", "step": 1, "saved": None}))
+    restate(run, state="running", step=1, saved=None)
     assert go(run) == 0
     assert "the run had reached step 1 and no checkpoint: it starts again" in capsys.readouterr().out
     assert compare(run, finished) == []

@@ -165,7 +165,8 @@ def test_a_directory_that_cannot_be_written(
     capsys.readouterr()
     assert go(run) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"error: the run directory {run} cannot be ")
+    what = "monitor.sinks: jsonl" if file == "metrics.jsonl" else f"the run directory {run}"
+    assert err.startswith(f"error: {what} cannot be ")
     assert err.count("\n") == 1
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from trainer.distributed.wrapping import blocks_of, recompute, units_of_size
 from trainer.models.gpt import GPT
-from trainer.models.resnet import resnet18_cifar
+from trainer.models.resnet import ResNet18
 
 
 def names(model: nn.Module, parts: list[nn.Module]) -> list[str]:
@@ -22,7 +22,7 @@ def gpt() -> nn.Module:
 def test_transformer_and_residual_blocks() -> None:
     model = gpt()
     assert names(model, blocks_of(model)) == ["blocks.0", "blocks.1", "blocks.2"]
-    resnet = resnet18_cifar(num_classes=10, in_channels=3)
+    resnet = ResNet18(num_classes=10, in_channels=3)
     assert names(resnet, blocks_of(resnet)) == [f"blocks.{i}" for i in range(8)]
 
 

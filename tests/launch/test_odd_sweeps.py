@@ -35,13 +35,13 @@ def made(path: Path, runs: int = 1, job: str = NOBODY, **options: object) -> Swe
 
 
 ODD = [
-    ("status.json", "null", "vanished"),
-    ("status.json", "[]", "vanished"),
+    ("status.json", "null", "unknown"),
+    ("status.json", "[]", "unknown"),
     ("status.json", '{"state": "finished"}', "unknown"),
     ("status.json", '{"format": 1, "state": "finished"}', "finished"),
     ("status.json", '{"format": 1, "state": "failed", "host": "h", "pid": "x", "time": 1}', "failed"),
-    ("status.json", "{", "vanished"),
-    ("status.json", "[" * 100_000, "vanished"),
+    ("status.json", "{", "unknown"),
+    ("status.json", "[" * 100_000, "unknown"),
     ("job.json", "null", "unknown"),
     ("job.json", "{}", "unknown"),
     ("job.json", '{"format": 1, "job": 3, "restarts": -1, "time": "now"}', "unknown"),

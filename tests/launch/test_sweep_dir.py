@@ -73,13 +73,23 @@ def test_another_record_is_refused_in_one_line(
 ) -> None:
     Sweep(tmp_path, tmp_path, LocalOptions(dir="x"), RUNS).write()
     file = tmp_path / "sweep.json"
-    file.write_text(json.dumps(edited(json.loads(file.read_text()), path, value)))
+    record = json.loads(file.read_text())
+    del record["checksum"]
+    file.write_text(json.dumps(edited(record, path, value)))
     assert main(["status", str(tmp_path)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
     assert err.startswith(f"error: {file} ")
     assert hint in err.removeprefix(f"error: {file}")
+
+
+def test_a_changed_record_is_refused(tmp_path: Path) -> None:
+    Sweep(tmp_path, tmp_path, LocalOptions(dir="x"), RUNS).write()
+    file = tmp_path / "sweep.json"
+    file.write_text(file.read_text().replace('"comparison": false', '"comparison": true'))
+    with pytest.raises(UserError, match="is damaged, its checksum is that of other content"):
+        read_sweep(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", "[" * 100_000])

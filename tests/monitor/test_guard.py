@@ -144,7 +144,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 def test_a_record_that_does_not_fit_leaves_nothing(tmp_path, capsys):
     told = monitors(tmp_path, "console", "jsonl")
-    with largest_file(200):
+    with largest_file(300):
         for step in range(1, 5):
             told.train(progress(step), {"loss": 0.5}, {"rate": 1.0})
     told.train(progress(5), {"loss": 0.5}, {"rate": 1.0})

@@ -1,16 +1,31 @@
 import json
 import math
+from contextlib import suppress
 
 from tests.monitor.fake import loss, monitors, play, progress
+from trainer.report.records import parse_record
 
 
 def records(path):
-    """The lines of a file, each of which must be strict JSON."""
+    """The lines of a file without their checksums; each must be strict JSON."""
 
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
 
-    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+    lines = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+    assert all(line.pop("checksum") for line in lines)
+    return lines
+
+
+def test_no_change_of_a_byte_goes_unnoticed(tmp_path):
+    monitors(tmp_path, "jsonl").train(progress(1), {"loss": 0.5}, {})
+    line = (tmp_path / "metrics.jsonl").read_bytes()
+    written = parse_record(line, ())
+    for place in range(len(line) - 1):
+        for change in (1, 4, 128):
+            changed = line[:place] + bytes([line[place] ^ change]) + line[place + 1 :]
+            with suppress(ValueError, TypeError, KeyError):
+                assert parse_record(changed, ("loss",)) == written, changed  # or the checksum has another key
 
 
 def test_records(tmp_path):

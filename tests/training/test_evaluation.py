@@ -89,7 +89,8 @@ def test_what_is_not_a_number_is_never_the_best(
     at_batches(monkeypatch, spoil)
     run = tmp_path / "run"
     assert main([*TINY, "loop.max_steps=10", "loop.eval_every=5", f"hydra.run.dir={run}"]) == 0
-    said = "warning: the evaluation at step 5 gave no number for test/loss, test/accuracy: it does not count as best"
+    missing = "test/loss, test/accuracy, test/top5_accuracy"
+    said = f"warning: the evaluation at step 5 gave no number for {missing}: it does not count as best"
     assert said in capsys.readouterr().out
     [first, second] = [record for record in records(run) if record["kind"] == "evaluation"]
     assert first["test/accuracy"] is None

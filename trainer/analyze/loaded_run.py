@@ -93,7 +93,7 @@ class LoadedRun:
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The training loss of a batch, a mean over its samples."""
-        return self.parts.objective(outputs, *batch)[0]
+        return self.parts.objective.loss(lambda inputs: outputs, batch)[0]
 
     def layers(self, pattern: str | None) -> dict[str, MatrixLayer]:
         """The layers of a pattern, or if there is none, the first, a middle and the last one of moderate size.

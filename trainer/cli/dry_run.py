@@ -18,12 +18,11 @@ from trainer.optim.ema import EMA
 from trainer.optim.protocols import CurvatureOptimizer
 from trainer.training.build import (
     build,
-    build_model,
     build_optimizer,
-    initialize_lazy_layers,
     load_data,
     strategy_of,
 )
+from trainer.training.build_model import build_model, initialize_lazy_layers
 from trainer.training.evaluation import evaluate
 from trainer.training.micro_batches import settle_accumulate
 from trainer.training.parts import RunParts

@@ -4,7 +4,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from trainer.options import MAY_DIFFER, Count, Fraction, Natural
 from trainer.registry import Registry
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs and targets. Images: float32 [B, C, H, W], int64 [B]. Tokens: int64 [B, T], the next ones [B, T]."""
+"""Inputs and targets. Images: float32 [B, C, H, W], int64 [B]. Tokens: int64 [B, T], the next ones [B, T]. Of another
+kind: [B, ...], [B, ...]."""
 
 
 class Split(ABC):
@@ -83,7 +84,8 @@ class Data:
         evals: what is evaluated on, by name; the first one picks the best checkpoint.
         model_defaults: values of model options that the user leaves null. Images: num_classes, in_channels,
             image_size (an int, or height and width). Tokens: vocab_size, context_length.
-        kind: what the inputs are.
+        kind: what a sample is: ``images``, ``tokens``, or any other word, which a model of such data is registered with
+            as ``reads``.
         encode, decode: text to tokens (int64 [T]) and back, where tokens stand for text; encode raises ValueError
             for what the vocabulary lacks.
         fingerprint: of what is trained and evaluated on, by what it describes, such as ``training files``: a run goes
@@ -93,7 +95,7 @@ class Data:
     train: Split
     evals: dict[str, Split]
     model_defaults: dict[str, Any]
-    kind: Literal["images", "tokens"]
+    kind: str
     encode: Callable[[str], Tensor] | None = None
     decode: Callable[[Tensor], str] | None = None
     fingerprint: Mapping[str, str] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from trainer.monitor.guard import Guard
 from trainer.options import Count, Natural
 from trainer.registry import Registry
 
-SINKS = Registry("sink")
+SINKS = Registry("sink", entry_points="trainer.sinks")
 
 Level = Literal["info", "warning", "error"]
 Status = Literal["finished", "failed", "preempted"]
@@ -119,6 +119,9 @@ class Sink:
 
     def curvature(self, progress: Progress, layers: Mapping[str, Mapping[str, float]]) -> None:
         """The optimizer's report on each layer at a refresh, e.g. ``{"conv1": {"share": 0.3}}``."""
+
+    def scalars(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """What a callback reports, by names such as ``sharpness/largest_eigenvalue``."""
 
     def images(self, progress: Progress, tag: str, images: Tensor) -> None:
         """A batch of inputs [N, C, H, W], C = 1 or 3, in any range."""

@@ -5,12 +5,14 @@ leaves the same bytes as one that was not interrupted::
 
     {"kind": "train", "step": 50, "epoch": 0.5, "train/loss": 0.31, "lr": 0.001, "grad_norm": 1.2}
     {"kind": "curvature", "step": 60, "epoch": 0.6, "layers": {"conv1": {"share": 0.27}}}
+    {"kind": "scalars", "step": 60, "epoch": 0.6, "update_ratio/conv1.weight": 0.002}
     {"kind": "evaluation", "step": 100, "epoch": 1.0, "test/loss": 0.25, "test/accuracy": 0.92}
 
 ``clock.jsonl`` holds what differs: for the same train and evaluation records ``seconds`` (of training, summed
 over restarts), ``samples_per_second``, ``memory_mib``.
 
-JSON has no numbers that are not finite: nan and the infinities are null.
+JSON has no numbers that are not finite: nan and the infinities are null. The last entry of a line is its ``checksum``:
+the CRC-32 of the bytes before it.
 """
 
 import errno
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.monitor.base import SINKS, Progress, RunInfo, Sink, Status
-from trainer.rundir.strict_json import dumps
+from trainer.rundir.files import sealed_line
 
 
 @SINKS.register("jsonl")
@@ -52,6 +54,11 @@ class Jsonl(Sink):
         """Writes a record of kind "curvature", to metrics.jsonl alone."""
         place = {"kind": "curvature", "step": progress.step, "epoch": progress.epoch}
         self._files["metrics"].write({**place, "layers": layers})
+
+    def scalars(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """Writes a record of kind "scalars", to metrics.jsonl alone."""
+        place = {"kind": "scalars", "step": progress.step, "epoch": progress.epoch}
+        self._files["metrics"].write({**place, **values})
 
     def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
         """Closes the files."""
@@ -94,7 +101,7 @@ class Lines:
         Raises:
             OSError: the disk is full; nothing of the record is left, so that later ones are lines of their own.
         """
-        line = dumps(record).encode() + b"\n"
+        line = sealed_line(record)
         written = self._file.write(line)
         if written < len(line):
             self._file.truncate(self._file.seek(0, os.SEEK_END) - written)

@@ -75,6 +75,10 @@ class TensorBoard(Sink):
             values |= {f"{over}/median": median(numbers)}
         self._add(scalars(values), progress.step)
 
+    def scalars(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """Adds them against steps."""
+        self._add(scalars(values), progress.step)
+
     def images(self, progress: Progress, tag: str, images: Tensor) -> None:
         """Adds the first images side by side."""
         self._writer.add_image(tag, grid(images), progress.step)

@@ -14,6 +14,7 @@ from trainer.options import flatten
 from trainer.report.records import MetricPoint, points, read_records, seconds_per_step
 from trainer.rundir.files import CONFIG, METRICS, STATUS
 from trainer.rundir.foreign import parse_json, parse_yaml, read_text
+from trainer.rundir.frozen_config import check_checksum
 from trainer.rundir.status import process_is_alive, read_status
 
 STATES = ("finished", "failed", "preempted", "running", "vanished", "queued", "unknown", "unreadable")
@@ -147,7 +148,9 @@ def read_run(path: Path) -> RecordedRun:
 def read_config(path: Path) -> dict[str, Any] | None:
     """The options of a run directory's config.yaml by their dotted names; None if it cannot be read."""
     try:
-        config = parse_yaml(read_text(path / CONFIG))
+        text = read_text(path / CONFIG)
+        check_checksum(text)
+        config = parse_yaml(text)
     except (OSError, ValueError):
         return None
     return flatten(config) if isinstance(config, Mapping) else None

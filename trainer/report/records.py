@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.options import is_number
+from trainer.rundir.files import CHECKSUM, check_line
 from trainer.rundir.foreign import MAX_NUMBER, parse_json, read_lines
 from trainer.rundir.strict_json import as_float
 
@@ -51,9 +52,10 @@ def parse_record(line: bytes, names: tuple[str, ...]) -> Record:
     Raises:
         ValueError, TypeError, KeyError: it is none.
     """
+    check_line(line)
     record = parse_json(line)
     kind, step = record["kind"], record["step"]
-    names = names or tuple(record.keys() - {"kind", "step", "epoch"})
+    names = names or tuple(record.keys() - {"kind", "step", "epoch", CHECKSUM})
     values = {name: record[name] for name in names if name in record}
     if not isinstance(kind, str) or not isinstance(step, int) or not 0 <= step <= MAX_NUMBER:
         raise ValueError(line)

@@ -53,6 +53,23 @@ def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, CHECKSUM: f"{zlib.crc32(dumps(record).encode()):08x}"}
 
 
+def sealed_line(record: Mapping[str, Any]) -> bytes:
+    """A record as a line of JSON whose last entry is the checksum of what stands before it."""
+    text = dumps(record).encode()[:-1]
+    return text + f', "{CHECKSUM}": "{zlib.crc32(text):08x}"}}\n'.encode()
+
+
+def check_line(line: bytes) -> None:
+    """Checks a line that `sealed_line` may have made; one without a checksum, as others write it, passes.
+
+    Raises:
+        ValueError: it has changed since.
+    """
+    text, found, checksum = line.rpartition(f', "{CHECKSUM}": "'.encode())
+    if found and checksum != f'{zlib.crc32(text):08x}"}}\n'.encode():
+        raise ValueError("its checksum is that of other content")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write a file, link or directory to, renamed to ``path`` at the end.

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ PLAIN = re.compile(r"[A-Za-z_/][\w/.+-]*", re.ASCII)
 
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 """After an odd number of backslashes it is text."""
+
+CHECKSUM = re.compile(r"# checksum: ([0-9a-f]{8})\n?(.*)\Z", re.DOTALL)
+"""The last line of a frozen config: the CRC-32 of all before it."""
 
 
 class Dumper(yaml.SafeDumper):
@@ -48,10 +52,23 @@ def freeze(path: Path, config: Mapping[str, Any], overrides: list[str]) -> None:
         overrides: of the command line.
     """
     head = f"# Runs the same again, or continues from the last checkpoint: {again(path, config.get('plugins'))}\n"
-    text = yaml.dump(dict(config), Dumper=Dumper, sort_keys=False, width=float("inf"))
-    atomic_write_text(path / CONFIG, head + text)
+    text = head + yaml.dump(dict(config), Dumper=Dumper, sort_keys=False, width=float("inf"))
+    atomic_write_text(path / CONFIG, f"{text}# checksum: {zlib.crc32(text.encode()):08x}\n")
     if overrides or not (path / OVERRIDES).exists():
         atomic_write_text(path / OVERRIDES, yaml.safe_dump(overrides))
+
+
+def check_checksum(text: str) -> None:
+    """Checks the text of a frozen config; one without a checksum, as an editor may leave it, passes.
+
+    Raises:
+        ValueError: it has changed since its checksum was written.
+    """
+    found = CHECKSUM.search(text)
+    if found and (found[2] or f"{zlib.crc32(text[: found.start()].encode()):08x}" != found[1]):
+        raise ValueError(
+            "it is not what the run wrote: restore it, or remove its checksum if the change is meant"
+        )
 
 
 def read_frozen(file: Path) -> dict[str, Any]:
@@ -62,6 +79,7 @@ def read_frozen(file: Path) -> dict[str, Any]:
     """
     try:
         text = file.read_text(encoding="utf-8")
+        check_checksum(text)
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise ValueError("it has an alias, which no frozen config has")
         values = OmegaConf.to_container(OmegaConf.create(text))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from trainer import metrics
-from trainer.errors import ConfigError, UserError
+from trainer.errors import ConfigError, UserError, one_line
 from trainer.options import Natural, NonNegative, Range, check_value
 from trainer.rundir.files import (
     CHECKSUM,
@@ -59,21 +59,23 @@ FIELDS: dict[str, Any] = {
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """The last written status of the run in a directory; empty where there is none, or none that is a JSON object.
+    """The last written status of the run in a directory; empty where there is none.
 
-    Damaged fields are left out. A metric that was not finite is nan. Of a status in another format only this is
-    known: its ``state`` is ``unknown``, and its ``error`` says why, so that a command on many runs can still show the
-    others.
+    Damaged fields are left out. A metric that was not finite is nan. Of a status that is no JSON object only an
+    ``error`` is known. Of one in another format, or whose checksum is wrong, ``state`` is ``unknown`` and ``error``
+    says why, so that a command on many runs can still show the others.
     """
     path = run / STATUS
     try:
         record = parse_json(read_text(path))
         if not isinstance(record, dict):
-            return {}
+            raise ValueError("it is not an object")
         check_format(record, path)
         record.pop(CHECKSUM, None)
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError) as error:
+        return {"error": f"{path} is damaged: {one_line(error)[:200]}"}
     except UserError as error:
         return {"state": "unknown", "error": str(error)}
     status = {name: value for name, value in record.items() if _has_type(FIELDS.get(name, Any), value)}

@@ -13,7 +13,7 @@ from trainer.distributed.strategies import Strategy
 from trainer.errors import ConfigError
 from trainer.models.base import Cache, CachingModel
 from trainer.monitor import Monitors, Progress
-from trainer.training.objectives import Classification, Objective
+from trainer.objectives import Objective
 from trainer.training.precision import Precision
 
 CANDIDATES = 128
@@ -31,7 +31,7 @@ class SampleOutputs:
     Args:
         model: its outputs are shown.
         data: the first of its evaluation splits is used.
-        objective: predictions are shown of classifiers only.
+        objective: predictions are shown of classifiers of images only, texts of what predicts tokens.
         precision: of the forward passes.
         strategy: how the model is distributed.
         config: the seed, and the prompt in ``monitor.sample_prompt``.
@@ -52,21 +52,23 @@ class SampleOutputs:
     ) -> None:
         self.model = model
         self.data = data
-        self.classifies = isinstance(objective, Classification)
+        self.predicts = data.kind == "images" and objective.logits_of == "classes"
+        self.writes = data.decode is not None and objective.logits_of == "tokens"
         self.precision = precision
         self.strategy = strategy
         self.seed = config.seed
         self.split = next(iter(data.evals))
-        self.prompt = self._prompt(config.monitor.sample_prompt)
+        if self.writes:
+            self.prompt = self._prompt(config.monitor.sample_prompt)
 
     def show(self, progress: Progress, monitors: Monitors) -> None:
         """Sends the monitors what their options ask for; all ranks call it."""
         options = monitors.options
-        if options.predictions and self.classifies:
+        if options.predictions and self.predicts:
             monitors.predictions(
                 progress, f"{self.split}/predictions", *self.predictions(options.predictions)
             )
-        if options.sample_tokens and self.data.decode is not None:
+        if options.sample_tokens and self.writes:
             monitors.text(progress, f"{self.split}/sample", self.sample(options.sample_tokens))
 
     def predictions(self, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,6 @@ from trainer.checkpoint.state import random_state, set_random_state
 from trainer.data import Batch
 from trainer.distributed.dtensor import local_tensor
 from trainer.optim.protocols import differentiates_gradient
-from trainer.training.chunked_loss import loss_of
 from trainer.training.nonfinite import count_skipped_step
 from trainer.training.parts import RunParts
 from trainer.training.step_sync import Requests, StepResults, StepSync, sync_step
@@ -79,6 +78,8 @@ class TrainStep:
 
         counters.step += 1
         counters.seconds += sync.seconds
+        if sync.finite:
+            state.callbacks.tell("after_update")
         self.is_under_way = False
         end = time.perf_counter()
         self._time_since_sync = end - self._synced_at
@@ -108,16 +109,17 @@ class TrainStep:
 
     def _micro_batches(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         parts, scaler = self.parts, self.parts.precision.scaler
-        chunks = parts.config.loop.loss_chunks
         parts.model.train()
         losses, totals = [], []
-        for number, (inputs, targets) in enumerate(batches, 1):
-            with parts.strategy.micro_batch(last=number == len(batches)):
+        for number, batch in enumerate(batches, 1):
+            last = number == len(batches)
+            with parts.strategy.micro_batch(last=last):
                 with parts.precision.autocast():
-                    loss, total = loss_of(parts.strategy.module, parts.objective, inputs, targets, chunks)
+                    loss, total = parts.objective.loss(parts.strategy.module, batch)
                 scaler.scale(loss / len(batches)).backward(create_graph=self._create_graph)
             losses.append(loss.detach())
             totals.append(total)
+            parts.state.callbacks.tell("after_backward", batch, last)
         return torch.stack(losses), torch.stack(totals).sum(0)
 
     def _sync(self, losses: Tensor, totals: Tensor, start: float) -> StepSync:
@@ -136,6 +138,7 @@ class TrainStep:
     def _update(self, sync: StepSync) -> None:
         """Clips the gradient, takes the optimizer's step, and counts it."""
         parts, clip_norm = self.parts, self.parts.config.loop.clip_norm
+        parts.state.callbacks.tell("before_update")
         if clip_norm is not None:
             parameters = [p for p in parts.model.parameters() if p.grad is not None]
             norm = torch.tensor(sync.grad_norm, dtype=parameters[0].dtype)
