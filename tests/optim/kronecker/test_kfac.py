@@ -137,6 +137,25 @@ def test_intervals_and_averages() -> None:
     assert not torch.equal(inverses[0], inverses[4])
 
 
+@pytest.mark.parametrize("ekfac", [False, True])
+def test_a_layer_that_is_called_late_is_preconditioned_at_once(ekfac: bool) -> None:
+    model = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+    optimizer = build(model, "kfac", **PLAIN, factor_interval=2, inverse_interval=10, ekfac=ekfac)
+    before = model[1].weight.clone()
+    for step in range(3):
+        optimizer.zero_grad()
+        x = model[0](torch.randn(4, 3))
+        (model[1](x) if step else x).square().sum(1).mean().backward()
+        weight = model[1].weight.clone()
+        optimizer.step()
+        if step == 1:  # no refresh yet: the plain gradient
+            torch.testing.assert_close(weight - model[1].weight, model[1].weight.grad)
+    assert not torch.equal(weight, before)
+    moved = weight - model[1].weight
+    assert moved.any()
+    assert not torch.allclose(moved, model[1].weight.grad)
+
+
 def test_a_factor_that_rounding_made_indefinite_is_inverted() -> None:
     basis, _ = torch.linalg.qr(torch.randn(3, 3))
     factor = basis * torch.tensor([1.0, 0.5, -1e-3]) @ basis.T
