@@ -40,6 +40,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "foof": {"name": "foof"},
     "kfac": {"name": "kfac"},
     "kfac, ekfac=true": {"name": "kfac", "ekfac": True},
+    "kfac, ekfac=true, bases every 100 steps": {"name": "kfac", "ekfac": True, "inverse_interval": 100},
     "shampoo": {"name": "shampoo"},
     "shampoo, every 10 steps": {"name": "shampoo", "interval": 10},
     "adahessian": {"name": "adahessian"},
