@@ -217,7 +217,7 @@ def _parameter(module: nn.Module) -> Any:
 def _refuse_reentrant(node: Any, grad: Tensor) -> None:
     if adds_to_gradient(node):
         raise RuntimeError(
-            "AdaFisher does not see the layers under reentrant activation checkpointing: "
+            "Layers are not seen under reentrant activation checkpointing: "
             "call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
         )
 
