@@ -38,6 +38,7 @@ PRESETS = {
         "synthetic_images",
         {"train_samples": 256, "test_samples": 64, "image_size": 16, "noise": 0.3},
     ),
+    ("optimizer", "adafisher_orthogonal"): ("adafisher", {"rule": "orthogonal"}),
     ("optimizer", "adafisher_paper"): ("adafisher", {"rule": "paper"}),
     ("optimizer", "adafisher_released"): ("adafisher", {"rule": "released"}),
     ("optimizer", "adafisherw_paper"): ("adafisherw", {"rule": "paper"}),

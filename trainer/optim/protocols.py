@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 
 class CurvatureSource(Protocol):
-    """Where the curvature of a parameter comes from."""
+    """Where the curvature of a parameter comes from, and what it is used for."""
 
     @property
     def parameter(self) -> str:
@@ -21,6 +21,10 @@ class CurvatureSource(Protocol):
     @property
     def source(self) -> str:
         """Such as the type of its layer."""
+
+    @property
+    def update(self) -> str:
+        """The kind of step that the parameter takes."""
 
 
 class StateLayout(Protocol):
