@@ -11,7 +11,7 @@ import torch
 
 from trainer.cli.common import Parser, exit_code, progress
 from trainer.cli.stored_run import TrainedModel, add_override_argument, add_run_arguments, count, open_model
-from trainer.data.decode import EXTENSIONS
+from trainer.data.class_folders import EXTENSIONS
 from trainer.errors import ConfigError, DataError
 from trainer.formatting import percent, printable
 from trainer.objectives.base import wide

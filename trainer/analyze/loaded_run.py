@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.cli.stored_run import all_of, build_again, find_checkpoint, load, run_of
 from trainer.data import Batch
 from trainer.errors import ConfigError, UserError, nearest
+from trainer.optim.kronecker.rows import MatrixLayer, is_matrix_layer
 
-Known = nn.Linear | nn.Conv2d
-"""Layers whose full factors are computed."""
 LARGEST = 1024
 """Columns of a layer that is analysed without being named: the time for eigenvalues grows with their cube."""
 
@@ -88,18 +87,14 @@ class LoadedRun:
         """The training loss of a batch, a mean over its samples."""
         return self.parts.objective.loss(lambda inputs: outputs, batch)[0]
 
-    def layers(self, pattern: str | None) -> dict[str, Known]:
+    def layers(self, pattern: str | None) -> dict[str, MatrixLayer]:
         """The layers of a pattern, or if there is none, the first, a middle and the last one of moderate size.
 
         Raises:
             ConfigError: the pattern matches none.
             DoesNotFit: the model has none.
         """
-        known = {
-            name: module
-            for name, module in self.model.named_modules()
-            if isinstance(module, Known) and type(module).forward in (nn.Linear.forward, nn.Conv2d.forward)
-        }
+        known = {name: module for name, module in self.model.named_modules() if is_matrix_layer(module)}
         if not known:
             raise DoesNotFit(f"the model of {self.run} has no Linear or Conv2d layer")
         if pattern is not None:
@@ -116,7 +111,7 @@ class LoadedRun:
         return {moderate[place]: known[moderate[place]] for place in places}
 
 
-def largest_side(module: Known) -> int:
+def largest_side(module: MatrixLayer) -> int:
     """The larger of the rows and the columns of a layer's weight as a matrix."""
     rows = len(module.weight)
     return max(rows, module.weight.numel() // rows)

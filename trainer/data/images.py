@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.data.base import Batch, Data, Split, digest
-from trainer.data.decode import decode_all
+from trainer.data.pictures import decode_all
 from trainer.data.random import uniform
 from trainer.errors import DataError
 

@@ -53,11 +53,16 @@ class CurvatureOptimizer(Protocol):
     def coverage(self) -> Sequence[CurvatureSource]:
         """One row for each trained parameter."""
 
-    def preconditioner(self, param: Tensor) -> Tensor:
-        """What the update of a parameter is divided by, in its shape."""
-
     def state_layout(self, param: Tensor) -> Mapping[str, StateLayout]:
         """The tensors in ``optimizer.state[param]``, by key."""
+
+
+@runtime_checkable
+class DiagonalPreconditioner(CurvatureOptimizer, Protocol):
+    """Divides each entry of an update by a number of its own."""
+
+    def preconditioner(self, param: Tensor) -> Tensor:
+        """What the update of a parameter is divided by, in its shape."""
 
 
 @runtime_checkable
