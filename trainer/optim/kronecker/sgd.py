@@ -19,6 +19,11 @@ class Coverage(NamedTuple):
     source: str
     """Where its curvature comes from; "none: " and the reason if it takes its gradient as it is."""
 
+    @property
+    def update(self) -> str:
+        """The kind of step that it takes."""
+        return "gradient" if self.source.startswith("none: ") else "preconditioned"
+
 
 class StateLayout(NamedTuple):
     """What a tensor of the state is."""
