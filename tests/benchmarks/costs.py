@@ -33,6 +33,7 @@ from trainer.training.step import twice_differentiable
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in ("sgd", "adam", "adamw", "nadam", "adafactor", "muon", "adafisher")},
+    "adafisher_orthogonal": {"name": "adafisher", "rule": "orthogonal"},
     "adafisher_paper": {"name": "adafisher", "rule": "paper"},
     "adafisher_released": {"name": "adafisher", "rule": "released"},
     "eva": {"name": "eva"},

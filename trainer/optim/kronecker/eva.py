@@ -11,7 +11,7 @@ from trainer.optim.adafisher.mean_squares import factor_dtype
 from trainer.optim.base import OPTIMIZERS, Groups
 from trainer.optim.kronecker.inverses import average
 from trainer.optim.kronecker.layerwise import LayerwisePreconditioner, Seen, Watched
-from trainer.optim.kronecker.rows import gradient_rows, input_rows, layer_of_sizes
+from trainer.optim.kronecker.rows import MatrixLayer, input_rows, layer_of_sizes
 from trainer.options import Count, Fraction, NonNegative, Positive
 
 
@@ -80,8 +80,8 @@ class Eva(LayerwisePreconditioner):
         module, dtype, (rows, columns) = watched.module, factor_dtype(watched.weight.dtype), watched.size
         return layer_of_sizes(
             module,
-            lambda x, output: input_rows(module, x).mean(0, dtype=dtype),
-            lambda s: gradient_rows(module, s).mean(0, dtype=dtype),
+            lambda x, output: mean_input_row(module, x, dtype),
+            lambda s: mean_gradient_row(module, s, dtype),
             ((columns,), (rows,)),
             degree=1,
         )
@@ -109,3 +109,17 @@ class Eva(LayerwisePreconditioner):
             return None
         a, b = self.state[param]["a"], self.state[param]["b"]
         return a.square().mean() * b.square().mean(), self.damping
+
+
+def mean_input_row(module: MatrixLayer, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """ā of one call, [columns (+ 1)]."""
+    if isinstance(module, nn.Conv2d) and x.dim() == 4:
+        x = x.mean(0, keepdim=True, dtype=dtype)  # the mean patch is a patch of the mean image
+    return input_rows(module, x).mean(0, dtype=dtype)
+
+
+def mean_gradient_row(module: MatrixLayer, s: Tensor, dtype: torch.dtype) -> Tensor:
+    """b̄ of one call, [rows]."""
+    channels = s.dim() - (3 if isinstance(module, nn.Conv2d) else 1)
+    others = [axis for axis in range(s.dim()) if axis != channels]
+    return s.mean(others, dtype=dtype) if others else s.to(dtype)
