@@ -12,7 +12,7 @@ from trainer.config.schema import Config
 from trainer.config.stored import budget_changes, differences, optimizer_differences
 from trainer.errors import CheckpointError, ConfigError, UserError
 from trainer.monitor.base import Level
-from trainer.rundir.files import CONFIG
+from trainer.rundir.files import CONFIG, METRICS
 from trainer.rundir.frozen_config import read_frozen
 from trainer.rundir.status import read_status
 from trainer.training.parts import RunParts
@@ -108,12 +108,20 @@ def refuse_lost(directory: Path, status: Mapping[str, Any]) -> None:
         lost = "are damaged"
     elif status.get("saved") is not None:
         lost = "are gone"
+    elif "state" not in status and has_records(directory):
+        lost = "and its status are gone"
     else:
         return
+    reached = f", which had reached step {status['step']}," if "step" in status else ""
     raise CheckpointError(
-        f"the checkpoints of the run in {directory}, which had reached step {status.get('step')}, {lost}: "
-        f"choose another hydra.run.dir to start anew"
+        f"the checkpoints of the run in {directory}{reached} {lost}: choose another hydra.run.dir to start anew"
     )
+
+
+def has_records(directory: Path) -> bool:
+    """Whether a run has written metrics; its status is written before them."""
+    file = directory / METRICS
+    return file.is_file() and file.stat().st_size > 0
 
 
 def check_optimizer(config: Config, checkpoint: Path) -> None:
