@@ -55,6 +55,20 @@ def test_another_config_is_refused_and_nothing_is_touched(
     assert content(run) == before
 
 
+@pytest.mark.parametrize("state", ["finished", "stopped"])
+def test_a_run_without_its_config_is_refused(
+    state: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It could be that of any other."""
+    if state == "stopped":
+        stopped(run)
+    (run / "config.yaml").unlink()
+    before = content(run)
+    capsys.readouterr()
+    assert f"{run} holds a run without its config.yaml" in refusal(capsys, go(run, "optimizer.lr=0.5"))
+    assert content(run) == before
+
+
 def test_one_optimizer_does_not_become_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for first, then, said in (
         ("optimizer=adamw", "optimizer=adam", "optimizer=adamw there, adam here"),

@@ -66,6 +66,11 @@ def inspect_directory(config: Config, directory: Path) -> dict[str, Any]:
             f"checkpoint.resume=none would overwrite the run in {directory}: "
             f"choose another hydra.run.dir, or checkpoint.resume=auto to go on with it"
         )
+    if (own or has_records(directory)) and not (directory / CONFIG).exists():
+        raise ConfigError(
+            f"{directory} holds a run without its {CONFIG}, so that nothing tells whether it is this one: "
+            f"restore it, or choose another hydra.run.dir"
+        )
     changes = compare_with_stored(config, directory)
     if not own and not (status.get("state") == "finished" and not changes):
         refuse_lost(directory, status)
