@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {  # from the ground up
     "ground": "_private errors signals streams options registry formatting metrics rundir",
-    "parts": "models data optim monitor distributed",
+    "parts": "models data objectives callbacks optim monitor distributed",
     "run": "config checkpoint training",
-    "commands": "cli report compare analyze export data.__main__ __main__",
+    "commands": "cli report compare analyze evaluate predict generate export data.__main__ __main__",
     "cluster": "launch",
 }
 FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS.values()) for package in packages.split()}

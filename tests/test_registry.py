@@ -33,7 +33,7 @@ def test_a_new_file_is_a_new_component(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.delitem(sys.modules, name)
 
 
-@pytest.mark.parametrize("package", ["models", "data", "optim", "monitor"])
+@pytest.mark.parametrize("package", ["models", "data", "objectives", "callbacks", "optim", "monitor"])
 def test_every_module_of_the_packages_of_components_is_imported(package: str) -> None:
     imported = importlib.import_module(f"trainer.{package}")
     modules = {path.stem for path in Path(imported.__path__[0]).glob("*.py")} - {"__init__", "__main__"}

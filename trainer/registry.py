@@ -1,4 +1,4 @@
-"""Components by name: models, data, optimizers, schedules, monitor sinks.
+"""Components by name: models, data, objectives, optimizers, schedules, strategies, monitor sinks.
 
 A component is a function or class. What the trainer hands it is positional; its keyword-only arguments are
 the options a user may set, typed and limited by their annotations::

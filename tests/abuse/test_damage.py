@@ -14,7 +14,7 @@ from tests.abuse.runs import checkpoints, content, copy_of, go, refusal, restate
 from tests.training.kill_and_resume import compare
 from trainer.checkpoint import manifest, storage, writing
 from trainer.checkpoint.manifest import MANIFEST
-from trainer.export import main as export
+from trainer.export.__main__ import main as export
 from trainer.rundir.status import read_status
 
 

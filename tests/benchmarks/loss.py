@@ -16,10 +16,10 @@ from statistics import median
 import torch
 from rich.console import Console
 from rich.table import Table
-
-from trainer.models import MODELS
 from trainer.training.chunked_loss import loss_of
 from trainer.training.objectives import Language
+
+from trainer.models import MODELS
 
 STEPS = 2
 M_MMAP_THRESHOLD = -3

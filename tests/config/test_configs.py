@@ -11,19 +11,23 @@ from PIL import Image
 from torchvision import datasets
 
 from tests.data.test_image_sets import write_cifar, write_fashion_mnist
+from trainer.callbacks import CALLBACKS
 from trainer.cli.train import main
-from trainer.config.command_line import CONF
+from trainer.config.command_line import CONF, parse_arguments
+from trainer.config.compose import compose_run
 from trainer.config.schema import (
     REGISTRIES,
     CheckpointOptions,
     Config,
     LoopOptions,
     PrecisionOptions,
+    check_config,
 )
+from trainer.config.stored import differences
 from trainer.data import LoaderOptions
 from trainer.monitor import MonitorOptions
 from trainer.optim import OptimizerOptions, ScheduleOptions
-from trainer.options import REQUIRED, check_options, options_of
+from trainer.options import REQUIRED, check_options, options_of, to_dict
 
 FILES = [(group, path.stem) for group in REGISTRIES for path in sorted((CONF / group).glob("*.yaml"))]
 COMPONENTS = [(group, name) for group, name in FILES if name in REGISTRIES[group]]
@@ -34,6 +38,7 @@ PRESETS = {
         "synthetic_images",
         {"train_samples": 256, "test_samples": 64, "image_size": 16, "noise": 0.3},
     ),
+    ("optimizer", "adafisher_orthogonal"): ("adafisher", {"rule": "orthogonal"}),
     ("optimizer", "adafisher_paper"): ("adafisher", {"rule": "paper"}),
     ("optimizer", "adafisher_released"): ("adafisher", {"rule": "released"}),
     ("optimizer", "adafisherw_paper"): ("adafisherw", {"rule": "paper"}),
@@ -99,6 +104,53 @@ def test_every_component_has_a_file() -> None:
     }
     assert components == set(COMPONENTS)
     assert set(FILES) - components == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", CALLBACKS.names())
+def test_every_option_of_a_callback_with_its_default(name: str) -> None:
+    file = CONF / "callbacks" / f"{name}.yaml"
+    assert file.read_text().startswith(f"# @package callbacks.{name}\n# ")
+    options = CALLBACKS.get(name).options
+    assert load(file) == {
+        key: "???" if option.default is REQUIRED else option.default for key, option in options.items()
+    }
+
+
+def test_several_callbacks_are_chosen_and_changed() -> None:
+    line = [
+        "callbacks=[sharpness,early_stop]",
+        "callbacks.early_stop.patience=3",
+        "callbacks.sharpness.samples=5",
+    ]
+    config, _ = compose_run(parse_arguments(line))
+    sharpness = {"samples": 5, "iterations": 50, "tolerance": 1e-3}
+    early_stop = {"metric": None, "patience": 3, "min_delta": 0.0, "target": None}
+    assert config.callbacks == {"sharpness": sharpness, "early_stop": early_stop}
+    assert check_config({**to_dict(config), "callbacks": ["sharpness"]}).callbacks == {
+        "sharpness": {**sharpness, "samples": 256}
+    }
+
+
+def test_a_run_goes_on_with_other_callbacks_if_they_only_watch() -> None:
+    def config_of(*line: str) -> Config:
+        return compose_run(parse_arguments(list(line)))[0]
+
+    frozen = [
+        "callbacks=[freeze_until]",
+        "callbacks.freeze_until.parameters=[a]",
+        "callbacks.freeze_until.until=2",
+    ]
+    plain, watched, other = config_of(), config_of("callbacks=[sharpness]"), config_of(*frozen)
+    assert differences(to_dict(plain), watched) == []
+    assert differences({**to_dict(plain), "callbacks": None}, watched) == []
+    assert differences(to_dict(watched), plain) == []
+    assert differences(to_dict(plain), other) == ["callbacks.freeze_until=false there, true here"]
+    later = config_of(*frozen, "callbacks.freeze_until.until=3")
+    assert differences(to_dict(other), later) == ["callbacks.freeze_until.until=2.0 there, 3.0 here"]
+    old = to_dict(plain)
+    del old["objective"], old["callbacks"]
+    assert differences(old, plain) == []
+    assert differences(old, config_of("objective=mse")) == ["objective=auto there, mse here"]
 
 
 @pytest.mark.parametrize(("group", "name"), PRESETS)
@@ -175,6 +227,14 @@ SMALLER = {
     "cifar_vit_adafisherw": ["quick=images"],
     "cifar_vit_adamw": ["quick=images"],
     "cifar_vit_sgd": ["quick=images"],
+    "cifar_cnn_adahessian": ["quick=images"],
+    "cifar_cnn_kfac": ["quick=images"],
+    "cifar_cnn_shampoo": ["quick=images"],
+    "cifar_vit_adahessian": ["model=cct2_cifar", "quick=images"],
+    "cifar_vit_kfac": ["model=cct2_cifar", "quick=images"],
+    "cifar_vit_shampoo": ["model=cct2_cifar", "quick=images"],
+    "wikitext2_gpt1_adahessian": ["quick=text"],
+    "wikitext2_gpt1_shampoo": ["quick=text"],
     "iris_mlp": [],
     "wikitext2_gpt1_adafisherw": ["quick=text"],
     "wikitext2_gpt1_adamw": ["quick=text"],

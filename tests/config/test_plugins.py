@@ -9,6 +9,7 @@ import pytest
 from tests.forks import FORKS
 from tests.training.kill_and_resume import content
 from trainer.cli.train import main
+from trainer.config.schema import EXTENSIBLE
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +100,9 @@ def test_by_entry_point(package: Path) -> None:
     info = package / "outside_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-package\nVersion: 1.0\n")
-    groups = ("trainer.models", "trainer.data", "trainer.optimizers")
+    groups = [registry.entry_points for registry in EXTENSIBLE]
+    kinds = "models data optimizers objectives callbacks schedules strategies sinks"
+    assert set(groups) == {f"trainer.{kind}" for kind in kinds.split()}
     (info / "entry_points.txt").write_text(
         "\n".join(f"[{group}]\noutside = outside_package.components" for group in groups)
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.forks import FORKS
-from trainer.data import documents, tokenize
+from trainer.data import documents, encode, tokenize
 from trainer.data.__main__ import main
 from trainer.data.documents import Piece, read_documents
 from trainer.data.shards import MANIFEST, TokenShards
@@ -149,7 +149,7 @@ SMALL_SHARDS = ("--tokenizer", "bytes", "--shard-tokens", 300)
 def test_the_number_of_workers_makes_no_difference(
     tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenize, "CHUNK", 100)
+    monkeypatch.setattr(encode, "CHUNK", 100)
     for workers in (1, 3):
         assert run(rows, *SMALL_SHARDS, "--out", tmp_path / str(workers), "--workers", workers) == 0
     one, three = content(tmp_path / "1"), content(tmp_path / "3")
@@ -163,7 +163,7 @@ def test_it_goes_on_where_it_was_interrupted(
     tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     """Interrupted in each chunk in turn, in the middle of what it writes."""
-    monkeypatch.setattr(tokenize, "CHUNK", 100)
+    monkeypatch.setattr(encode, "CHUNK", 100)
     assert run(rows, *SMALL_SHARDS, "--out", tmp_path / "whole", "--workers", 1) == 0
     monkeypatch.setattr(tokenize, "SAVE_SECONDS", seconds)
     original = tokenize.ShardWriter.write
@@ -237,7 +237,7 @@ def kill_this_worker(pieces: list[Piece], tokenizer: object) -> None:
 def test_a_killed_worker_is_one_line(
     tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[[int, str], None]
 ) -> None:
-    monkeypatch.setattr(tokenize, "encode_pieces", kill_this_worker)
+    monkeypatch.setattr(encode, "encode_pieces", kill_this_worker)
     code = run(rows, "--tokenizer", "bytes", "--out", tmp_path / "out", "--workers", 2)
     refused(code, "a worker was killed, out of memory perhaps: repeat the command, with fewer --workers")
     assert not (tmp_path / "out").exists()

@@ -1,14 +1,18 @@
 """From a config to the parts of a run, and the mistakes that show only then."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from tests.training.helpers import parts_of
+from tests.training.kill_and_resume import content
 from trainer.cli.train import main
 from trainer.models import MODELS
 from trainer.optim.protocols import CurvatureOptimizer, ReadsLossScale, differentiates_gradient
+from trainer.training.step import TrainStep
 
 
 @pytest.fixture
@@ -27,7 +31,78 @@ def test_an_unknown_objective_is_one_line(ranking_model: str, capsys: pytest.Cap
     assert main([f"model={ranking_model}", "plugins=[trainer]"]) == 2
     assert capsys.readouterr().err == (
         "error: model=ranking_model is registered with an unknown objective=ranking "
-        "(known: classification, language, reconstruction)\n"
+        "(known: bce, classification, cross_entropy, distillation, language, mse, next_token, reconstruction)\n"
+    )
+
+
+def objective_of(*overrides: str) -> str:
+    return repr(parts_of(*overrides).objective)
+
+
+def test_the_objective_is_that_of_the_model_unless_another_is_chosen() -> None:
+    smoothed = ["loop.label_smoothing=0.2"]
+    assert objective_of("model=mlp", *smoothed) == "CrossEntropy(label_smoothing=0.2)"
+    chosen = ["objective=cross_entropy", "objective.label_smoothing=0.1"]
+    assert objective_of("model=mlp", *smoothed, *chosen) == "CrossEntropy(label_smoothing=0.1)"
+    assert objective_of("model=autoencoder") == "MeanSquaredError(against='inputs')"
+    assert objective_of("model=mlp", "objective=mse") == "MeanSquaredError(against='targets')"
+    assert parts_of("model=mlp", "objective=bce").primary == "test/accuracy"
+    tokens = ["data=synthetic_tokens", "model=gpt", "model.layers=1", "model.width=16", "model.heads=2"]
+    assert objective_of(*tokens, "loop.loss_chunks=3") == "NextToken(label_smoothing=0.0, loss_chunks=3)"
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (
+            "model=autoencoder objective=mse",
+            "objective=mse does not work with model=autoencoder and data=digits: ValueError: outputs [2, 1, 8, 8] "
+            "do not fit targets [2]",
+        ),
+        (
+            "objective=mse loop.label_smoothing=0.1",
+            "loop.label_smoothing=0.1 does not work with objective=mse, which has none: leave it at 0",
+        ),
+        (
+            "objective=next_token objective.loss_chunks=2",
+            "objective.loss_chunks=2 does not work with model=cnn, which makes all its outputs at once: leave it at 1",
+        ),
+        (
+            "objective=mse objective.against=nothing",
+            "objective.against=nothing is wrong: it must be one of targets, inputs",
+        ),
+        ("objective=distillation", "objective.teacher is required: set objective.teacher=..."),
+        (
+            "objective=distillation objective.teacher=nowhere",
+            "objective.teacher=nowhere does not exist: give a run directory or one of its checkpoints",
+        ),
+        (
+            "data=synthetic_tokens",
+            "model=cnn reads images, but data=synthetic_tokens gives tokens: choose another model or another data",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_line(line: str, error: str, refused: Callable[[int, str], None]) -> None:
+    refused(main(line.split()), error)
+
+
+def test_a_teacher_is_read_from_its_run(tmp_path: Path, refused: Callable[[int, str], None]) -> None:
+    short = ["model.widths=[4,8]", "loop.max_steps=1", "data.batch_size=64", "monitor.sinks=[jsonl]"]
+    assert main([*short, f"hydra.run.dir={tmp_path / 'teacher'}"]) == 0
+    chosen = ["objective=distillation", f"objective.teacher={tmp_path / 'teacher'}"]
+    parts = parts_of("model=mlp", *chosen)
+    plain = parts_of("model=mlp")
+    for one, other in zip(parts.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    teacher = parts.objective.teacher  # type: ignore[attr-defined]
+    saved = content(tmp_path / "teacher")["model"]
+    assert all(torch.equal(value, saved[name]) for name, value in teacher.state_dict().items())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    TrainStep(parts)()
+    assert not teacher.training
+    refused(
+        main([*chosen, "data=synthetic_images"]),
+        f"objective.teacher={tmp_path / 'teacher'}/checkpoints/step_00000001",
     )
 
 

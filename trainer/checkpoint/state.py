@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from trainer.callbacks import Callbacks
 from trainer.data import TrainLoader
 from trainer.errors import CheckpointError
 from trainer.optim import Schedule
@@ -68,6 +69,7 @@ class TrainState:
     scaler: GradScaler
     loader: TrainLoader
     ema: EMA | None
+    callbacks: Callbacks = field(default_factory=lambda: Callbacks({}))
     data: Mapping[str, str] = field(default_factory=dict)
     """The fingerprint of the data that it is trained on."""
     counters: Counters = field(default_factory=Counters)
@@ -94,6 +96,7 @@ class TrainState:
             "data": dict(self.data),
             "counters": asdict(self.counters),
             "window": self.window,
+            "callbacks": self.callbacks.state_dict(),
         }
 
     def load(self, tensors: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -109,6 +112,7 @@ class TrainState:
         self.schedule.load_state_dict(values["schedule"])
         self.scaler.load_state_dict(values["scaler"])
         self.loader.load_state_dict(values["loader"])
+        self.callbacks.load_state_dict(values.get("callbacks", {}))
         self.counters = counters
         device = next(self.model.parameters()).device
         self.window = None if values["window"] is None else values["window"].to(device)

@@ -13,6 +13,9 @@ from trainer.checkpoint.reading import read, read_verified
 from trainer.checkpoint.storage import find_checkpoints
 from trainer.errors import CheckpointError, MachineError, one_line
 
+WEIGHTS = "checkpoint.weights="
+"""The option that takes a part of another model's weights, too."""
+
 SHOWN = 10
 """Names in a message, of one kind."""
 
@@ -56,7 +59,7 @@ def load_weights(option: str, path: str, model: nn.Module, *, strict: bool) -> l
     matching = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]
     if found and (strict or not matching):
         kinds = "; ".join(_listed(kind, names[:SHOWN], len(names)) for kind, names in found.items())
-        way = ": checkpoint.weights_strict=false takes what matches" if matching else ""
+        way = ": checkpoint.weights_strict=false takes what matches" if matching and option == WEIGHTS else ""
         raise CheckpointError(f"{option}{path} does not match the model: {kinds}{way}")
     with torch.no_grad():
         for name in matching:

@@ -13,7 +13,7 @@ from rich.text import Text
 from trainer.cli.common import Parser, exit_code
 from trainer.cli.help import CONF, names
 from trainer.config.plugins import load_plugins
-from trainer.config.schema import REGISTRIES, Config
+from trainer.config.schema import COMPONENTS, REGISTRIES, Config
 from trainer.errors import ConfigError, nearest
 from trainer.options import REQUIRED, Option, describe, options_of
 from trainer.rundir.status import FINISHED
@@ -67,10 +67,10 @@ def table_of(asked: str) -> Table:
         return option_table(group, options, documented(CONF / in_file[0], in_file[1]))
     if group == "precision":  # its choices have no options
         return names_table(group, names(CONF / group))
-    if group not in REGISTRIES:
-        raise ConfigError(f"unknown group {group}{nearest(group, [*REGISTRIES, *FIXED, 'precision'])}")
+    if group not in COMPONENTS:
+        raise ConfigError(f"unknown group {group}{nearest(group, [*COMPONENTS, *FIXED, 'precision'])}")
     if name:
-        registry, documents = REGISTRIES[group], documented(CONF / group / f"{name}.yaml")
+        registry, documents = COMPONENTS[group], documented(CONF / group / f"{name}.yaml")
         component = documents["name"].value if "name" in documents else name  # a preset's is another
         options = {**registry.common, **registry.get(component).options}
         return option_table(f"{group}={name}", options, documents)
@@ -79,7 +79,7 @@ def table_of(asked: str) -> Table:
 
 def choices(group: str) -> list[str]:
     """The components of a group, and the files that preset options of one of them."""
-    return sorted({*REGISTRIES[group].names(), *names(CONF / group)})
+    return sorted({*COMPONENTS[group].names(), *names(CONF / group)})
 
 
 def names_table(group: str, choices: Sequence[str]) -> Table:
@@ -95,7 +95,7 @@ def general_table() -> Table:
     documents = documented(CONF / "config.yaml")
     table = Table("option", "type", "default", "meaning", title="options: python -m trainer options GROUP")
     for key, option in options_of(Config).items():
-        if key in REGISTRIES:
+        if key in COMPONENTS:
             table.add_row(key, "a group: " + ", ".join(choices(key)))
         elif key in (*FIXED, "precision"):
             table.add_row(key, "a group")
@@ -107,9 +107,10 @@ def general_table() -> Table:
 def option_table(title: str, options: Mapping[str, Option], documents: Mapping[str, Documented]) -> Table:
     """The table of options, whose meanings are the comments of their YAML file."""
     table = Table("option", "type", "default", "meaning", title=title)
-    group = title.partition("=")[0]
+    group, _, name = title.partition("=")
+    prefix = f"{group}." if group in REGISTRIES or group in FIXED else f"{group}.{name}."
     for key, option in options.items():
-        table.add_row(*row(key, option, documents, f"{group}."))
+        table.add_row(*row(key, option, documents, prefix))
     return table
 
 
@@ -165,6 +166,7 @@ def comment_after(value: yaml.Node, text: str) -> str:
 
 
 def head_of(file: Path) -> str:
-    """The comment in the first line of a YAML file."""
-    first = file.read_text().partition("\n")[0] if file.exists() else ""
+    """The comment in the first line of a YAML file, or after that which says where Hydra puts it."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    first = next((line for line in lines if not line.startswith("# @package")), "")
     return first.removeprefix("# ") if first.startswith("# ") else ""

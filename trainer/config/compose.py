@@ -25,12 +25,12 @@ from hydra.errors import (
 )
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from trainer._private import BasicSweeper, Hydra, apply_overrides, create_config_search_path
 from trainer.config.command_line import CONF, first_line, parse_overrides
 from trainer.config.plugins import load_plugins, named_plugins, refuse_unnamed
-from trainer.config.schema import Config, check_config
+from trainer.config.schema import COMPONENTS, Config, check_config
 from trainer.errors import ConfigError, nearest
 from trainer.registry import import_plugin
 from trainer.rundir.frozen_config import escaped, read_frozen
@@ -208,6 +208,8 @@ def resolve(config: DictConfig, args: argparse.Namespace | None = None) -> Confi
     """
     try:
         values = OmegaConf.to_container(without_hydra(config), resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} is required: set {error.full_key}=...") from None
     except OmegaConfBaseException as error:
         raise ConfigError(first_line(error)) from None
     assert isinstance(values, dict)
@@ -221,9 +223,14 @@ def resolve(config: DictConfig, args: argparse.Namespace | None = None) -> Confi
 
 def _explain_missing(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    if error.options is None or not group:
+    known = error.options
+    if (
+        known is None and group in COMPONENTS
+    ):  # of a group of which several are chosen Hydra does not say them
+        known = COMPONENTS[group].names()
+    if known is None or not group:
         return first_line(error)
-    return f"unknown option {group}={option}{nearest(option, error.options)}"
+    return f"unknown option {group}={option}{nearest(option, known)}"
 
 
 def _explain_key(hydra: Hydra, args: argparse.Namespace, overrides: list[str], key: str) -> str:

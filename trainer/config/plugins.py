@@ -7,10 +7,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from trainer.config.command_line import CONF, parse_overrides
-from trainer.config.schema import REGISTRIES
+from trainer.config.schema import COMPONENTS, EXTENSIBLE, REGISTRIES
 from trainer.errors import ConfigError
-from trainer.options import REQUIRED
-from trainer.registry import Entry, import_plugin
+from trainer.options import REQUIRED, Option
+from trainer.registry import import_plugin
 
 
 def load_plugins(overrides: list[str]) -> None:
@@ -21,20 +21,24 @@ def load_plugins(overrides: list[str]) -> None:
     Raises:
         ConfigError: a module cannot be imported.
     """
-    for registry in REGISTRIES.values():
+    for registry in EXTENSIBLE:
         registry.load_entry_points()
     for module in named_plugins(overrides):
         import_plugin(module)
     store = ConfigStore.instance()
-    for group, registry in REGISTRIES.items():
+    for group, registry in COMPONENTS.items():
         for entry in registry:
             if not (CONF / group / f"{entry.name}.yaml").exists():
-                store.store(name=entry.name, node=_default_config(entry, registry.common), group=group)
+                node = _default_config({**registry.common, **entry.options})
+                if group in REGISTRIES:
+                    store.store(name=entry.name, node={"name": entry.name, **node}, group=group)
+                else:
+                    store.store(name=entry.name, node=node, group=group, package=f"{group}.{entry.name}")
 
 
 def announced_modules() -> list[str]:
     """The modules that entry points name, of all registries."""
-    return [module for registry in REGISTRIES.values() for module in registry.announced_modules()]
+    return [module for registry in EXTENSIBLE for module in registry.announced_modules()]
 
 
 def named_plugins(overrides: list[str]) -> list[str]:
@@ -51,11 +55,8 @@ def named_plugins(overrides: list[str]) -> list[str]:
     return list(map(str, named))
 
 
-def _default_config(entry: Entry, common: Mapping[str, Any]) -> dict[str, Any]:
-    options = {**common, **entry.options}
-    return {"name": entry.name} | {
-        name: "???" if option.default is REQUIRED else option.default for name, option in options.items()
-    }
+def _default_config(options: Mapping[str, Option]) -> dict[str, Any]:
+    return {name: "???" if option.default is REQUIRED else option.default for name, option in options.items()}
 
 
 def refuse_unnamed(plugins: list[str], named: list[str], run: Path, option: str) -> None:

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from trainer.callbacks import CALLBACKS, check_callbacks
 from trainer.data import DATA, LoaderOptions
 from trainer.distributed.strategies import STRATEGIES
 from trainer.errors import ConfigError
 from trainer.models import MODELS
-from trainer.monitor import MonitorOptions
+from trainer.monitor import SINKS, MonitorOptions
+from trainer.objectives import OBJECTIVES
 from trainer.optim import OPTIMIZERS, SCHEDULES
 from trainer.options import (
     MAY_DIFFER,
@@ -23,7 +25,16 @@ from trainer.options import (
 )
 from trainer.registry import Registry
 
-REGISTRIES: dict[str, Registry] = {r.kind: r for r in (MODELS, DATA, OPTIMIZERS, SCHEDULES, STRATEGIES)}
+REGISTRIES: dict[str, Registry] = {
+    r.kind: r for r in (MODELS, DATA, OBJECTIVES, OPTIMIZERS, SCHEDULES, STRATEGIES)
+}
+"""By config group, of which each has one component chosen by its ``name``."""
+
+COMPONENTS: dict[str, Registry] = {**REGISTRIES, "callbacks": CALLBACKS}
+"""As `REGISTRIES`, and the group of which any number is chosen."""
+
+EXTENSIBLE = (*COMPONENTS.values(), SINKS)
+"""All registries, in which modules of the user's can register components."""
 
 GROUPS = {*REGISTRIES, "precision"}
 """Config groups whose files have a ``name``."""
@@ -131,8 +142,8 @@ class DryRun:
 class Config:
     """The config of a run.
 
-    ``model``, ``data``, ``optimizer``, ``schedule`` and ``parallel`` are mappings, ``{name: ..., option: value, ...}``,
-    checked against the options of the component that ``name`` picks.
+    ``model``, ``data``, ``objective``, ``optimizer``, ``schedule`` and ``parallel`` are mappings,
+    ``{name: ..., option: value, ...}``, checked against the options of the component that ``name`` picks.
     """
 
     name: Annotated[str, MAY_DIFFER]
@@ -141,6 +152,9 @@ class Config:
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
     parallel: Annotated[dict[str, Any], MAY_DIFFER]
+    objective: dict[str, Any] = field(default_factory=lambda: {"name": "auto"})
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Options by name of callback."""
     seed: int = 0
     plugins: Annotated[list[str], MAY_DIFFER] = field(default_factory=list)
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], MAY_DIFFER] = "auto"
@@ -167,12 +181,16 @@ def check_config(values: Mapping[str, Any]) -> Config:
         ConfigError: an option is unknown, of the wrong type, out of range, or excludes another.
     """
     # on top of a frozen config, group=name is a value in place of the group's
-    named = {
-        group: {"name": name} for group, name in values.items() if group in GROUPS and isinstance(name, str)
-    }
-    checked = check_options(options_of(Config), {**values, **named}, "")
+    given = dict(values)
+    for group, name in values.items():
+        if group in GROUPS and isinstance(name, str):
+            given[group] = {"name": name}
+    if isinstance(values.get("callbacks"), list):
+        given["callbacks"] = {name: {} for name in values["callbacks"]}
+    checked = check_options(options_of(Config), given, "")
     for group, registry in REGISTRIES.items():
         checked[group] = registry.check(checked[group])
+    checked["callbacks"] = check_callbacks(checked["callbacks"])
     config = build_dataclass(Config, checked)
     if not re.fullmatch(r"[\w+-][\w.+-]*", config.name):
         raise ConfigError(

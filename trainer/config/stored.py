@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from trainer.callbacks import CALLBACKS, check_callbacks
 from trainer.config.schema import REGISTRIES, Config, LoopOptions
 from trainer.options import Option, options_of, to_dict
 
@@ -51,6 +52,8 @@ def _walk(
             continue
         if name in REGISTRIES and not where:
             yield from _walk_component(name, old, new)
+        elif name == "callbacks" and not where:
+            yield from _walk_callbacks(check_callbacks(old or {}), new)
         elif isinstance(option.type, type) and isinstance(new, Mapping) and option.type is not dict:
             yield from _walk(options_of(option.type), old, new, full)
         elif _plain(old) != _plain(new):
@@ -64,6 +67,17 @@ def _walk_component(group: str, then: Any, now: Mapping[str, Any]) -> Iterator[t
     else:
         registry = REGISTRIES[group]
         yield from _walk({**registry.common, **registry.get(now["name"]).options}, then, now, group)
+
+
+def _walk_callbacks(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in {**then, **now}:
+        full = f"callbacks.{name}"
+        if CALLBACKS.get(name).tags.get("may_differ"):
+            continue
+        if name in then and name in now:
+            yield from _walk(CALLBACKS.get(name).options, then[name], now[name], full)
+        else:
+            yield full, name in then, name in now
 
 
 def _plain(value: Any) -> Any:

@@ -2,8 +2,9 @@
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -13,11 +14,15 @@ from trainer.options import MAY_DIFFER, Count, Fraction, Natural
 from trainer.registry import Registry
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs and targets. Images: float32 [B, C, H, W], int64 [B]. Tokens: int64 [B, T], the next ones [B, T]."""
+"""Inputs and targets. Images: float32 [B, C, H, W], and labels int64 [B], or shares of K classes float32 [B, K].
+Tokens: int64 [B, T], the next ones [B, T]. Of another kind: [B, ...], [B, ...]."""
 
 
 class Split(ABC):
     """Numbered samples that live on the device, or are brought there batch by batch."""
+
+    group: int = 1
+    """Training batches are asked for in parts of a multiple of so many samples, which are mixed with each other."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -83,9 +88,13 @@ class Data:
         evals: what is evaluated on, by name; the first one picks the best checkpoint.
         model_defaults: values of model options that the user leaves null. Images: num_classes, in_channels,
             image_size (an int, or height and width). Tokens: vocab_size, context_length.
-        kind: what the inputs are.
+        kind: what a sample is: ``images``, ``tokens``, or any other word, which a model of such data is registered with
+            as ``reads``.
         encode, decode: text to tokens (int64 [T]) and back, where tokens stand for text; encode raises ValueError
             for what the vocabulary lacks.
+        classes: their names, in the order of their numbers; empty where they have none.
+        read_images: image files to inputs [B, C, H, W] on the device, as they are in evaluation; None where the samples
+            are no pictures.
         fingerprint: of what is trained and evaluated on, by what it describes, such as ``training files``: a run goes
             on only if it is the same. Options that say where the data are need none of their own: `MAY_DIFFER`.
     """
@@ -93,9 +102,11 @@ class Data:
     train: Split
     evals: dict[str, Split]
     model_defaults: dict[str, Any]
-    kind: Literal["images", "tokens"]
+    kind: str
     encode: Callable[[str], Tensor] | None = None
     decode: Callable[[Tensor], str] | None = None
+    classes: Sequence[str] = ()
+    read_images: Callable[[Sequence[Path]], Tensor] | None = None
     fingerprint: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -112,8 +123,9 @@ class LoaderOptions:
     """Samples per optimizer step, over all ranks and micro-batches."""
     eval_batch_size: Annotated[Count, MAY_DIFFER] = 512
     """Samples per evaluation step, over all ranks; a rank takes at most its share, rounded up."""
-    num_workers: Annotated[Natural, MAY_DIFFER] = 0
-    """Processes that read samples ahead, for splits that are read lazily."""
+    num_workers: Annotated[Literal["auto"] | Natural, MAY_DIFFER] = 0
+    """Processes that read samples ahead, for splits that are read lazily; ``auto``: one a core that the rank has, at
+    most 8."""
     drop_last: bool = True
     """Leave out the last samples of an epoch that are too few for a batch, instead of a smaller one; of that, what does
     not divide into ranks and micro-batches is left out still."""

@@ -6,25 +6,17 @@ with its tokens; two chunks a process wait to be written. The number and the siz
 
 import hashlib
 import json
-import os
 import shutil
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context, parent_process
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from trainer.data.documents import HUB, TABLES, TEXT, Piece, expand, read_documents
+from trainer.data.documents import HUB, TABLES, TEXT, expand
+from trainer.data.encode import Chunk, TokenizerSource, encode_chunks, read_chunks
 from trainer.data.shard_writer import PART, ShardWriter
 from trainer.data.shards import MANIFEST, TOKENIZER_FILE, Manifest, read_manifest
 from trainer.data.tokenizers import Tokenizer, load_tokenizer
@@ -40,8 +32,6 @@ from trainer.rundir.files import (
 from trainer.rundir.lock import LOCK, DirectoryLock
 
 PROGRESS = "progress.json"
-CHUNK = 2**20
-"""Characters that a worker tokenizes at a time; one row of a table where that is longer."""
 SAVE_SECONDS = 10.0
 """Between two notes of how far it has come."""
 SHARD_TOKENS = 2**26
@@ -84,15 +74,6 @@ class Progress:
     format: int = FORMAT
 
 
-class Chunk(NamedTuple):
-    """Some pieces in a row."""
-
-    source: int
-    piece: int
-    """The number of the first one in its source."""
-    pieces: list[Piece]
-
-
 def tokenize(job: Job, workers: int, report: Callable[[int, int, int], None]) -> Manifest:
     """Tokenizes documents into a folder of shards, from where an interrupted call has saved its progress.
 
@@ -121,7 +102,8 @@ def _tokenize(job: Job, workers: int, report: Callable[[int, int, int], None]) -
             return read_manifest(job.out, "--out ")
         writer = ShardWriter(job.out, tokenizer.dtype, job.shard_tokens, begun.checksums, begun.tokens)
         chunks = read_chunks(files, job.column, begun.source, begun.piece)
-        with closing(encode_chunks(chunks, job, tokenizer, workers)) as encoded:
+        source = TokenizerSource(job.tokenizer, job.end_token)
+        with closing(encode_chunks(chunks, tokenizer, source, workers)) as encoded:
             done = write(
                 encoded, tokenizer.end_token, writer, begun, lambda source, n: report(len(files), source, n)
             )
@@ -178,84 +160,6 @@ def begin(folder: Path, new: Progress) -> Progress | None:
             f"--out {folder} was made of other sources or with other options: repeat those, or choose another --out"
         )
     return begun
-
-
-def read_chunks(files: list[str], column: str, source: int, piece: int) -> Iterator[Chunk]:
-    """The pieces of all files from a place on, in chunks of `CHUNK` characters or a little more."""
-    chunk, size = Chunk(source, piece, []), 0
-    for number in range(source, len(files)):
-        start = piece if number == source else 0
-        for place, read in enumerate(read_documents(files[number], column, start), start):
-            if size >= CHUNK:
-                yield chunk
-                chunk, size = Chunk(number, place, []), 0
-            chunk.pieces.append(read)
-            size += len(read.text) + 1
-    yield chunk
-
-
-def encode_pieces(pieces: list[Piece], tokenizer: Tokenizer) -> np.ndarray:
-    """The tokens of pieces, with the end token behind each document; those without text are left out."""
-    pieces = [piece for piece in pieces if piece.text]
-    end = np.array([tokenizer.end_token], dtype=tokenizer.dtype)
-    parts = [end[:0]]
-    for piece, ids in zip(pieces, tokenizer.encode([piece.text for piece in pieces]), strict=True):
-        parts += [np.asarray(ids, dtype=tokenizer.dtype), end[: piece.ends]]
-    return np.concatenate(parts)
-
-
-def encode_chunks(
-    chunks: Iterable[Chunk], job: Job, tokenizer: Tokenizer, workers: int
-) -> Generator[tuple[Chunk, np.ndarray], None, None]:
-    """The chunks, in order, without their text, each with its tokens.
-
-    Raises:
-        DataError: a worker was killed.
-    """
-    if workers == 1:
-        yield from ((chunk, encode_pieces(chunk.pieces, tokenizer)) for chunk in chunks)
-        return
-    start = (job.tokenizer, job.end_token)
-    pool = ProcessPoolExecutor(workers, get_context("fork"), initializer=_start_worker, initargs=start)
-    waiting: deque = deque()
-    try:
-        for chunk in chunks:
-            waiting.append((chunk._replace(pieces=[]), pool.submit(_encode_in_worker, chunk.pieces)))
-            if len(waiting) > 2 * workers:
-                done, tokens = waiting.popleft()
-                yield done, tokens.result()
-        for done, tokens in waiting:
-            yield done, tokens.result()
-    except BrokenProcessPool:
-        raise DataError(
-            "a worker was killed, out of memory perhaps: repeat the command, with fewer --workers if need be"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_worker_tokenizer: Tokenizer | None = None
-
-
-def _start_worker(name: str, end_token: str | None) -> None:
-    """Leaves Ctrl-C to the first process, and ends with it, however that ends."""
-    global _worker_tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
-    _worker_tokenizer = load_tokenizer(name, "--tokenizer ", end_token)
-
-
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _encode_in_worker(pieces: list[Piece]) -> np.ndarray:
-    assert _worker_tokenizer is not None
-    return encode_pieces(pieces, _worker_tokenizer)
 
 
 def write(

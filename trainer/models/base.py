@@ -9,12 +9,20 @@ from trainer.errors import ConfigError, one_line
 from trainer.registry import Registry
 
 MODELS = Registry("model", entry_points="trainer.models")
-"""Models by name. The tag ``objective`` says what a model learns: "classification" (the default: images to
-logits [B, classes]), "language" (tokens [B, T] to logits [B, T, vocabulary]) or "reconstruction" (images to
-images). ``pieces``: a language model whose forward takes ``pieces`` and ``read``, as `trainer.models.pieces`
-describes."""
+"""Models by name. The tag ``objective`` says what a model learns unless the user chooses something else:
+"classification" (the default: images to logits [B, classes]), "language" (tokens [B, T] to logits [B, T, vocabulary]),
+"reconstruction" (images to images), or the name of an objective. ``reads``: the kind of data that it takes, the default
+of which is tokens for language, else images. ``pieces``: a language model whose forward takes ``pieces`` and ``read``,
+as `trainer.models.pieces` describes."""
 
 Fact = TypeVar("Fact")
+
+
+def kind_read(model: str) -> str:
+    """The kind of data that the model of that name takes, such as ``images``."""
+    tags = MODELS.get(model).tags
+    kind: str = tags.get("reads", "tokens" if tags.get("objective") == "language" else "images")
+    return kind
 
 
 class Cache(Protocol):

@@ -13,7 +13,7 @@ from trainer.monitor.guard import Guard
 from trainer.options import Count, Natural
 from trainer.registry import Registry
 
-SINKS = Registry("sink")
+SINKS = Registry("sink", entry_points="trainer.sinks")
 
 Level = Literal["info", "warning", "error"]
 Status = Literal["finished", "failed", "preempted"]
@@ -95,7 +95,7 @@ class Sink:
     """Receives what a run reports. Every method does nothing here: a sink overrides those it needs.
 
     Calls come from one thread of the first rank, in the order of the steps. Metrics are the same numbers on
-    every execution of the same run; what differs is in the clock: ``samples_per_second``, ``memory_mib``.
+    every execution of the same run; what differs is in the clock, such as ``samples_per_second`` and ``memory_mib``.
     Metric names are ``train/loss``, ``train/accuracy`` or ``train/perplexity``, ``lr``, ``grad_norm`` and,
     from evaluations, SPLIT/loss and so on; an accuracy is a fraction, 0 to 1.
     """
@@ -119,6 +119,9 @@ class Sink:
 
     def curvature(self, progress: Progress, layers: Mapping[str, Mapping[str, float]]) -> None:
         """The optimizer's report on each layer at a refresh, e.g. ``{"conv1": {"share": 0.3}}``."""
+
+    def scalars(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """What a callback reports, by names such as ``sharpness/largest_eigenvalue``."""
 
     def images(self, progress: Progress, tag: str, images: Tensor) -> None:
         """A batch of inputs [N, C, H, W], C = 1 or 3, in any range."""

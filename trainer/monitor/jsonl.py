@@ -5,10 +5,11 @@ leaves the same bytes as one that was not interrupted::
 
     {"kind": "train", "step": 50, "epoch": 0.5, "train/loss": 0.31, "lr": 0.001, "grad_norm": 1.2}
     {"kind": "curvature", "step": 60, "epoch": 0.6, "layers": {"conv1": {"share": 0.27}}}
+    {"kind": "scalars", "step": 60, "epoch": 0.6, "update_ratio/conv1.weight": 0.002}
     {"kind": "evaluation", "step": 100, "epoch": 1.0, "test/loss": 0.25, "test/accuracy": 0.92}
 
 ``clock.jsonl`` holds what differs: for the same train and evaluation records ``seconds`` (of training, summed
-over restarts), ``samples_per_second``, ``memory_mib``.
+over restarts), ``samples_per_second``, ``data_wait``, ``flops_per_second``, ``mfu``, ``memory_mib``.
 
 JSON has no numbers that are not finite: nan and the infinities are null. The last entry of a line is its ``checksum``:
 the CRC-32 of the bytes before it.
@@ -53,6 +54,11 @@ class Jsonl(Sink):
         """Writes a record of kind "curvature", to metrics.jsonl alone."""
         place = {"kind": "curvature", "step": progress.step, "epoch": progress.epoch}
         self._files["metrics"].write({**place, "layers": layers})
+
+    def scalars(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """Writes a record of kind "scalars", to metrics.jsonl alone."""
+        place = {"kind": "scalars", "step": progress.step, "epoch": progress.epoch}
+        self._files["metrics"].write({**place, **values})
 
     def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
         """Closes the files."""

@@ -23,6 +23,11 @@ class RunLog(Sink):
         values = "  ".join(f"{name}={value:.6g}" for name, value in metrics.items())
         self.message(f"step {progress.step}  epoch {progress.epoch:.2f}  {progress.seconds:.1f} s  {values}")
 
+    def scalars(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """Writes a line with six digits of each number."""
+        numbers = "  ".join(f"{name}={value:.6g}" for name, value in values.items())
+        self.message(f"step {progress.step}  {numbers}")
+
     def message(self, text: str, level: Level = "info") -> None:
         """Writes a line with time and level."""
         self._file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {level:<7} {text}\n")

@@ -75,6 +75,10 @@ class TensorBoard(Sink):
             values |= {f"{over}/median": median(numbers)}
         self._add(scalars(values), progress.step)
 
+    def scalars(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """Adds them against steps."""
+        self._add(scalars(values), progress.step)
+
     def images(self, progress: Progress, tag: str, images: Tensor) -> None:
         """Adds the first images side by side."""
         self._writer.add_image(tag, grid(images), progress.step)
@@ -206,6 +210,8 @@ def layout(primary: str) -> dict[str, dict[str, list[Any]]]:
         },
         "speed": {
             "samples per second": ["Multiline", ["^speed/samples_per_second$"]],
+            "model FLOP per second": ["Multiline", ["^speed/flops_per_second$"]],
+            "share of the time that waits for data": ["Multiline", ["^speed/data_wait$"]],
             "memory (MiB)": ["Multiline", ["^speed/memory_mib$"]],
         },
     }

@@ -25,7 +25,7 @@ class ScheduleOptions:
     """Linear warm-up: a fraction of the budget if below 1, else a number of steps."""
 
 
-SCHEDULES = Registry("schedule", common=ScheduleOptions)
+SCHEDULES = Registry("schedule", common=ScheduleOptions, entry_points="trainer.schedules")
 """Schedules by name: ``make(*, options...) -> Factor``."""
 
 

@@ -60,6 +60,21 @@ def adapt_sgd(params: Groups, arguments: Arguments) -> Arguments:
     return arguments if is_sharded(params) else fused_by_default(params, arguments)  # no kernel for DTensors
 
 
+class SGD(torch.optim.SGD):
+    """As torch's, whose fused kernel takes no parameters whose first gradient comes later than that of others."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Takes a step; a momentum that is missing then begins at zero, after which its first value is the gradient."""
+        for group in self.param_groups:
+            if group["fused"] and group["momentum"]:
+                states = [self.state[p] for p in group["params"] if p.grad is not None]
+                if any("momentum_buffer" in state for state in states):
+                    for p in group["params"]:
+                        if p.grad is not None:
+                            self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+        return super().step(closure)
+
+
 def refuse_shards(params: Groups, arguments: Arguments) -> Arguments:
     """Refuses sharded parameters for Adafactor, whose row and column means torch takes of plain tensors only.
 
@@ -81,7 +96,7 @@ ADAM = {
 
 register_torch(
     "sgd",
-    torch.optim.SGD,
+    SGD,
     {
         "lr": NonNegative,
         "momentum": Fraction,

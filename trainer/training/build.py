@@ -4,9 +4,9 @@ import os
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from trainer.callbacks import Callbacks, Setup
 from trainer.checkpoint.state import TrainState, seed_all
 from trainer.config.schema import DEFAULT_EPOCHS, Config
 from trainer.data import DATA, Data, TrainLoader, hold_out
@@ -14,12 +14,14 @@ from trainer.data.random import mix
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
 from trainer.distributed.strategies import STRATEGIES, Strategy
 from trainer.distributed.wrapping import blocks_of, recompute
-from trainer.errors import ConfigError, nearest
-from trainer.models import MODELS
+from trainer.errors import ConfigError
+from trainer.objectives import Objective
 from trainer.optim import OPTIMIZERS, SCHEDULES, Schedule, param_groups
 from trainer.optim.ema import EMA
 from trainer.optim.protocols import ReadsLossScale, differentiates_gradient
-from trainer.training.objectives import OBJECTIVES, Objective
+from trainer.training.build_model import build_model, initialize_lazy_layers
+from trainer.training.build_objective import build_objective, objective_config
+from trainer.training.flops import skeleton_of
 from trainer.training.parts import Budget, RunParts
 from trainer.training.precision import Precision
 from trainer.training.samples import SampleOutputs
@@ -33,10 +35,11 @@ def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> RunParts:
     Raises:
         UserError: an option does not fit the others, data is missing, a package is not installed.
     """
-    objective = objective_of(config)
+    objective_config(config)  # refuses what does not fit before anything is built
     check_ranks(config, ranks)
     choose_algorithms(config.deterministic)
-    device, data, model = ranks.run_on_all(lambda: build_on_rank(config, ranks))
+    device, data, model, objective = ranks.run_on_all(lambda: build_on_rank(config, ranks))
+    skeleton = skeleton_of(model)
     precision = Precision(config.precision.name, device)
     strategy: Strategy = STRATEGIES.build(config.parallel, ranks, device, precision.compute_dtype)
     strategy.apply(model, compiled=config.loop.compile)
@@ -62,9 +65,10 @@ def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> RunParts:
         scaler=precision.scaler,
         loader=loader,
         ema=ema,
+        callbacks=Callbacks(config.callbacks),
         data=data.fingerprint,
     )
-    return RunParts(
+    parts = RunParts(
         config=config,
         state=state,
         data=data,
@@ -75,7 +79,10 @@ def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> RunParts:
         samples=SampleOutputs(
             model, data=data, objective=objective, precision=precision, strategy=strategy, config=config
         ),
+        skeleton=skeleton,
     )
+    state.callbacks.check(Setup(**parts.seen_by_callbacks()))
+    return parts
 
 
 def choose_algorithms(deterministic: bool) -> None:
@@ -88,19 +95,20 @@ def choose_algorithms(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def build_on_rank(config: Config, ranks: Ranks) -> tuple[torch.device, Data, nn.Module]:
-    """What a rank builds without the others: its device, its data, and the model, which is on the CPU still."""
+def build_on_rank(config: Config, ranks: Ranks) -> tuple[torch.device, Data, nn.Module, Objective]:
+    """What a rank builds without the others: device, data, objective, and the model, which is on the CPU still."""
     device = pick_device(config.device, ranks)
     seed_all(config.seed)
     data = load_data(config, device)
     model = build_model(config, data)
     initialize_lazy_layers(model, data)
+    objective = build_objective(config, model, data, device)
     if config.loop.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if config.loop.activation_checkpointing != "none":
         every = config.loop.activation_checkpointing
         recompute(blocks_to_recompute(model, config), 1 if every == "full" else every)
-    return device, data, model
+    return device, data, model, objective
 
 
 def load_data(config: Config, device: torch.device) -> Data:
@@ -192,64 +200,6 @@ def check_ranks(config: Config, ranks: Ranks) -> None:
         raise ConfigError(
             f"loop.channels_last=true does not work with parallel={name}, which shards weights by rows"
         )
-
-
-def objective_of(config: Config) -> Objective:
-    """The objective that the model was registered with.
-
-    Raises:
-        ConfigError: there is none of that name, or it cannot be computed in chunks.
-    """
-    model = config.model["name"]
-    name = MODELS.get(model).tags.get("objective", "classification")
-    if name not in OBJECTIVES:
-        raise ConfigError(
-            f"model={model} is registered with an unknown objective={name}{nearest(name, OBJECTIVES)}"
-        )
-    if config.loop.loss_chunks != 1 and not MODELS.get(model).tags.get("pieces"):
-        raise ConfigError(
-            f"loop.loss_chunks={config.loop.loss_chunks} does not work with model={model}, which makes all its outputs "
-            "at once: leave it at 1"
-        )
-    return OBJECTIVES[name](config.loop.label_smoothing)
-
-
-def build_model(config: Config, data: Data) -> nn.Module:
-    """The model, with the options that the user left open filled in from the data.
-
-    Raises:
-        ConfigError: the model reads something else than the data gives, or has another number of classes.
-    """
-    name, kind = config.model["name"], objective_of(config).reads
-    if kind != data.kind:
-        raise ConfigError(
-            f"model={name} reads {kind}, but data={config.data['name']} gives {data.kind}: "
-            f"choose another model or another data"
-        )
-    options = dict(config.model)
-    for fact, value in data.model_defaults.items():
-        if fact not in options:
-            continue
-        if options[fact] is None:
-            options[fact] = value
-        elif fact in ("num_classes", "vocab_size", "in_channels") and not fits(fact, options[fact], value):
-            raise ConfigError(
-                f"model.{fact}={options[fact]} does not fit data={config.data['name']}, which has {value}: "
-                f"leave it null"
-            )
-    return MODELS.build(options)
-
-
-@torch.no_grad()
-def initialize_lazy_layers(model: nn.Module, data: Data) -> None:
-    """Runs a model with layers such as ``nn.LazyLinear`` on one sample, from which they take their shapes."""
-    if any(is_lazy(parameter) for parameter in model.parameters()):
-        model.eval()(data.train.batch(torch.arange(1), None)[0].cpu())
-
-
-def fits(fact: str, option: int, value: int) -> bool:
-    """Whether a model can have that option: more classes or tokens than the data has, but just as many channels."""
-    return option == value if fact == "in_channels" else option >= value
 
 
 def budget_of(config: Config, batches_per_epoch: int) -> Budget:

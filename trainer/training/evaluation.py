@@ -1,6 +1,5 @@
 """The metrics of a model on the evaluation splits."""
 
-import dataclasses
 import math
 from contextlib import closing
 
@@ -8,7 +7,6 @@ import torch
 
 from trainer.data import eval_batches
 from trainer.signals import Preempted, StopSignal
-from trainer.training.chunked_loss import loss_of
 from trainer.training.parts import RunParts
 from trainer.training.step_sync import received_by_any
 
@@ -22,25 +20,24 @@ def evaluate(parts: RunParts, suffix: str = "", stop: StopSignal | None = None) 
         stop: read before each batch.
 
     Returns:
-        ``SPLIT/loss`` and the objective's other metrics, over all samples, without label smoothing. All of a split are
+        ``SPLIT/loss`` and the objective's other metrics, over all samples, as it evaluates. All of a split are
         nan if its loss is: of outputs that are not numbers an accuracy would say nothing.
 
     Raises:
         Preempted: a rank has received a signal.
     """
     parts.model.eval()
-    ranks, chunks = parts.ranks, parts.config.loop.loss_chunks
-    objective = dataclasses.replace(parts.objective, label_smoothing=0.0)
+    ranks, objective = parts.ranks, parts.objective.for_evaluation()
     metrics: dict[str, float] = {}
     for name, split in parts.data.evals.items():
         batches = eval_batches(split, parts.config.loader, ranks.rank, ranks.world_size)
         totals = []
         with parts.strategy.inference(), closing(batches):
-            for inputs, targets in batches:
+            for batch in batches:
                 if stop and (received := received_by_any(ranks, stop.received)):
                     raise Preempted(received, parts.counters.step)
                 with parts.precision.autocast():
-                    totals.append(loss_of(parts.model, objective, inputs, targets, chunks)[1])
+                    totals.append(objective.loss(parts.model, batch)[1])
         summed = ranks.sum(torch.stack(totals).cpu().double().sum(0))
         of_split = objective.metrics(summed)
         if math.isnan(of_split["loss"]):

@@ -2,7 +2,11 @@
 
 import math
 import time
+from functools import cached_property
 
+import torch
+
+from trainer.callbacks import Training
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.state import Counters
 from trainer.distributed.dtensor import full_tensor
@@ -12,10 +16,11 @@ from trainer.monitor import Monitors
 from trainer.optim.protocols import CurvatureOptimizer
 from trainer.signals import Preempted, StopSignal
 from trainer.training.evaluation import evaluate_with_average
+from trainer.training.flops import peak_flops, training_flops
 from trainer.training.parts import RunParts
 from trainer.training.step import StepOutcome, TrainStep
 from trainer.training.step_sync import Requests
-from trainer.training.throughput import SampleRate, memory_mib
+from trainer.training.throughput import Speed, memory_mib
 
 
 class Trainer:
@@ -36,10 +41,11 @@ class Trainer:
         self.checkpoints = checkpoints
         self.stop = stop
         self.options = parts.config.loop
+        self.callbacks = parts.state.callbacks
         self.train_step = TrainStep(parts, self.requests)
         number, unit = self.options.eval_interval
         self.eval_every = number if unit == "steps" else number * parts.state.loader.batches_per_epoch
-        self.rate = SampleRate(parts.state.loader.batch_size)
+        self.speed = Speed(parts.state.loader.batch_size)
         self.curvature: CurvatureOptimizer | None = None
         if monitors.options.curvature and isinstance(parts.optimizer, CurvatureOptimizer):
             self.curvature = parts.optimizer
@@ -50,7 +56,7 @@ class Trainer:
         return self.parts.counters
 
     def fit(self) -> None:
-        """Trains until the budget or the patience is spent.
+        """Trains until the budget or the patience is spent, or a callback asks for the end.
 
         Raises:
             Preempted: one of the ranks received a signal; a checkpoint was written.
@@ -59,9 +65,13 @@ class Trainer:
         if self.counters.step > 0 and self.parts.strategy.settles_buckets:
             self.train_step.settle_ddp_buckets()
         self.show_images()
+        self.callbacks.start(
+            Training(**self.parts.seen_by_callbacks(), monitors=self.monitors, progress=self.parts.progress)
+        )
+        ends = self.callbacks_end()
         if self.was_saved_before_evaluation():
-            self.evaluate()
-        while not self.parts.is_finished:
+            ends = self.evaluate()
+        while not (ends or self.parts.is_finished):
             refreshes = self.curvature is not None and self.curvature.needs_refresh
             outcome = self.train_step()
             if self.counters.step == 1:
@@ -69,18 +79,29 @@ class Trainer:
             self.report(outcome)
             if refreshes:
                 self.report_curvature()
-            stop = outcome.requests.stop
-            if outcome.requests.save or stop is not None or self.parts.is_finished:
+            stop, ends = outcome.requests.stop, outcome.requests.end
+            if outcome.requests.save or stop is not None or ends or self.parts.is_finished:
                 self.save()  # first, as an evaluation may fail
             if stop is not None:
                 self.checkpoints.wait()
                 raise Preempted(stop, self.counters.step)
             if self.counters.step % self.eval_every == 0:
-                self.evaluate()
+                ends = self.evaluate() or ends
         if self.counters.evaluated_step != self.counters.step:
             self.evaluate()
+        self.callbacks.tell("end")
         self.save()
         self.checkpoints.wait()
+        if self.callbacks.training is not None and self.callbacks.training.stop_reason is not None:
+            self.monitors.message(
+                f"ended at step {self.counters.step}: {self.callbacks.training.stop_reason}"
+            )
+
+    def callbacks_end(self) -> bool:
+        """Whether a callback of any rank asks for the end of the run; all ranks call it."""
+        if not self.callbacks.by_name:
+            return False
+        return self.parts.ranks.sum(torch.tensor(float(self.callbacks.wants_end))).item() > 0
 
     def was_saved_before_evaluation(self) -> bool:
         """Whether the run resumes from a step that was to be evaluated after it was saved."""
@@ -90,7 +111,8 @@ class Trainer:
 
     def requests(self) -> Requests:
         """What this rank wants to be done after the step that is being taken."""
-        return Requests(save=self.checkpoints.is_due(self.counters.step + 1), stop=self.stop.received)
+        is_due = self.checkpoints.is_due(self.counters.step + 1)
+        return Requests(save=is_due, stop=self.stop.received, end=self.callbacks.wants_end)
 
     def save(self, *, best: bool = False) -> None:
         """Saves the present step; ``best`` marks it as the best so far."""
@@ -108,11 +130,19 @@ class Trainer:
         """Reports a step, and every ``loop.log_every`` steps the training metrics since the last time."""
         if outcome.warning is not None:
             self.monitors.message(outcome.warning, "warning")
-        self.rate.add(outcome.seconds)
+        self.speed.add(outcome.seconds, outcome.waited)
         self.monitors.tick(self.parts.progress())
         if self.counters.step % self.options.log_every == 0:
-            clock = {"samples_per_second": self.rate.take(), "memory_mib": memory_mib(self.parts.device)}
+            clock = {**self.speed.take(*self.flops), "memory_mib": memory_mib(self.parts.device)}
             self.monitors.train(self.parts.progress(), self.take_metrics(), clock)
+
+    @cached_property
+    def flops(self) -> tuple[float | None, float | None]:
+        """Floating-point operations of a sample, and those that the devices of all ranks can do in a second."""
+        parts = self.parts
+        sample, _ = parts.data.train.batch(torch.arange(1), None)
+        peak = peak_flops(parts.device, parts.precision)
+        return training_flops(parts.skeleton, sample), peak and peak * parts.ranks.world_size
 
     def take_metrics(self) -> dict[str, float]:
         """The training metrics since they were last taken."""
@@ -135,8 +165,12 @@ class Trainer:
             self.monitors.curvature(self.parts.progress(), self.curvature.diagnostics())
             self.counters.curvature_step = step
 
-    def evaluate(self) -> None:
-        """Evaluates every split, with the averaged weights too, reports it, and saves the best."""
+    def evaluate(self) -> bool:
+        """Evaluates every split, with the averaged weights too, reports it, and saves the best.
+
+        Returns:
+            Whether a callback asks for the end of the run.
+        """
         start = time.perf_counter()
         try:
             metrics = evaluate_with_average(self.parts, self.stop)
@@ -151,9 +185,11 @@ class Trainer:
         if missing := [name for name, value in metrics.items() if math.isnan(value)]:
             what = f"the evaluation at step {progress.step} gave no number for {', '.join(missing)}"
             self.monitors.message(f"{what}: it does not count as best", "warning")
+        self.callbacks.tell("after_evaluation", metrics)
         if is_best and self.parts.config.checkpoint.keep_best:
             self.save(best=True)
         self.show_outputs()
+        return self.callbacks_end()
 
     def show_outputs(self) -> None:
         """Shows histograms of the parameters and outputs of the model; a failure of this is a warning.

@@ -50,11 +50,11 @@ def first_non_finite(parts: RunParts, batches: list[Batch]) -> str:
         parts.strategy.inference(),
         torch.compiler.set_stance("force_eager"),
     ):
-        for inputs, _ in batches:
-            if inputs.is_floating_point() and not inputs.isfinite().all():
+        for batch in batches:
+            if batch[0].is_floating_point() and not batch[0].isfinite().all():
                 found.insert(0, "")  # and on: a sharded model needs all ranks in its forward pass
             with parts.precision.autocast():
-                model(inputs)
+                parts.objective.loss(model, batch)
     places = [place[0] if place else None for place in ranks.all_gather_object(found[:1])]
     # the first one in the model: a batch norm passes it on to the ranks that it shares statistics with
     for first in ["", *(name for name, _ in model.named_modules() if name)]:

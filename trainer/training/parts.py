@@ -1,6 +1,7 @@
 """What a run is made of, and where it ends."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from trainer.data import Data
 from trainer.distributed.ranks import Ranks
 from trainer.distributed.strategies import Strategy
 from trainer.monitor import Progress
-from trainer.training.objectives import Objective
+from trainer.objectives import Objective
 from trainer.training.precision import Precision
 from trainer.training.samples import SampleOutputs
 
@@ -47,6 +48,8 @@ class RunParts:
     """How the model is distributed over the ranks, and this rank's device."""
     budget: Budget
     samples: SampleOutputs
+    skeleton: nn.Module | None
+    """The model as it was built, on the device ``meta``: to count what it computes."""
 
     @property
     def model(self) -> nn.Module:
@@ -84,6 +87,24 @@ class RunParts:
         patience = self.config.loop.patience
         spent = self.budget.fraction(self.counters.step, self.counters.seconds) >= 1
         return spent or (patience is not None and self.counters.evaluations_since_best >= patience)
+
+    def seen_by_callbacks(self) -> dict[str, Any]:
+        """The fields of `trainer.callbacks.Setup`."""
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "objective": self.objective,
+            "data": self.data,
+            "ranks": self.ranks,
+            "device": self.device,
+            "scaler": self.state.scaler,
+            "batch_size": self.state.loader.batch_size,
+            "micro_batches": self.state.loader.micro_batches,
+            "log_every": self.config.loop.log_every,
+            "primary": self.primary,
+            "is_sharded": self.strategy.shards_parameters,
+            "replicas": self.strategy.gradient_replicas,
+        }
 
     def progress(self) -> Progress:
         """How far the run has come, as monitors are told."""

@@ -1,6 +1,5 @@
 """Outputs of a model on a few samples, for a person to look at: predictions for images, continuations of text."""
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -11,9 +10,10 @@ from trainer.config.schema import Config
 from trainer.data import Batch, Data
 from trainer.distributed.strategies import Strategy
 from trainer.errors import ConfigError
-from trainer.models.base import Cache, CachingModel
+from trainer.models.base import CachingModel
 from trainer.monitor import Monitors, Progress
-from trainer.training.objectives import Classification, Objective
+from trainer.objectives import Objective
+from trainer.training.generation import generate
 from trainer.training.precision import Precision
 
 CANDIDATES = 128
@@ -31,7 +31,7 @@ class SampleOutputs:
     Args:
         model: its outputs are shown.
         data: the first of its evaluation splits is used.
-        objective: predictions are shown of classifiers only.
+        objective: predictions are shown of classifiers of images only, texts of what predicts tokens.
         precision: of the forward passes.
         strategy: how the model is distributed.
         config: the seed, and the prompt in ``monitor.sample_prompt``.
@@ -52,21 +52,23 @@ class SampleOutputs:
     ) -> None:
         self.model = model
         self.data = data
-        self.classifies = isinstance(objective, Classification)
+        self.predicts = data.kind == "images" and objective.logits_of == "classes"
+        self.writes = data.decode is not None and objective.logits_of == "tokens"
         self.precision = precision
         self.strategy = strategy
         self.seed = config.seed
         self.split = next(iter(data.evals))
-        self.prompt = self._prompt(config.monitor.sample_prompt)
+        if self.writes:
+            self.prompt = self._prompt(config.monitor.sample_prompt)
 
     def show(self, progress: Progress, monitors: Monitors) -> None:
         """Sends the monitors what their options ask for; all ranks call it."""
         options = monitors.options
-        if options.predictions and self.classifies:
+        if options.predictions and self.predicts:
             monitors.predictions(
                 progress, f"{self.split}/predictions", *self.predictions(options.predictions)
             )
-        if options.sample_tokens and self.data.decode is not None:
+        if options.sample_tokens and self.writes:
             monitors.text(progress, f"{self.split}/sample", self.sample(options.sample_tokens))
 
     def predictions(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,33 +120,3 @@ def wrong_and_right(correct: Tensor, count: int) -> Tensor:
     right = correct.nonzero().flatten()
     wrong = (~correct).nonzero().flatten()[: max(count // 2, count - len(right))]
     return torch.cat([wrong, right[: count - len(wrong)]])
-
-
-def generate(
-    outputs: Callable[..., Tensor],
-    prompt: Tensor,
-    length: int,
-    context: int,
-    generator: torch.Generator,
-    cache: Cache | None = None,
-) -> Tensor:
-    """Draws tokens one after the other from the model's distribution: [T] -> [T + length].
-
-    Args:
-        outputs: tokens [1, T] to logits [1, T, vocabulary], T at most ``context``; given a cache too, of the tokens
-            that are not in it yet.
-        prompt: tokens [T] to continue.
-        length: tokens to draw.
-        context: the most tokens that ``outputs`` takes.
-        generator: on the CPU.
-        cache: empty; used until the text is longer than the context, whose beginning moves then.
-    """
-    tokens = prompt
-    for _ in range(length):
-        if cache is not None and len(tokens) <= context:
-            logits = outputs(tokens[None, cache.length :], cache)[0, -1]
-        else:
-            logits = outputs(tokens[None, -context:])[0, -1]
-        drawn = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)
-        tokens = torch.cat([tokens, drawn.to(tokens)])
-    return tokens

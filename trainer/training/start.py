@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.checkpoint import storage
 from trainer.checkpoint.restore import restore
-from trainer.checkpoint.weights import load_weights
+from trainer.checkpoint.weights import WEIGHTS, load_weights
 from trainer.config.schema import Config
 from trainer.config.stored import budget_changes, differences, optimizer_differences
 from trainer.errors import CheckpointError, ConfigError, UserError
@@ -17,7 +17,7 @@ from trainer.rundir.frozen_config import read_frozen
 from trainer.rundir.status import read_status
 from trainer.training.parts import RunParts
 
-RESUME, WEIGHTS = "checkpoint.resume=", "checkpoint.weights="
+RESUME = "checkpoint.resume="
 
 
 @dataclass(frozen=True)

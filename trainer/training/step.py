@@ -1,18 +1,20 @@
 """One optimizer step: forward, backward, what the ranks agree on, update."""
 
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from trainer.checkpoint.state import random_state, set_random_state
 from trainer.data import Batch
 from trainer.distributed.dtensor import local_tensor
 from trainer.optim.protocols import differentiates_gradient
-from trainer.training.chunked_loss import loss_of
 from trainer.training.nonfinite import count_skipped_step
 from trainer.training.parts import RunParts
 from trainer.training.step_sync import Requests, StepResults, StepSync, sync_step
@@ -28,6 +30,8 @@ class StepOutcome:
     """Why the step was skipped, where a person should know."""
     seconds: float
     """How long it took on this rank."""
+    waited: float
+    """Of these, until its batch was there."""
 
 
 class TrainStep:
@@ -58,7 +62,9 @@ class TrainStep:
         start = time.perf_counter()
         parts, state, counters = self.parts, self.parts.state, self.parts.counters
         state.schedule.update(parts.progress().fraction, counters.step)
+        asked = time.monotonic()
         batches = state.loader.next_batch()
+        waited = time.monotonic() - asked
         self.is_under_way = True
         saved_buffers = [buffer.clone() for buffer in self._buffers]
 
@@ -76,10 +82,12 @@ class TrainStep:
 
         counters.step += 1
         counters.seconds += sync.seconds
+        if sync.finite:
+            state.callbacks.tell("after_update")
         self.is_under_way = False
         end = time.perf_counter()
         self._time_since_sync = end - self._synced_at
-        return StepOutcome(sync.requests, warning, end - start)
+        return StepOutcome(sync.requests, warning, end - start, waited)
 
     def settle_ddp_buckets(self) -> None:
         """One forward and backward pass on the next batch whose results are discarded.
@@ -100,17 +108,22 @@ class TrainStep:
 
     def _forward_backward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Adds up the gradients of this rank's micro-batches; returns their losses [M] and the sum of their totals."""
+        with twice_differentiable() if self._create_graph else nullcontext():
+            return self._micro_batches(batches)
+
+    def _micro_batches(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         parts, scaler = self.parts, self.parts.precision.scaler
-        chunks = parts.config.loop.loss_chunks
         parts.model.train()
         losses, totals = [], []
-        for number, (inputs, targets) in enumerate(batches, 1):
-            with parts.strategy.micro_batch(last=number == len(batches)):
+        for number, batch in enumerate(batches, 1):
+            last = number == len(batches)
+            with parts.strategy.micro_batch(last=last):
                 with parts.precision.autocast():
-                    loss, total = loss_of(parts.strategy.module, parts.objective, inputs, targets, chunks)
+                    loss, total = parts.objective.loss(parts.strategy.module, batch)
                 scaler.scale(loss / len(batches)).backward(create_graph=self._create_graph)
             losses.append(loss.detach())
             totals.append(total)
+            parts.state.callbacks.tell("after_backward", batch, last)
         return torch.stack(losses), torch.stack(totals).sum(0)
 
     def _sync(self, losses: Tensor, totals: Tensor, start: float) -> StepSync:
@@ -129,6 +142,7 @@ class TrainStep:
     def _update(self, sync: StepSync) -> None:
         """Clips the gradient, takes the optimizer's step, and counts it."""
         parts, clip_norm = self.parts, self.parts.config.loop.clip_norm
+        parts.state.callbacks.tell("before_update")
         if clip_norm is not None:
             parameters = [p for p in parts.model.parameters() if p.grad is not None]
             norm = torch.tensor(sync.grad_norm, dtype=parameters[0].dtype)
@@ -145,3 +159,14 @@ class TrainStep:
         """Undoes what the forward pass changed."""
         for buffer, saved in zip(self._buffers, saved_buffers, strict=True):
             buffer.copy_(saved)
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Has attention computed by its plain formula, since torch has no second derivative of its fused kernels.
+
+    A gradient with a graph and its parameter refer to each other, of which torch warns; `zero_grad` parts them.
+    """
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Using backward\(\) with create_graph=True")
+        yield

@@ -20,6 +20,8 @@ class Requests:
     """A checkpoint; only that of the first rank counts."""
     stop: signal.Signals | None = None
     """The signal that the rank has received; that of any rank counts."""
+    end: bool = False
+    """The end of the run, for a callback; that of any rank counts."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def sync_step(ranks: Ranks, own: StepResults, buffers: Sequence[Tensor]) -> Step
         (~own.losses.isfinite()).sum(),
         own.squared_norm,
         torch.tensor(clock, dtype=precise),
-        torch.tensor(one_hot(own.requests.stop), dtype=precise),
+        torch.tensor([*one_hot(own.requests.stop), float(own.requests.end)], dtype=precise),
         own.totals,
         *averaged,
     ]
@@ -82,16 +84,15 @@ def sync_step(ranks: Ranks, own: StepResults, buffers: Sequence[Tensor]) -> Step
     known, means = summed.split([summed.numel() - count, count])
     for buffer, mean in zip(averaged, means.split([b.numel() for b in averaged]), strict=True):
         buffer.copy_(mean.view_as(buffer) / ranks.world_size)
-    bad, square, clock_sum, signal_sum, totals = (
-        known.cpu().double().split([1, 1, len(clock), len(StopSignal.SIGNALS), own.totals.numel()])
-    )
+    sizes = [1, 1, len(clock), len(StopSignal.SIGNALS), 1, own.totals.numel()]
+    bad, square, clock_sum, signal_sum, ends, totals = known.cpu().double().split(sizes)
     seconds, save = clock_sum.tolist()
     return StepSync(
         totals=totals,
         grad_norm=math.sqrt(square) if square >= 0 else math.nan,
         losses_finite=not bad,
         seconds=seconds,
-        requests=Requests(save=save > 0, stop=first_received(signal_sum)),
+        requests=Requests(save=save > 0, stop=first_received(signal_sum), end=ends.item() > 0),
     )
 
 

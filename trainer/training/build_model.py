@@ -1,0 +1,50 @@
+"""From a config to the model, with what the data say of it."""
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from trainer.config.schema import Config
+from trainer.data import Data
+from trainer.errors import ConfigError
+from trainer.models import MODELS
+from trainer.models.base import kind_read
+
+
+def build_model(config: Config, data: Data) -> nn.Module:
+    """The model, with the options that the user left open filled in from the data.
+
+    Raises:
+        ConfigError: the model reads something else than the data gives, or has another number of classes.
+    """
+    name = config.model["name"]
+    kind = kind_read(name)
+    if kind != data.kind:
+        raise ConfigError(
+            f"model={name} reads {kind}, but data={config.data['name']} gives {data.kind}: "
+            f"choose another model or another data"
+        )
+    options = dict(config.model)
+    for fact, value in data.model_defaults.items():
+        if fact not in options:
+            continue
+        if options[fact] is None:
+            options[fact] = value
+        elif fact in ("num_classes", "vocab_size", "in_channels") and not fits(fact, options[fact], value):
+            raise ConfigError(
+                f"model.{fact}={options[fact]} does not fit data={config.data['name']}, which has {value}: "
+                f"leave it null"
+            )
+    return MODELS.build(options)
+
+
+@torch.no_grad()
+def initialize_lazy_layers(model: nn.Module, data: Data) -> None:
+    """Runs a model with layers such as ``nn.LazyLinear`` on one sample, from which they take their shapes."""
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        model.eval()(data.train.batch(torch.arange(1), None)[0].cpu())
+
+
+def fits(fact: str, option: int, value: int) -> bool:
+    """Whether a model can have that option: more classes or tokens than the data has, but just as many channels."""
+    return option == value if fact == "in_channels" else option >= value
