@@ -38,6 +38,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "tests/README.md",
+    "tests/abuse/README.md",
     *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
 ]
 README_LINES = 150
@@ -75,6 +76,14 @@ def wrong_paths(page: str, text: str) -> list[str]:
     top = "trainer|launch|conf|docs|tests"
     paths = re.findall(rf"`((?:{top})/[\w./-]*|[.\w]+\.(?:toml|txt|cff|sh))`", text)
     return [path for path in paths if "NAME" not in path and not (ROOT / path).exists()]
+
+
+def wrong_tests(page: str, text: str) -> list[str]:
+    """Tests that are named, by their files from tests/ on, and do not exist."""
+    named = re.findall(r"`(?:tests/)?([\w/]+\.py)::(\w+)`", text)
+    files = {file: ROOT / "tests" / file for file, _ in named}
+    sources = {file: path.read_text() if path.exists() else "" for file, path in files.items()}
+    return [f"{file}::{test}" for file, test in named if f"\ndef {test}(" not in sources[file]]
 
 
 # Commands -------------------------------------------------------------------------------------------------------
@@ -260,13 +269,20 @@ def wrong_floors(page: str, text: str) -> list[str]:
     return [] if shown[::-1] == list(FLOORS.items()) else [f"{shown}"]
 
 
-CHECKS = [wrong_links, wrong_paths, wrong_commands, wrong_blocks, wrong_length, wrong_floors]
+CHECKS = [wrong_links, wrong_paths, wrong_tests, wrong_commands, wrong_blocks, wrong_length, wrong_floors]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("page", PAGES)
 def test_page(page: str, check: Callable[[str, str], list[str]]) -> None:
     assert check(page, (ROOT / page).read_text()) == []
+
+
+def test_every_case_of_abuse_has_a_test() -> None:
+    rows = re.findall(r"^\| (.*) \|$", (ROOT / "tests/abuse/README.md").read_text(), re.MULTILINE)
+    cases = [row.split(" | ") for row in rows if row.count(" | ") == 2 and not row.endswith(" | test")]
+    assert len(cases) > 100
+    assert [case for case, _, tests in cases if "::" not in tests] == []
 
 
 def test_commands_are_found() -> None:
@@ -285,6 +301,8 @@ TRAIN = "    python -m trainer "
         (wrong_links, "docs/a.md", "![a picture](docs/images/text.png)"),
         (wrong_links, "README.md", "[a heading](docs/optimizer.md#none)"),
         (wrong_paths, "README.md", "see `trainer/none.py`"),
+        (wrong_tests, "README.md", "`rundir/test_status.py::test_none`"),
+        (wrong_tests, "README.md", "`rundir/none.py::test_none`"),
         (wrong_commands, "README.md", TRAIN + "data.batchsize=32"),
         (wrong_commands, "README.md", TRAIN + "model=none    # a comment"),
         (wrong_commands, "README.md", TRAIN + "options model=none"),

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 from torch.distributed.checkpoint import FileSystemReader
 
 from tests.abuse.damage import changes
-from tests.abuse.runs import checkpoints, content, go, refusal, restate, stopped
+from tests.abuse.runs import checkpoints, content, copy_of, go, refusal, restate, stopped
 from tests.training.kill_and_resume import compare
-from trainer.checkpoint import manifest, storage
+from trainer.checkpoint import manifest, storage, writing
 from trainer.checkpoint.manifest import MANIFEST
 from trainer.export.__main__ import main as export
+from trainer.rundir.status import read_status
 
 
 def cut_short(checkpoint: Path) -> None:
@@ -31,7 +33,7 @@ def test_all_are_damaged_and_the_command_is_repeated(run: Path, capsys: pytest.C
     assert f"every checkpoint in {run / 'checkpoints'} is damaged" in refusal(capsys, go(run))
     for _ in range(2):
         before = content(run)
-        assert f"the checkpoints of the run in {run}, which had reached step" in refusal(capsys, go(run))
+        assert f"the checkpoints of the run in {run} are damaged: " in refusal(capsys, go(run))
         assert content(run) == before
     assert (run / "metrics.jsonl").read_bytes() == records
 
@@ -47,6 +49,50 @@ def test_all_are_gone(state: str, run: Path, capsys: pytest.CaptureFixture[str])
         f"choose another hydra.run.dir to start anew\n"
     )
     assert content(run) == before
+
+
+@pytest.mark.parametrize("status", [None, "{", "null"])
+def test_the_status_is_gone_or_damaged(
+    status: str | None, run: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoints say where the run is; without them, too, its metrics are not overwritten."""
+    stopped(run)
+    if status is not None:
+        (run / "status.json").write_text(status)
+    shutil.rmtree(checkpoints(run)[0])
+    bare = copy_of(run, tmp_path / "bare")
+    assert go(run) == 0
+    assert compare(run, finished) == []
+    shutil.rmtree(bare / "checkpoints")
+    before = content(bare)
+    capsys.readouterr()
+    assert refusal(capsys, go(bare)) == (
+        f"error: the checkpoints of the run in {bare} and its status are gone: "
+        f"choose another hydra.run.dir to start anew\n"
+    )
+    assert content(bare) == before
+
+
+def test_the_disk_is_full_at_a_checkpoint(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, write = tmp_path / "run", writing.write_manifest
+
+    def refuse(part: Path, step: int, files: manifest.Files) -> None:
+        if step >= 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(part, step, files)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "write_manifest", refuse)
+        assert go(run) == 1
+    said = f"the checkpoint {run}/checkpoints/step_00000004 cannot be written: No space left on device"
+    assert capsys.readouterr().err == f"error: {said}\n"
+    assert (read_status(run)["state"], read_status(run)["error"]) == ("failed", said)
+    left = {path.name for path in (run / "checkpoints").iterdir()}
+    assert left == {"best", "step_00000002", "step_00000003"}
+    assert go(run) == 0
+    assert compare(run, finished) == []
 
 
 @pytest.mark.parametrize(

@@ -55,17 +55,30 @@ def test_another_config_is_refused_and_nothing_is_touched(
     assert content(run) == before
 
 
-def test_adamw_does_not_become_adam_nor_calibrated_paper(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("state", ["finished", "stopped"])
+def test_a_run_without_its_config_is_refused(
+    state: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """It could be that of any other."""
+    if state == "stopped":
+        stopped(run)
+    (run / "config.yaml").unlink()
+    before = content(run)
+    capsys.readouterr()
+    assert f"{run} holds a run without its config.yaml" in refusal(capsys, go(run, "optimizer.lr=0.5"))
+    assert content(run) == before
+
+
+def test_one_optimizer_does_not_become_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for first, then, said in (
-        ("optimizer=adamw", ["optimizer=adam"], "optimizer=adamw there, adam here"),
-        ("optimizer=adafisher", ["optimizer.rule=paper"], "optimizer.rule=calibrated there, paper here"),
+        ("optimizer=adamw", "optimizer=adam", "optimizer=adamw there, adam here"),
+        ("optimizer=adamw", "optimizer=sgd", "optimizer=adamw there, sgd here"),
+        ("optimizer=adafisher", "optimizer.rule=paper", "optimizer.rule=calibrated there, paper here"),
     ):
         run = tmp_path / first.partition("=")[2]
         assert go(run, first, "loop.max_steps=1") == 0
         capsys.readouterr()
-        assert said in refusal(capsys, go(run, first, *then, "loop.max_steps=9"))
+        assert said in refusal(capsys, go(run, first, then, "loop.max_steps=9"))
 
 
 def test_what_does_not_change_what_is_learnt_may_differ(finished: Path, run: Path) -> None:
@@ -181,6 +194,10 @@ def test_a_text_is_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ]
     text.write_text("abcdefgh" * 60)
     assert main([*line, "loop.max_steps=2"]) == 0
+    capsys.readouterr()
+    assert "model.heads=2 there, 1 here" in refusal(
+        capsys, main([*line, "model.heads=1", "loop.max_steps=4"])
+    )
     text.write_text("abcdefgh" * 59 + "hgfedcba")
     capsys.readouterr()
     said = refusal(capsys, main([*line, "loop.max_steps=4"]))

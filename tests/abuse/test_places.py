@@ -183,6 +183,21 @@ def test_exports_that_cannot_be_written(
         assert said in refusal(capsys, export([str(run), "--out", str(out)]))
 
 
+def test_the_environment_is_neither_needed_nor_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    secret = os.urandom(8)
+    monkeypatch.setenv("SOME_TOKEN", secret.hex())
+    assert go(tmp_path / "run", "loop.max_steps=1", "monitor.sinks=[console,jsonl,runlog,tensorboard]") == 0
+    assert not [name for name, kept in content(tmp_path / "run").items() if secret.hex().encode() in kept]
+
+
+def test_an_option_of_a_hundred_kilobytes(tmp_path: Path) -> None:
+    long = f"monitor.sample_prompt={'x' * 100_000}"
+    for _ in range(2):
+        assert go(tmp_path / "run", "loop.max_steps=1", long) == 0
+
+
 @pytest.mark.slow
 def test_a_locale_without_letters(tmp_path: Path) -> None:
     """Paths and messages with other letters are escaped, not a reason to end."""

@@ -45,6 +45,8 @@ WRONG = [
     ("name=a/b", "must consist of letters, digits"),
     # out of range
     ("optimizer.lr=-0.1", "optimizer.lr=-0.1 is wrong"),
+    ("optimizer.lr=inf", "optimizer.lr=inf is wrong"),
+    ("loop.max_time=inf", "loop.max_time=inf is wrong: it must be a number > 0 or null, and finite"),
     ("optimizer.momentum=1", "optimizer.momentum=1 is wrong"),
     ("optimizer=adamw optimizer.betas=[0.9,1.0]", "optimizer.betas=[0.9, 1.0] is wrong"),
     ("data.batch_size=0", "data.batch_size=0 is wrong: it must be an integer >= 1"),

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -134,10 +135,10 @@ def test_a_holdout_is_not_augmented(imagenet):
         assert torch.equal(inputs, data.evals["val"].batch(torch.arange(3), None)[0])
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_damaged_picture_is_named(imagenet, num_workers):
+@pytest.mark.parametrize(("num_workers", "size"), [(0, 200), (1, 200), (0, 0), (0, 3)])
+def test_a_damaged_picture_is_named(imagenet, num_workers, size):
     path = imagenet / "val" / "n02" / "v.png"
-    path.write_bytes(path.read_bytes()[:200])
+    path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(DataError) as error:
         list(
             eval_batches(
@@ -214,6 +215,18 @@ def test_links_to_elsewhere_are_followed(imagenet, tmp_path_factory):
     (imagenet / "val" / "n02").symlink_to(elsewhere / "n02")
     data = build(imagenet)
     assert (len(data.train), len(data.evals["test"])) == (13, 3)
+
+
+def test_names_are_bytes_and_one_class_will_do(tmp_path):
+    """Two forms of one letter, which look alike, and what is no UTF-8, are classes of their own."""
+    names = [os.fsdecode(name) for name in (b"\xff", "é".encode(), "e\u0301".encode(), "漢 字".encode())]
+    for count in (1, 4):
+        for name in names[:count]:
+            for split in ("train", "val"):
+                write(tmp_path / split / name / f"{name}.png", 0)
+        data = build(tmp_path)
+        assert data.model_defaults["num_classes"] == len(data.train) == count
+        assert sorted(data.train.batch(torch.arange(count), None)[1].tolist()) == list(range(count))
 
 
 def test_errors_say_what_would_be_right(imagenet, tmp_path):

@@ -54,6 +54,29 @@ def test_names_that_slurm_reads_otherwise(name: str, tmp_path: Path) -> None:
     assert str(refused.value).isprintable()
 
 
+def test_nothing_in_a_name_is_executed(tmp_path: Path) -> None:
+    """Bash runs the script in a directory of that name, with an srun that notes its words."""
+    evil = "a b;$(touch x)`touch y` 'ü"
+    text = script(
+        Sweep(
+            tmp_path / evil,
+            tmp_path,
+            SlurmOptions(
+                dir="x", partition="$(touch z)", sbatch={"comment": "`touch z`; touch z"}, snapshot=False
+            ),
+            [],
+        ),
+        1,
+    )
+    (tmp_path / evil).mkdir()
+    fake(tmp_path, "srun", f'printf "%s\\0" "$@" > {tmp_path}/words')
+    before = {path.name for path in tmp_path.rglob("*")}
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": "/nowhere"}
+    subprocess.run(["bash"], input=text, text=True, cwd=tmp_path, env=environment, capture_output=True)
+    assert {path.name for path in tmp_path.rglob("*")} == {*before, "words"}
+    assert str(tmp_path / evil / "jobs") in (tmp_path / "words").read_text().split("\0")
+
+
 SINFO = {
     None: "short 1:00:00\nlong* 2-00:00:00\n",
     "gpu": "gpu infinite\n",

@@ -1,6 +1,7 @@
 """The copy of the code against what git would say of it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,16 @@ def test_what_is_tracked_with_its_changes_and_what_is_new(repository: Path, tmp_
     source = json.loads((tmp_path / "copy" / MARK).read_text())
     assert source["git_commit"] == git(repository, "rev-parse", "HEAD").strip()
     assert "+tracked = 2" in source["git_diff"]
+
+
+def test_bytes_that_are_no_text_come_along(repository: Path, tmp_path: Path) -> None:
+    """As the name of a file, and in an uncommitted change."""
+    (repository / os.fsdecode(b"\xff.py")).touch()
+    (repository / "script").write_bytes(b"echo M\xe4nnlein\n")
+    snapshot.take_snapshot(tmp_path / "copy")
+    assert (tmp_path / "copy" / os.fsdecode(b"\xff.py")).exists()
+    source = json.loads((tmp_path / "copy" / MARK).read_text())
+    assert os.fsencode(source["git_diff"]).endswith(b"+echo M\xe4nnlein")
 
 
 def imported(monkeypatch: pytest.MonkeyPatch, file: Path, text: str = "") -> str:

@@ -67,6 +67,12 @@ def test_max_time_counts_training_seconds_over_restarts(
     assert 1e-2 > seen[5] > seen[6] > seen[7] > seen[8] > 0
 
 
+def test_a_budget_that_is_over_at_once(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, "optimizer=sgd", "model=mlp", "loop.max_time=1e-9")
+    trainer.fit()
+    assert (trainer.counters.step, trainer.counters.best_step) == (1, 1)
+
+
 def test_patience(tmp_path: Path) -> None:
     trainer = trainer_of(
         tmp_path, "optimizer=sgd", "optimizer.lr=0", "loop.patience=2", "model=mlp", "loop.max_epochs=9"

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.data.pictures import cats_and_dogs
 from tests.training.kill_and_resume import compare
 from trainer.checkpoint import storage
 from trainer.cli.train import main
@@ -51,6 +52,35 @@ def test_an_evaluation_fails(
             main([*EVERY, f"hydra.run.dir={run}"])
     assert (saved(run), read_status(run)["state"]) == (step, "failed")
     assert main([*EVERY, f"hydra.run.dir={run}"]) == 0
+    assert compare(run, tmp_path / "undisturbed") == []
+
+
+def test_a_picture_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the middle of an epoch: what was trained until then is kept, and goes on once it can be."""
+    root, run = cats_and_dogs(tmp_path / "pictures", 16, 2), tmp_path / "run"
+    picture = root / "train" / "cat" / "7.jpg"
+    whole = picture.read_bytes()
+    line = [
+        *(
+            "data=image_folder",
+            f"data.root={root}",
+            "data.image_size=8",
+            "data.resize=8",
+            "data.batch_size=4",
+        ),
+        *("data.num_workers=0", "optimizer=sgd", "model.widths=[4]", "loop.max_steps=16"),
+        *("monitor.sinks=[console,jsonl]", "monitor.predictions=0"),
+    ]
+    assert main([*line, f"hydra.run.dir={tmp_path / 'undisturbed'}"]) == 0
+    picture.write_bytes(b"no picture")
+    capsys.readouterr()
+    assert main([*line, f"hydra.run.dir={run}"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {picture} cannot be decoded ")
+    assert err.count("\n") == 1
+    assert saved(run) == read_status(run)["step"] > 0
+    picture.write_bytes(whole)
+    assert main([*line, f"hydra.run.dir={run}"]) == 0
     assert compare(run, tmp_path / "undisturbed") == []
 
 

@@ -1,6 +1,7 @@
 """Steps against plain torch: accumulation, clipping, averages, faults, loss scales, compiled models."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -88,6 +89,23 @@ def test_a_bad_step_changes_nothing(optimizer: str, precision: str, monkeypatch:
     train_step()
     assert parts.counters.skipped_in_a_row == 0
     assert differences(before["model"], parts.state.tensors()["model"]) != []
+
+
+@pytest.mark.parametrize("optimizer", ["adafisher", "adamw", "sgd", "muon", "adafactor"])
+def test_a_gradient_beyond_float32_is_not_clipped_but_skipped(optimizer: str) -> None:
+    """Infinite, or finite with an infinite norm: divided by it, it would be a step of zeros or of nan."""
+    parts = parts_of(*MLP, f"optimizer={optimizer}", "loop.clip_norm=1")
+    train_step = TrainStep(parts)
+    train_step()
+    before = copy.deepcopy(parts.state.tensors())
+    for factor in (1e25, math.inf):
+        with next(parts.model.parameters()).register_hook(lambda gradient, by=factor: gradient * by):
+            assert "non-finite loss or gradient" in str(train_step().warning)
+    after = parts.state.tensors()
+    assert differences(before, after) == []
+    assert parts.counters.skipped_steps == 2
+    train_step()
+    assert all(p.isfinite().all() for p in parts.model.parameters())
 
 
 def test_an_overflow_lowers_the_loss_scale_and_is_no_fault() -> None:

@@ -25,14 +25,15 @@ def source() -> dict[str, str | None]:
 
 
 def git(*arguments: str, where: Path | None = None) -> str | None:
-    """The output of a git command, by default on the code; None where git fails, as outside of a repository."""
+    """The output of a git command, by default on the code; None where git fails, as outside of a repository.
+
+    Names of files and lines of a diff may be any bytes: those that the locale cannot decode become surrogates.
+    """
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=where or CODE, capture_output=True, text=True, timeout=20
-        )
+        done = subprocess.run(["git", *arguments], cwd=where or CODE, capture_output=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return os.fsdecode(done.stdout).strip() if done.returncode == 0 else None
 
 
 def environment() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from trainer.config.schema import Config
 from trainer.config.stored import budget_changes, differences, optimizer_differences
 from trainer.errors import CheckpointError, ConfigError, UserError
 from trainer.monitor.base import Level
-from trainer.rundir.files import CONFIG
+from trainer.rundir.files import CONFIG, METRICS
 from trainer.rundir.frozen_config import read_frozen
 from trainer.rundir.status import read_status
 from trainer.training.parts import RunParts
@@ -66,6 +66,11 @@ def inspect_directory(config: Config, directory: Path) -> dict[str, Any]:
             f"checkpoint.resume=none would overwrite the run in {directory}: "
             f"choose another hydra.run.dir, or checkpoint.resume=auto to go on with it"
         )
+    if (own or has_records(directory)) and not (directory / CONFIG).exists():
+        raise ConfigError(
+            f"{directory} holds a run without its {CONFIG}, so that nothing tells whether it is this one: "
+            f"restore it, or choose another hydra.run.dir"
+        )
     changes = compare_with_stored(config, directory)
     if not own and not (status.get("state") == "finished" and not changes):
         refuse_lost(directory, status)
@@ -108,12 +113,20 @@ def refuse_lost(directory: Path, status: Mapping[str, Any]) -> None:
         lost = "are damaged"
     elif status.get("saved") is not None:
         lost = "are gone"
+    elif "state" not in status and has_records(directory):
+        lost = "and its status are gone"
     else:
         return
+    reached = f", which had reached step {status['step']}," if "step" in status else ""
     raise CheckpointError(
-        f"the checkpoints of the run in {directory}, which had reached step {status.get('step')}, {lost}: "
-        f"choose another hydra.run.dir to start anew"
+        f"the checkpoints of the run in {directory}{reached} {lost}: choose another hydra.run.dir to start anew"
     )
+
+
+def has_records(directory: Path) -> bool:
+    """Whether a run has written metrics; its status is written before them."""
+    file = directory / METRICS
+    return file.is_file() and file.stat().st_size > 0
 
 
 def check_optimizer(config: Config, checkpoint: Path) -> None:
