@@ -14,6 +14,7 @@ from trainer.config.plugins import load_plugins, refuse_unnamed
 from trainer.config.schema import check_config
 from trainer.data import Batch
 from trainer.errors import CheckpointError, ConfigError, UserError, nearest
+from trainer.optim.protocols import HasTwoWeights
 from trainer.registry import import_plugin
 from trainer.rundir.files import CONFIG
 from trainer.rundir.frozen_config import read_frozen
@@ -81,6 +82,8 @@ class LoadedRun:
         """
         content = read_verified(place)
         self.parts.state.load(content, content["values"])
+        if isinstance(self.parts.optimizer, HasTwoWeights):
+            self.parts.optimizer.eval()
         torch.manual_seed(self.parts.config.seed)  # of dropout
         return self.parts.counters.step
 

@@ -110,7 +110,7 @@ class Callback:
         """After the optimizer's step, which is counted now; the gradients are gone."""
 
     def after_evaluation(self, training: Training, metrics: Mapping[str, float]) -> None:
-        """After an evaluation, with its metrics by full name, the same on all ranks."""
+        """After an evaluation, with its metrics by full name, the same on all ranks, and the weights that had them."""
 
     def end(self, training: Training) -> None:
         """When the run has reached its end."""

@@ -3,7 +3,8 @@
 An optimizer need not know of these protocols: it implements one by having its members.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -69,6 +70,30 @@ class NeedsGraph(Protocol):
 
     needs_create_graph: bool
     """Whether it does, so that ``backward`` must be called with ``create_graph=True``."""
+
+
+@runtime_checkable
+class HasTwoWeights(Protocol):
+    """Trains at other weights than those that are the model's result."""
+
+    def eval(self) -> None:
+        """Gives the model those by which it is evaluated and saved."""
+
+    def train(self) -> None:
+        """Gives it those that it trains at: to the bit those before `eval`, or after a checkpoint was loaded."""
+
+
+@contextmanager
+def evaluation_weights(optimizer: Optimizer) -> Iterator[None]:
+    """A context in which the model has the weights by which it is evaluated and saved; it does not nest."""
+    if not isinstance(optimizer, HasTwoWeights):
+        yield
+        return
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()
 
 
 def differentiates_gradient(optimizer: Optimizer) -> bool:

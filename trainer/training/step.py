@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from trainer.checkpoint.state import random_state, set_random_state
 from trainer.data import Batch
 from trainer.distributed.dtensor import local_tensor
-from trainer.optim.protocols import differentiates_gradient
+from trainer.optim.protocols import differentiates_gradient, evaluation_weights
 from trainer.training.nonfinite import count_skipped_step
 from trainer.training.parts import RunParts
 from trainer.training.step_sync import Requests, StepResults, StepSync, sync_step
@@ -138,7 +138,8 @@ class TrainStep:
             clip_grads_with_norm_(parameters, clip_norm, norm)
         parts.precision.scaler.step(parts.optimizer)
         if parts.state.ema is not None:
-            parts.state.ema.update()
+            with evaluation_weights(parts.optimizer):
+                parts.state.ema.update()
         parts.counters.skipped_in_a_row = 0
         parts.counters.grad_norm = sync.grad_norm
         window = parts.state.window
