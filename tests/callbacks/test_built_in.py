@@ -214,6 +214,10 @@ def test_early_stop_goes_on_from_its_state() -> None:
         ),
         ("callbacks=[freeze_until]", "callbacks.freeze_until.parameters is required"),
         (
+            "callbacks.early_stop.patience=3",
+            "unknown option callbacks.early_stop.patience: early_stop is not chosen, add callbacks=[early_stop]",
+        ),
+        (
             "callbacks=[freeze_until] callbacks.freeze_until.until=1 callbacks.freeze_until.parameters=[body.*]",
             "callbacks.freeze_until.parameters: body.* matches no parameter",
         ),

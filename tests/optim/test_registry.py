@@ -16,7 +16,7 @@ from trainer.options import options_of
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 
 OWN = ["adafisher", "adafisherw", "sgd", "adam", "adamw", "nadam", "adafactor", "muon"]
-OWN += ["schedulefree_adamw", "schedulefree_sgd"]
+OWN += ["schedulefree_adamw", "schedulefree_sgd", "sam_sgd", "sam_adamw"]
 PLAIN = OWN[2:]
 
 

@@ -83,6 +83,17 @@ class HasTwoWeights(Protocol):
         """Gives it those that it trains at: to the bit those before `eval`, or after a checkpoint was loaded."""
 
 
+@runtime_checkable
+class TakesTwoGradients(Protocol):
+    """Takes the gradient of a step at weights to which a first gradient of the same batch has led."""
+
+    def climb(self, norm: float) -> None:
+        """Moves the parameters by their gradients, whose norm over all parameters and ranks this is."""
+
+    def descend(self) -> None:
+        """Moves them back, to the bit; their gradients are then those that the step takes."""
+
+
 @contextmanager
 def evaluation_weights(optimizer: Optimizer) -> Iterator[None]:
     """A context in which the model has the weights by which it is evaluated and saved; it does not nest."""
