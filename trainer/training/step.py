@@ -104,7 +104,7 @@ class TrainStep:
         set_random_state(random_numbers)
 
     def _gradients(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
-        """As `_forward_backward`; where the optimizer takes two gradients, the second one, and all else of the first."""
+        """As `_forward_backward`; if the optimizer takes two gradients, the second one, and all else of the first."""
         parts, optimizer = self.parts, self.parts.optimizer
         if not isinstance(optimizer, TakesTwoGradients):
             return self._forward_backward(batches)
