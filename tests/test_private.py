@@ -30,7 +30,6 @@ SIGNATURES = {
     "get_args_parser": [],
     # torch
     "_adjust_lr": ["lr", "adjust_lr_fn", "param_shape"],
-    "_zeropower_via_newtonschulz": ["grad", "ns_coefficients", "ns_steps", "eps"],
 }
 
 

@@ -73,7 +73,7 @@ def judged(before: Answer, after: Answer) -> str:
         return "told" if after[2].count("\n") <= before[2].count("\n") + 1 else f"MANY LINES {after[2]}"
     if after[1] == before[1]:
         return "the same"
-    words = ("damaged", "unknown", "unreadable", "warning", "cannot", "going on from")
+    words = ("damaged", "unknown", "unreadable", "warning", "cannot", "reads format", "going on from")
     if any(after[1].count(word) > before[1].count(word) for word in words):
         return "told"
     return f"ANOTHER VALUE {after[1]}"

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.analyze.factors import diagonal_energy, full_factors, second_moment
+from trainer.analyze.factors import diagonal_energy, full_factors
 from trainer.optim.adafisher.layers import layer_of
 from trainer.optim.adafisher.rules import RULES
+from trainer.optim.kronecker.rows import second_moment
 
 SAMPLES, INSIDE, OUT = 6, 4, 3
 
@@ -65,7 +66,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 @pytest.mark.parametrize("entries", [1, 2**24], ids=["sample by sample", "at once"])
 def test_convolutions(name: str, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.analyze.factors.ENTRIES_AT_A_TIME", entries)
+    monkeypatch.setattr("trainer.optim.kronecker.rows.ENTRIES_AT_A_TIME", entries)
     layer = CONVOLUTIONS[name].double()
     x = torch.randn(SAMPLES, layer.in_channels, 6, 5, dtype=torch.float64)
     target = torch.randn_like(layer(x))

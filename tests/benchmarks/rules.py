@@ -1,11 +1,12 @@
-"""AdaFisher's three rules against AdamW, SGD and Muon on three small tasks, at equal steps and at equal seconds.
+"""AdaFisher's four rules against AdamW, SGD and Muon on three small tasks, at equal steps and at equal seconds.
 
     python tests/benchmarks/rules.py --text tinyshakespeare.txt
 
 Every contender tunes its learning rate over the same number of trials (seed 0), and its best rate then runs with
 fresh seeds, first for the same number of steps, then for the seconds that AdamW took. Each finished run is a line of
 ``--out``: started again, the script goes on where it stopped. ``--variants`` runs the calibrated rule with other
-options at its best rate. Seconds are CPU seconds of one thread, in training alone.
+options at its best rate. Seconds are CPU seconds of one thread, in training alone. Muon's AdamW has the rate of Muon's
+own; with momentum 0.9 it is a contender of its own. A second table has the differences to Muon, paired by seed.
 """
 
 import argparse
@@ -31,18 +32,22 @@ from trainer.data.fashion_mnist import fashion_mnist
 from trainer.models.autoencoder import Autoencoder
 from trainer.models.cnn import CNN
 from trainer.models.gpt import GPT
-from trainer.optim import OPTIMIZERS, AdaFisher, muon, param_groups
+from trainer.optim import OPTIMIZERS, AdaFisher, param_groups
+from trainer.optim.adafisher.rules import RULES
+from trainer.report.statistics import mean_interval
 
 Run = dict[str, Any]
 """One training run: task, contender, lr, seed, steps, options; and once it is done, metric and seconds."""
 
 RATES = {
     "calibrated": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+    "orthogonal": [3e-3, 6e-3, 1e-2, 2e-2, 4e-2],
     "paper": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
     "released": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
     "adamw": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
     "sgd": [3e-2, 1e-1, 3e-1, 1.0, 3.0],
-    "muon": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+    "muon": [3e-3, 6e-3, 1e-2, 2e-2, 4e-2],
+    "muon, momentum 0.9": [3e-3, 6e-3, 1e-2, 2e-2, 4e-2],
 }
 VARIANTS: list[Run] = [
     {"damping": 0.003},
@@ -166,9 +171,12 @@ def task_of(name: str, text: str | None) -> Task:
 
 def optimizer_of(model: nn.Module, run: Run, weight_decay: float) -> torch.optim.Optimizer:
     name, options = run["contender"], run["options"]
-    if name in ("calibrated", "paper", "released"):
+    if name in RULES:
         kind = {"decoupled": True, "rule": name, "weight_decay": weight_decay}
         return AdaFisher(model, lr=run["lr"], **{**kind, **options})
+    name, _, momentum = name.partition(", momentum ")
+    if momentum:
+        options = {"momentum": float(momentum), **options}
     if name == "sgd":
         options = {"momentum": 0.9, "weight_decay": 5e-4, **options}
     else:
@@ -176,22 +184,9 @@ def optimizer_of(model: nn.Module, run: Run, weight_decay: float) -> torch.optim
     return OPTIMIZERS.get(name).target(model, param_groups(model, True), lr=run["lr"], **options)
 
 
-def orthogonalise(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Muon's iteration in float32: torch's is in bfloat16, which a CPU may multiply a hundred times slower."""
-    a, b, c = coefficients
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
-
-
 def train(run: Run, text: str | None) -> Run:
     """Trains with a warm-up over a tenth of the steps and a cosine over the rest."""
     torch.set_num_threads(1)
-    muon._zeropower_via_newtonschulz = orthogonalise
     task = task_of(run["task"], text)
     torch.manual_seed(run["seed"])
     generator = torch.Generator().manual_seed(run["seed"])
@@ -247,7 +242,7 @@ class Study:
         return [self.done[self._key(run)] for run in runs if self._key(run) in self.done]
 
     def tuning(self, task: str, contender: str) -> list[Run]:
-        return [self._run(task, contender, lr, 0) for lr in RATES[contender]]
+        return [self._run(task, contender, lr, 0) for lr in self.args.rates or RATES[contender]]
 
     def best_rate(self, task: str, contender: str) -> float | None:
         runs = [r for r in self.of(self.tuning(task, contender)) if not math.isnan(r["metric"])]
@@ -282,6 +277,30 @@ def summary(runs: list[Run]) -> str:
     values = [run["metric"] for run in runs]
     spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
     return f"{mean(values):.3f}{spread}" if values else "–"
+
+
+def difference(ours: list[Run], theirs: list[Run]) -> str:
+    """The mean difference of runs with the same seeds, and its 95 % interval."""
+    of_seed = {run["seed"]: run["metric"] for run in theirs}
+    found = [run["metric"] - of_seed[run["seed"]] for run in ours if run["seed"] in of_seed]
+    if len(found) < 2:
+        return "–"
+    interval = mean_interval(found)
+    return f"{interval.mean:+.3f} ± {interval.half:.3f} ({len(found)})"
+
+
+def differences(study: Study) -> Table:
+    """Every contender against each row of Muon, at equal steps."""
+    table = Table(title="differences at equal steps, with 95 % intervals, paired by seed (seeds)")
+    opponents = [name for name in RATES if name.startswith("muon")]
+    for column in ("task", "contender", *(f"against {name}" for name in opponents)):
+        table.add_column(column)
+    for task in study.args.tasks:
+        runs = {name: study.of(study.seeds(task, name)) for name in RATES}
+        for name in RATES:
+            if runs[name] and name not in opponents:
+                table.add_row(task, name, *(difference(runs[name], runs[other]) for other in opponents))
+    return table
 
 
 def tables(study: Study) -> Iterator[Table]:
@@ -328,6 +347,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/rules.jsonl"))
     parser.add_argument("--tasks", nargs="+", default=["text", "images", "autoencoder"])
     parser.add_argument("--contenders", nargs="+", choices=RATES, default=list(RATES))
+    parser.add_argument("--rates", nargs="+", type=float, help="rates to try instead of each contender's own")
     parser.add_argument("--steps", type=int, help="steps of a run instead of the task's own number")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
@@ -347,7 +367,7 @@ def main() -> None:
             options = [(task, variant) for variant in VARIANTS for task in args.tasks]
             study.complete([r for task, v in options for r in study.seeds(task, "calibrated", v)])
         study.complete([run for pair in pairs for run in study.timed(*pair)])
-    for table in tables(study):
+    for table in (*tables(study), differences(study)):
         Console(width=160).print(table)
 
 

@@ -17,13 +17,13 @@ def test_shares_of_a_linear_layers_state() -> None:
         "parameters": 8 * 3 * 4,
         "gradients": 8 * 3 * 4,
         "optimizer state": 8 * 3 * 4 + 4,  # and the number of the step
-        "Fisher factors": (3 + 8) * 4,
+        "curvature factors": (3 + 8) * 4,
     }
     assert each == {
         "parameters": 2 * 3 * 4,
         "gradients": 2 * 3 * 4,
         "optimizer state": 2 * 3 * 4 + 4,
-        "Fisher factors": (3 + 2) * 4,
+        "curvature factors": (3 + 2) * 4,
     }
     total = mebibytes(tensors, TensorShare.bytes_here)["all of these"]
     assert total == sum(here.values()) / 2**20
@@ -34,4 +34,4 @@ def test_other_optimizers_have_no_factors() -> None:
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    assert "Fisher factors" not in tensors_of(model, optimizer, None)
+    assert "curvature factors" not in tensors_of(model, optimizer, None)

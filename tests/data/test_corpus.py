@@ -182,7 +182,7 @@ def test_a_tokenizer_that_is_not_there_shows_numbers(tmp_path: Path) -> None:
 
 
 def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.shards.OPEN_FILES", 3)
+    monkeypatch.setattr("trainer.data.open_files.OPEN_FILES", 3)
     shards = TokenShards(write_shards(tmp_path / "a", np.arange(1000)))
     out = np.empty(1000, dtype="<u2")
     shards.read([0], out[None])

@@ -131,7 +131,7 @@ def train(case: Case, rank: int = 0, size: int = 1, mesh: DeviceMesh | None = No
         forward = DistributedDataParallel(model, find_unused_parameters=case["model"] != "gpt")
     options = {
         "rule": case["rule"],
-        "lr": 1e-2 if case["rule"] == "calibrated" else 1e-3,
+        "lr": 1e-2 if case["rule"] in ("calibrated", "orthogonal") else 1e-3,
         **case.get("options", {}),
     }
     optimizer = AdaFisher(model, update_interval=4, **options)
@@ -176,6 +176,14 @@ def result_of(optimizer: AdaFisher) -> dict[str, Tensor]:
 CASES: list[Case] = [
     {"model": "conv", "rule": "calibrated"},
     {"model": "gpt", "rule": "calibrated"},
+    # blocks of up to 5 rows: most of them are on one rank, some on several
+    {
+        "model": "gpt",
+        "rule": "orthogonal",
+        "steps": 8,
+        "options": {"roles": {"*.weight": 5, "*norm*": "calibrated", "t*": "rooted"}},
+    },
+    {"model": "conv", "rule": "orthogonal", "accumulate": 2, "steps": 8},
     {"model": "conv", "rule": "calibrated", "accumulate": 2},
     {"model": "gpt", "rule": "calibrated", "checkpointing": True},
     {"model": "conv", "rule": "calibrated", "options": {"capture": "gradient"}},
@@ -187,7 +195,7 @@ CASES: list[Case] = [
 ]
 STRATEGIES = ["ddp 2", "ddp 4", "fsdp 2", "fsdp 3", "fsdp 4", "hsdp 2x2"]
 RUNS = [
-    (i, s) for i in range(len(CASES)) for s in STRATEGIES if i < 2 or s in ("ddp 2", "fsdp 3", "hsdp 2x2")
+    (i, s) for i in range(len(CASES)) for s in STRATEGIES if i < 3 or s in ("ddp 2", "fsdp 3", "hsdp 2x2")
 ]
 
 

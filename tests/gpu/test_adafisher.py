@@ -102,7 +102,9 @@ def tensors(optimizer: AdaFisher) -> list[Tensor]:
 
 @pytest.mark.parametrize("make", [convnet, gpt])
 @pytest.mark.parametrize(
-    "options", [{}, {"rule": "paper"}, {"rule": "released"}, {"capture": "gradient"}], ids=str
+    "options",
+    [{}, {"rule": "orthogonal"}, {"rule": "paper"}, {"rule": "released"}, {"capture": "gradient"}],
+    ids=str,
 )
 def test_trains_as_on_the_cpu(make: Callable[[], nn.Module], options: dict[str, Any]) -> None:
     here, there = make().double(), make().double().cuda()

@@ -2,7 +2,8 @@
 
     python tests/training/kill_images.py --kills 20
 
-One process, two ranks under DDP and two under FSDP, each with two data workers. The kills come at start-up, while a
+One process, two ranks under DDP and two under FSDP, each with two data workers; the pictures come from a folder, from a
+pack, from memory, or from a folder with timm's augmentation (--source). The kills come at start-up, while a
 checkpoint is written, during evaluations and anywhere else; of two ranks they hit both, or one, whose end must end the
 other. The same command starts the run again, while data workers of the last session may still be there. At the end
 parameters, optimizer state, random numbers and metrics.jsonl must be those of the undisturbed run, bit for bit.
@@ -26,11 +27,19 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.data.pictures import cats_and_dogs
 from tests.distributed.ranks import end, start_trainer
 from tests.training.kill_and_resume import compare, wait_for_save
+from trainer.data.pack import pack
 from trainer.rundir.logs import last_lines
 from trainer.rundir.status import read_status
 
 RANKS = {"none": 1, "ddp": 2, "fsdp": 2}
 EVAL_EVERY = 4
+TIMM = "data.augment=timm data.auto_augment=rand-m9 data.random_erasing=0.5 data.mixup=0.8 data.cutmix=1"
+SOURCES = {
+    "folder": "data.root={folder}",
+    "pack": "data.path={pack}",
+    "memory": "data.path={pack} data.cache=memory data.mixup=0.8",
+    "timm": f"data.root={{folder}} {TIMM}",
+}
 LINE = (
     "data=image_folder data.image_size=16 data.resize=16 data.batch_size=16 data.num_workers=2 model=cnn "
     "model.widths=[4] model.dropout=0.1 optimizer=adafisher optimizer.update_interval=3 loop.ema=0.9 "
@@ -44,16 +53,16 @@ class Disturbed:
 
     Args:
         root: where the run, the undisturbed one and what they print go.
-        pictures: the image folder.
+        source: overrides that say where the pictures are.
         strategy: of the run.
         moments: draws when it is killed, and which ranks are.
     """
 
-    def __init__(self, root: Path, pictures: Path, strategy: str, moments: random.Random) -> None:
+    def __init__(self, root: Path, source: str, strategy: str, moments: random.Random) -> None:
         self.undisturbed, self.run, self.log = root / "undisturbed", root / "disturbed", root / "out"
         root.mkdir()
         self.ranks = RANKS[strategy]
-        self.line = [*LINE.split(), f"data.root={pictures}", f"parallel={strategy}"]
+        self.line = [*LINE.split(), *source.split(), f"parallel={strategy}"]
         self.moments = moments
         self.kills: Counter[str] = Counter()
         begun = time.monotonic()
@@ -131,12 +140,15 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=20, help="of each strategy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--strategy", choices=RANKS, nargs="*", default=list(RANKS))
+    parser.add_argument("--source", choices=SOURCES, default="folder")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        pictures = cats_and_dogs(Path(folder) / "pictures")
+        pictures, packed = cats_and_dogs(Path(folder) / "pictures"), Path(folder) / "pack"
+        pack(pictures, packed, 512, lambda *_: None)
+        source = SOURCES[args.source].format(folder=pictures, pack=packed)
         for strategy in args.strategy:
             begun = time.monotonic()
-            disturbed = Disturbed(Path(folder) / strategy, pictures, strategy, random.Random(args.seed))
+            disturbed = Disturbed(Path(folder) / strategy, source, strategy, random.Random(args.seed))
             for _ in range(args.kills):
                 disturbed.kill_once()
             disturbed.finish()

@@ -194,3 +194,18 @@ def test_only_the_loss_has_a_gradient(name: str) -> None:
     loss, totals = of_batch(OBJECTIVES[name], outputs.requires_grad_(), inputs, targets)
     assert loss.requires_grad
     assert not totals.requires_grad
+
+
+def test_shares_of_classes_are_targets_too() -> None:
+    logits, classes = torch.randn(6, 7), torch.tensor([0, 1, 2, 3, 4, 6])
+    one_hot = torch.nn.functional.one_hot(classes, 7).float()
+    for smoothing in (0.0, 0.1):
+        objective = CrossEntropy(label_smoothing=smoothing)
+        hard, soft = (of_batch(objective, logits, logits, targets) for targets in (classes, one_hot))
+        for a, b in zip(hard, soft, strict=True):
+            torch.testing.assert_close(a, b)
+    shares = 0.7 * one_hot + 0.3 * one_hot.flip(0)
+    loss, totals = of_batch(CrossEntropy(), logits, logits, shares)
+    torch.testing.assert_close(loss, -(shares * logits.log_softmax(1)).sum(1).mean())
+    assert totals[1] == (logits.argmax(1) == classes).sum()
+    of_batch(CrossEntropy(), logits.double(), logits, shares)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.checkpoint import storage
 from trainer.checkpoint.reading import read_verified
@@ -14,6 +14,7 @@ from trainer.config.plugins import load_plugins, refuse_unnamed
 from trainer.config.schema import check_config
 from trainer.data import Batch
 from trainer.errors import CheckpointError, ConfigError, UserError, nearest
+from trainer.optim.kronecker.rows import MatrixLayer, is_matrix_layer
 from trainer.optim.protocols import HasTwoWeights
 from trainer.registry import import_plugin
 from trainer.rundir.files import CONFIG
@@ -21,8 +22,6 @@ from trainer.rundir.frozen_config import read_frozen
 from trainer.training.build import build
 from trainer.training.parts import RunParts
 
-Known = nn.Linear | nn.Conv2d
-"""Layers whose full factors are computed."""
 LARGEST = 1024
 """Columns of a layer that is analysed without being named: the time for eigenvalues grows with their cube."""
 
@@ -99,18 +98,14 @@ class LoadedRun:
         """The training loss of a batch, a mean over its samples."""
         return self.parts.objective.loss(lambda inputs: outputs, batch)[0]
 
-    def layers(self, pattern: str | None) -> dict[str, Known]:
+    def layers(self, pattern: str | None) -> dict[str, MatrixLayer]:
         """The layers of a pattern, or if there is none, the first, a middle and the last one of moderate size.
 
         Raises:
             ConfigError: the pattern matches none.
             DoesNotFit: the model has none.
         """
-        known = {
-            name: module
-            for name, module in self.model.named_modules()
-            if isinstance(module, Known) and type(module).forward in (nn.Linear.forward, nn.Conv2d.forward)
-        }
+        known = {name: module for name, module in self.model.named_modules() if is_matrix_layer(module)}
         if not known:
             raise DoesNotFit(f"the model of {self.run} has no Linear or Conv2d layer")
         if pattern is not None:
@@ -159,7 +154,7 @@ def build_again(run: Path, plugins: list[str]) -> RunParts:
     return build(replace(config, loop=replace(config.loop, compile=False)))
 
 
-def largest_side(module: Known) -> int:
+def largest_side(module: MatrixLayer) -> int:
     """The larger of the rows and the columns of a layer's weight as a matrix."""
     rows = len(module.weight)
     return max(rows, module.weight.numel() // rows)

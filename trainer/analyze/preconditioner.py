@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.analyze.loaded_run import DoesNotFit, Finding, Known, LoadedRun, Settings
+from trainer.analyze.loaded_run import DoesNotFit, Finding, LoadedRun, Settings
 from trainer.cli.common import progress
-from trainer.optim.protocols import CurvatureOptimizer
+from trainer.optim.kronecker.rows import MatrixLayer
+from trainer.optim.protocols import DiagonalPreconditioner
 
 BETA2 = 0.999
 MOST_BINS = 60
@@ -66,7 +67,7 @@ def row(layer: str, of: str, series: dict[int, dict[str, float]]) -> dict[str, A
     return {"layer": layer, "of": of, **ends, **spread, "steps": list(series), **lists}
 
 
-def gradients(run: LoadedRun, count: int, layers: Mapping[str, Known]) -> Iterator[dict[str, Tensor]]:
+def gradients(run: LoadedRun, count: int, layers: Mapping[str, MatrixLayer]) -> Iterator[dict[str, Tensor]]:
     """Gradients of the layers' weights, one an optimizer's batch, at the weights that the model has."""
     parts = run.parts.state.loader.micro_batches
     batches = run.batches(count)
@@ -86,7 +87,7 @@ def analyse(run: LoadedRun, settings: Settings) -> Finding:
         DoesNotFit: the run's optimizer has no factors.
     """
     optimizer = run.parts.optimizer
-    if not isinstance(optimizer, CurvatureOptimizer):
+    if not isinstance(optimizer, DiagonalPreconditioner):
         name = run.parts.config.optimizer["name"]
         raise DoesNotFit(f"--what preconditioner needs a run of AdaFisher: optimizer={name} has no factors")
     layers = run.layers(settings.layers)

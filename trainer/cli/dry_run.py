@@ -126,15 +126,15 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def parameter_table(parts: RunParts) -> Table:
-    """Each parameter with where its curvature comes from."""
+    """Each parameter with where its curvature comes from and what step it takes."""
     count = sum(p.numel() for p in parts.model.parameters())
-    table = Table("parameter", "shape", "curvature", title=f"{count:,} parameters")
+    table = Table("parameter", "shape", "curvature", "step", title=f"{count:,} parameters")
     optimizer = parts.optimizer
     coverage = optimizer.coverage() if isinstance(optimizer, CurvatureOptimizer) else []
-    sources = {row.parameter: row.source for row in coverage}
+    found = {row.parameter: (row.source, row.update) for row in coverage}
     for name, parameter in parts.model.named_parameters():
-        source = sources.get(name, "none") if parameter.requires_grad else "frozen"
-        table.add_row(name, shape(parameter), source)
+        cells = found.get(name, ("none", "")) if parameter.requires_grad else ("frozen", "")
+        table.add_row(name, shape(parameter), *cells)
     return table
 
 

@@ -43,7 +43,7 @@ def tensors_of(model: nn.Module, optimizer: Optimizer, ema: EMA | None) -> Tenso
         "buffers": [TensorShare(buffer, 0) for buffer in model.buffers()],
         "gradients": [TensorShare(p, rows(p)) for p in parameters.values() if p.requires_grad],
         "optimizer state": [share for share, is_factor in state if not is_factor],
-        "Fisher factors": [share for share, is_factor in state if is_factor],
+        "curvature factors": [share for share, is_factor in state if is_factor],
         "averaged weights": [
             TensorShare(tensor, rows(tensor) if name in parameters else 0)
             for name, tensor in averages.items()

@@ -1,17 +1,20 @@
 """``python -m trainer.data``: prepares data sets for training."""
 
-import os
 import sys
 import time
 from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trainer.cli.common import Parser, exit_code
 from trainer.data.documents import TABLES, TEXT
+from trainer.data.image_pack import PackManifest, is_pack, verify_pack
+from trainer.data.machine import available_cores
+from trainer.data.pack import SHARD_MIB, pack
 from trainer.data.shards import Manifest, TokenShards, checksum, shard_path
 from trainer.data.tokenize import SHARD_TOKENS, Job, tokenize
 from trainer.errors import ConfigError, DataError
@@ -23,7 +26,20 @@ def parser() -> Parser:
     """The parser of the command's arguments."""
     parser = Parser(prog="python -m trainer.data", description="Prepares data sets for training.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_tokenize(commands)
+    add_pack(commands)
+    command = commands.add_parser(
+        "verify", help="check folders of token shards and packs against their checksums"
+    )
+    command.set_defaults(run=run_verify)
+    command.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="as written by tokenize or pack"
+    )
+    return parser
 
+
+def add_tokenize(commands: Any) -> None:
+    """Adds the arguments of ``tokenize`` to the parsers of all commands."""
     command = commands.add_parser(
         "tokenize",
         help="text to token shards, which data=tokens trains on",
@@ -48,7 +64,7 @@ def parser() -> Parser:
     command.add_argument(
         "--workers",
         type=positive,
-        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        default=available_cores(),
         metavar="N",
         help="processes that tokenize (default: one a core, %(default)s)",
     )
@@ -73,10 +89,26 @@ def parser() -> Parser:
         help="of a shard (default: %(default)s)",
     )
 
-    command = commands.add_parser("verify", help="check folders of token shards against their checksums")
-    command.set_defaults(run=run_verify)
-    command.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="as written by tokenize")
-    return parser
+
+def add_pack(commands: Any) -> None:
+    """Adds the arguments of ``pack``."""
+    command = commands.add_parser(
+        "pack",
+        help="an image folder to a few tar files, which data=image_folder data.path=DIR trains on",
+        description="Packs the pictures of an image folder (train/CLASS and val/CLASS, or Tiny-ImageNet's layout), as "
+        "they are, into tar files in webdataset's layout, with an index, for data=image_folder data.path=DIR. "
+        "Interrupted by Ctrl-C or killed, the same command goes on with the first tar file that is not whole.",
+    )
+    command.set_defaults(run=run_pack)
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="it has the folders train and val")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder of the pack")
+    command.add_argument(
+        "--shard-mib",
+        type=positive,
+        default=SHARD_MIB,
+        metavar="N",
+        help="MiB of a tar file (default: %(default)s)",
+    )
 
 
 def positive(text: str) -> int:
@@ -91,31 +123,45 @@ def positive(text: str) -> int:
 
 
 class Display:
-    """A progress bar on standard error, if that is a terminal, from the first report on."""
+    """A progress bar on standard error, if that is a terminal, from the first report on.
 
-    def __init__(self) -> None:
+    Args:
+        title: what is done.
+    """
+
+    def __init__(self, title: str) -> None:
         console = Console(stderr=True)
         columns = [
-            TextColumn("tokenizing"),
+            TextColumn(title),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[note]}"),
         ]
         self.bar = Progress(
             *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
         )
-        self.task = self.bar.add_task("", rate="", start=False)
+        self.task = self.bar.add_task("", note="", start=False)
         self.first: tuple[float, int] | None = None
 
-    def __call__(self, total: int, done: int, tokens: int) -> None:
+    def tokens(self, total: int, done: int, tokens: int) -> None:
         """Shows how many sources are done, of how many, and the tokens of them."""
+        self.start(tokens)
+        assert self.first is not None
+        seconds = max(time.monotonic() - self.first[0], 1e-3)
+        rate = f"{tokens / 1e6:,.1f} M tokens, {(tokens - self.first[1]) / seconds / 1e6:.2f} M/s"
+        self.bar.update(self.task, total=total, completed=done, note=f"sources, {rate}")
+
+    def files(self, total: int, done: int) -> None:
+        """Shows how many tar files are done, of how many."""
+        self.start(done)
+        self.bar.update(self.task, total=total, completed=done, note="tar files")
+
+    def start(self, count: int) -> None:
+        """Shows the bar, if this is the first report, with a count from which a rate is taken."""
         if self.first is None:  # not before, as its thread would be there when the workers are forked
-            self.first = (time.monotonic(), tokens)
+            self.first = (time.monotonic(), count)
             self.bar.start()
             self.bar.start_task(self.task)
-        seconds = max(time.monotonic() - self.first[0], 1e-3)
-        rate = f"sources, {tokens / 1e6:,.1f} M tokens, {(tokens - self.first[1]) / seconds / 1e6:.2f} M/s"
-        self.bar.update(self.task, total=total, completed=done, rate=rate)
 
     def close(self) -> None:
         """Removes the bar."""
@@ -134,13 +180,32 @@ def run_tokenize(options: Namespace) -> int:
         shard_tokens=options.shard_tokens,
     )
     try:
-        with closing(Display()) as display:
-            manifest = tokenize(job, options.workers, display)
+        with closing(Display("tokenizing")) as display:
+            manifest = tokenize(job, options.workers, display.tokens)
     except KeyboardInterrupt:
         print(f"interrupted: the same command goes on where {job.out} ends", file=sys.stderr)
         return INTERRUPTED
     print(f"{job.out}: {describe(manifest)}")
     return FINISHED
+
+
+def run_pack(options: Namespace) -> int:
+    """Packs; returns the exit code."""
+    try:
+        with closing(Display("packing")) as display:
+            manifest = pack(options.folder, options.out, options.shard_mib, display.files)
+    except KeyboardInterrupt:
+        print(f"interrupted: the same command goes on where {options.out} ends", file=sys.stderr)
+        return INTERRUPTED
+    print(f"{options.out}: {describe_pack(manifest)}")
+    return FINISHED
+
+
+def describe_pack(manifest: PackManifest) -> str:
+    """What is in a pack, in a line."""
+    shards, size = sum(map(len, manifest.shards.values())), memory(sum(manifest.sizes.values()) / 2**20)
+    counts = " and ".join(f"{count:,} pictures in {split}" for split, count in manifest.samples.items())
+    return f"{counts}, {len(manifest.classes):,} classes, {shards} tar files, {size}"
 
 
 def describe(manifest: Manifest) -> str:
@@ -153,12 +218,15 @@ def describe(manifest: Manifest) -> str:
 
 
 def run_verify(options: Namespace) -> int:
-    """Reads all shards; returns the exit code.
+    """Reads all files of shards and packs; returns the exit code.
 
     Raises:
-        DataError: a shard is not what was written.
+        DataError: a file is not what was written.
     """
     for folder in options.folders:
+        if is_pack(folder):
+            print(f"{folder}: {describe_pack(verify_pack(folder))}, as written")
+            continue
         manifest = TokenShards(folder).manifest
         for number, expected in enumerate(manifest.checksums):
             path = shard_path(folder, number)

@@ -4,7 +4,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,12 +13,15 @@ from trainer.options import MAY_DIFFER, Count, Fraction, Natural
 from trainer.registry import Registry
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs and targets. Images: float32 [B, C, H, W], int64 [B]. Tokens: int64 [B, T], the next ones [B, T]. Of another
-kind: [B, ...], [B, ...]."""
+"""Inputs and targets. Images: float32 [B, C, H, W], and labels int64 [B], or shares of K classes float32 [B, K].
+Tokens: int64 [B, T], the next ones [B, T]. Of another kind: [B, ...], [B, ...]."""
 
 
 class Split(ABC):
     """Numbered samples that live on the device, or are brought there batch by batch."""
+
+    group: int = 1
+    """Training batches are asked for in parts of a multiple of so many samples, which are mixed with each other."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -114,8 +117,9 @@ class LoaderOptions:
     """Samples per optimizer step, over all ranks and micro-batches."""
     eval_batch_size: Annotated[Count, MAY_DIFFER] = 512
     """Samples per evaluation step, over all ranks; a rank takes at most its share, rounded up."""
-    num_workers: Annotated[Natural, MAY_DIFFER] = 0
-    """Processes that read samples ahead, for splits that are read lazily."""
+    num_workers: Annotated[Literal["auto"] | Natural, MAY_DIFFER] = 0
+    """Processes that read samples ahead, for splits that are read lazily; ``auto``: one a core that the rank has, at
+    most 8."""
     drop_last: bool = True
     """Leave out the last samples of an epoch that are too few for a batch, instead of a smaller one; of that, what does
     not divide into ranks and micro-batches is left out still."""

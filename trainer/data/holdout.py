@@ -22,6 +22,7 @@ class Subset(Split):
     def __init__(self, split: Split, numbers: Tensor) -> None:
         self.split = split
         self.numbers = numbers
+        self.group = split.group
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -1,29 +1,24 @@
-"""Folders of image files, decoded when they are needed: the layouts of ImageNet and of Tiny-ImageNet."""
+"""Image folders and packs of them, whose pictures are decoded when they are needed, or once."""
 
 import os
-import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from trainer.data.base import DATA, Batch, Data, LazySplit, digest
-from trainer.data.images import cutout
-from trainer.data.random import mix, uniform
-from trainer.errors import ConfigError, DataError, one_line
-from trainer.options import MAY_DIFFER, Count, Natural, Range
-
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's training set
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's: file name, class, box; separated by tabs
-UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-"""What PIL raises for a file that is missing, no picture, damaged, or much larger when it is decoded."""
-Sample = tuple[Path, int]
+from trainer.data.base import DATA, Batch, Data, LazySplit, Split, digest
+from trainer.data.cached_images import cached_images
+from trainer.data.class_folders import find_samples, fingerprint_of
+from trainer.data.crops import Crops, Transform
+from trainer.data.finish import MEAN, Finish
+from trainer.data.image_pack import PackedPictures, is_pack, read_pack_manifest
+from trainer.data.pictures import PictureFiles, Pictures
+from trainer.data.random import mix
+from trainer.data.timm_augment import Mixing, timm_transform
+from trainer.errors import ConfigError
+from trainer.options import MAY_DIFFER, Count, Natural, NonNegative, Range
 
 
 @DATA.register("image_folder")
@@ -32,222 +27,151 @@ def image_folder(
     seed: int,
     *,
     root: Annotated[str, MAY_DIFFER] = "data",
+    path: Annotated[str | None, MAY_DIFFER] = None,
+    cache: Literal["none", "memory"] = "none",
     image_size: Count = 224,
     resize: Count = 256,
+    augment: Literal["torchvision", "timm"] = "torchvision",
     min_scale: Annotated[float, Range(gt=0, le=1)] = 0.08,
     flip: bool = True,
+    auto_augment: str | None = None,
+    random_erasing: Annotated[float, Range(ge=0, le=1)] = 0.0,
     cutout: Natural = 0,
+    mixup: NonNegative = 0.0,
+    cutmix: NonNegative = 0.0,
     normalize: bool = True,
 ) -> Data:
     """Images [3, image_size, image_size]; the classes are the folders in root/train, in order of their names.
 
     Args:
+        root: the folder with train and val.
+        path: a pack of such a folder, read instead of it.
+        cache: ``memory``: decode all pictures, which have one size, onto the device at the start.
         image_size: height and width of the crop that is trained and evaluated on.
         resize: the shorter side, before the crop at the centre, in evaluation.
+        augment: whose random crops and flips: torchvision's, or timm's with a policy or changes of colours.
         min_scale: least share of the picture's area that a random crop shows in training.
+        auto_augment, random_erasing: of timm, as in `timm_transform`.
         cutout: side of one square that is set to zero after normalisation, as in `trainer.data.images.Augmentation`.
+        mixup, cutmix: of pairs of samples, as in `Mixing`.
     """
     if resize < image_size:
         raise ConfigError(f"data.resize={resize} must be at least data.image_size={image_size}")
-    from torchvision.transforms import v2  # slow to import, and most runs do without it
-
-    train, test, classes = find_samples(Path(root))
-    augment = v2.Compose(
-        [
-            v2.RandomResizedCrop(image_size, scale=(min_scale, 1.0)),
-            v2.RandomHorizontalFlip(0.5 if flip else 0.0),
-            v2.PILToTensor(),
+    check_timm(augment, cache, auto_augment, random_erasing)
+    crops = Crops(image_size, resize, min_scale, flip)
+    sets = find_pictures(Path(root), Path(path) if path else None)
+    mixing = Mixing(mixup, cutmix, len(sets.classes)) if mixup or cutmix else None
+    finish = Finish(device, normalize, cutout, mixing)
+    splits: Sequence[Split]
+    if cache == "memory":
+        splits = cached_images([sets.train, sets.test], crops, finish)
+    else:
+        if augment == "timm":
+            transform = timm_transform(crops, auto_augment, random_erasing, MEAN, finish.normalized)
+        else:
+            transform = crops.random()
+        splits = [
+            LazyImages(pictures, transform, crops.centre, finish) for pictures in (sets.train, sets.test)
         ]
-    )
-    centre = v2.Compose([v2.Resize(resize), v2.CenterCrop(image_size), v2.PILToTensor()])
+    train, test = splits
+    return sets.data(train, test, image_size)
 
-    def split(samples: list[Sample]) -> "ImageFiles":
-        return ImageFiles(
-            samples, augment=augment, centre=centre, cutout=cutout, normalize=normalize, device=device
+
+def check_timm(augment: str, cache: str, auto_augment: str | None, random_erasing: float) -> None:
+    """Refuses options that would do nothing.
+
+    Raises:
+        ConfigError: one is given without what it belongs to.
+    """
+    if augment == "timm" and cache == "memory":
+        raise ConfigError(
+            "data.augment=timm changes picture by picture, data.cache=memory whole batches: set data.cache=none"
+        )
+    for name, value in (("auto_augment", auto_augment), ("random_erasing", random_erasing)):
+        if value and augment != "timm":
+            raise ConfigError(f"data.{name}={value} is timm's: add data.augment=timm")
+
+
+class Sets(NamedTuple):
+    """The pictures of a folder or a pack."""
+
+    train: Pictures
+    test: Pictures
+    classes: list[str]
+    fingerprints: tuple[str, str]
+    """Of the two sets."""
+
+    def data(self, train: Split, test: Split, size: int) -> Data:
+        """The data set with these splits, which are the pictures made into images of this height and width."""
+        classes = len(self.classes)
+        return Data(
+            train=train,
+            evals={"test": test},
+            model_defaults={"num_classes": classes, "in_channels": 3, "image_size": size},
+            kind="images",
+            fingerprint={
+                "classes": f"{classes} {digest(os.fsencode('/'.join(self.classes)))}",
+                "training files": self.fingerprints[0],
+                "evaluation files": self.fingerprints[1],
+            },
         )
 
-    return Data(
-        train=split(train),
-        evals={"test": split(test)},
-        model_defaults={"num_classes": len(classes), "in_channels": 3, "image_size": image_size},
-        kind="images",
-        fingerprint={
-            "classes": f"{len(classes)} {digest(os.fsencode('/'.join(classes)))}",
-            "training files": fingerprint_of(train, Path(root)),
-            "evaluation files": fingerprint_of(test, Path(root)),
-        },
-    )
+
+def find_pictures(root: Path, path: Path | None) -> Sets:
+    """The pictures of the pack, if its path is given, otherwise of the folder.
+
+    Raises:
+        UserError: the one or the other is not whole.
+    """
+    if path:
+        manifest = read_pack_manifest(path, "data.path=")
+        packed = [PackedPictures(path, manifest, split) for split in ("train", "val")]
+        prints = manifest.fingerprints["train"], manifest.fingerprints["val"]
+        return Sets(packed[0], packed[1], manifest.classes, prints)
+    if is_pack(root):
+        raise ConfigError(f"data.root={root} is a pack: read it by data.path={root}")
+    train, test, classes = find_samples(root, "data.root=")
+    prints = fingerprint_of(train, root), fingerprint_of(test, root)
+    return Sets(PictureFiles(train), PictureFiles(test), classes, prints)
 
 
-def fingerprint_of(samples: list[Sample], root: Path) -> str:
-    """The number of files and a digest of their names and labels, wherever their folder is."""
-    names = (f"{path.relative_to(root)}:{label}" for path, label in samples)
-    return f"{len(samples)} {digest(os.fsencode('/'.join(names)))}"
-
-
-class ImageFiles(LazySplit):
-    """Image files and their labels.
+class LazyImages(LazySplit):
+    """Pictures that are decoded when they are needed.
 
     Args:
-        samples: paths and labels.
-        augment, centre: from a PIL image to uint8 [3, H, W], for training and for evaluation.
-        cutout: side of the square set to zero in training; 0: off.
+        pictures: where they come from.
+        transform: changes a picture in training.
+        centre: what evaluation sees of a picture, from uint8 [3, H, W] to uint8 [3, size, size].
+        finish: makes the batch.
     """
 
     def __init__(
         self,
-        samples: list[Sample],
-        *,
-        augment: Callable[[Image.Image], Tensor],
-        centre: Callable[[Image.Image], Tensor],
-        cutout: int,
-        normalize: bool,
-        device: torch.device,
+        pictures: Pictures,
+        transform: Transform,
+        centre: Callable[[Tensor], Tensor],
+        finish: Finish,
     ) -> None:
-        # An array: a list's reference counts would have each worker process copy it, page by page.
-        self.paths = np.array([os.fsencode(path) for path, _ in samples])
-        self.labels = torch.tensor([label for _, label in samples])
-        self.augment, self.centre = augment, centre
-        self.device = device
-        self.cutout = cutout
-        self.normalize = normalize
+        self.pictures = pictures
+        self.transform = transform
+        self.centre = centre
+        self.finishing = finish
+        self.device = finish.device
+        self.group = finish.group
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.pictures)
 
     def read(self, indices: Tensor, key: int | None) -> Batch:
-        """Decodes and crops the images: uint8 [B, 3, H, W], and int64 [B, 3]: label and centre of the cutout."""
-        images = torch.stack([self._decode(index, key) for index in indices.tolist()])
-        centres = torch.full((len(indices), 2), -self.cutout)  # so far outside that nothing is cut
-        if key is not None and self.cutout:
-            height, width = images.shape[-2:]
-            centres = torch.from_numpy((uniform(key, indices, 2).T * (height, width)).astype(np.int64))
-        return images, torch.cat([self.labels[indices][:, None], centres], dim=1)
+        """Decodes and crops pictures: uint8 [B, 3, H, W], float32 after erasing; and of `Finish.draw`, int64 [B, 4]."""
+        images = torch.stack([self._changed(index, key) for index in indices.tolist()])
+        size = images.shape[-2], images.shape[-1]
+        return images, self.finishing.draw(indices, self.pictures.labels[indices], size, key)
 
     def finish(self, inputs: Tensor, targets: Tensor) -> Batch:
-        """Moves a batch to the device and normalises it: float32 [B, 3, H, W], int64 [B]."""
-        inputs = inputs.to(self.device, non_blocking=True).float().div_(255)
-        if self.normalize:
-            mean, std = (inputs.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-            inputs.sub_(mean).div_(std)
-        labels, *centre = targets.to(self.device, non_blocking=True).unbind(1)
-        return cutout(inputs, self.cutout, *centre) if self.cutout else inputs, labels
+        """Makes the batch of what was read, on the device."""
+        return self.finishing(inputs, targets)
 
-    def _decode(self, index: int, key: int | None) -> Tensor:
-        image = decode(os.fsdecode(self.paths[index]))
-        if key is None:
-            return self.centre(image)
-        with seeded(mix(key, index)):
-            return self.augment(image)
-
-
-def decode(path: str) -> Image.Image:
-    """The picture in a file, in mode RGB.
-
-    Raises:
-        DataError: the file is missing, no picture, damaged, suspiciously large, or of more than 8 bits a channel.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # PIL would clip to white or black
-                raise ValueError(f"mode {image.mode} has more than 8 bits a channel, convert it to 8")
-            return image.convert("RGB")
-    except UNDECODABLE as error:
-        raise DataError(f"{path} cannot be decoded ({one_line(error)}): replace or remove it") from None
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's CPU generator within the context; afterwards its state is what it was."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the devices' generators, too
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-
-
-def find_samples(root: Path) -> tuple[list[Sample], list[Sample], list[str]]:
-    """Returns the training and the validation files with their labels, and the names of the classes.
-
-    Raises:
-        DataError: a folder is missing or empty, or the two sets have different classes.
-    """
-    layout = f"data.root={root} must hold train/CLASS/*.jpg and val/CLASS/*.jpg"
-    for name in ("train", "val"):
-        if not (root / name).is_dir():
-            raise DataError(f"{root / name} is missing: {layout}")
-    train, classes = _class_folders(root / "train")
-    if (root / "val" / ANNOTATIONS).is_file():
-        val, found = _annotated(root / "val")
-    else:
-        val, found = _class_folders(root / "val")
-    for name, samples in (("train", train), ("val", val)):
-        if not samples:
-            raise DataError(f"{root / name} has no images: {layout}")
-    if classes != found:
-        unmatched = sorted(set(classes) ^ set(found))
-        side = "train" if unmatched[0] in classes else "val"
-        raise DataError(
-            f"{root}: train has {len(classes)} classes and val {len(found)}; they must be the same, "
-            f"but {unmatched[0]} is in {side} only"
-        )
-    labels = {name: label for label, name in enumerate(classes)}
-    return (
-        [(path, labels[name]) for path, name in train],
-        [(path, labels[name]) for path, name in val],
-        classes,
-    )
-
-
-def _class_folders(folder: Path) -> tuple[list[tuple[Path, str]], list[str]]:
-    """Files with their classes, and all classes; files may lie deeper, as in Tiny-ImageNet's CLASS/images."""
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and is_visible(entry.name))
-    samples = []
-    for name in classes:
-        files = sorted(_pictures(folder / name))
-        if not files:
-            raise DataError(f"{folder / name} has no images: every class needs some")
-        samples += [(file, name) for file in files]
-    return samples, classes
-
-
-def _pictures(folder: Path) -> Iterator[Path]:
-    """The picture files of a class. Links to folders are followed, but not to one that it is already in.
-
-    Raises:
-        DataError: a link leads to a folder that has been visited, or to one that is around it.
-    """
-    visited = {identity(parent) for parent in (folder, folder.parent)}
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(filter(is_visible, folders))
-        for name in folders:
-            found = identity(Path(where, name))
-            if found in visited:
-                raise DataError(
-                    f"{Path(where, name)} leads to a folder whose pictures count already: remove it"
-                )
-            visited.add(found)
-        yield from (Path(where, f) for f in files if is_visible(f) and f.lower().endswith(EXTENSIONS))
-
-
-def identity(path: Path) -> tuple[int, int]:
-    """What two paths of one folder have in common."""
-    status = path.stat()
-    return status.st_dev, status.st_ino
-
-
-def is_visible(name: str) -> bool:
-    """Whether a file is meant to be data, unlike .ipynb_checkpoints or macOS's ._0.jpg."""
-    return not name.startswith(".")
-
-
-def _annotated(folder: Path) -> tuple[list[tuple[Path, str]], list[str]]:
-    """Tiny-ImageNet's validation set: files in images/, their classes in a table."""
-    samples = []
-    for number, line in enumerate((folder / ANNOTATIONS).read_text().splitlines(), start=1):
-        file, _, rest = line.partition("\t")
-        if not rest:
-            raise DataError(f"{folder / ANNOTATIONS} line {number} is not: file name, tab, class")
-        samples.append((folder / "images" / file, rest.split("\t")[0]))
-    return samples, sorted({name for _, name in samples})
+    def _changed(self, index: int, key: int | None) -> Tensor:
+        image = self.pictures.decode(index)
+        return self.centre(image) if key is None else self.transform(image, mix(key, index))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.base import Batch, LazySplit, LoaderOptions, OrderedSplit, Split
+from trainer.data.machine import auto_workers
 from trainer.data.random import mix
 from trainer.data.workers import Plan, read_ahead
 from trainer.errors import ConfigError
@@ -25,7 +26,7 @@ class TrainLoader:
 
     Args:
         split: the samples.
-        options: its ``batch_size`` is a multiple of world_size * micro_batches.
+        options: its ``batch_size`` is a multiple of world_size * micro_batches * split.group.
         seed: seeds the order and the augmentation.
         rank, world_size: which part of each global batch is ours.
         micro_batches: parts in which our part is handed out.
@@ -45,12 +46,13 @@ class TrainLoader:
         micro_batches: int = 1,
     ) -> None:
         batch_size = options.batch_size
-        parts = world_size * micro_batches
+        parts = world_size * micro_batches * split.group
         if batch_size % parts:
             near = max(batch_size // parts, 1) * parts
+            groups = f" x samples in groups of {split.group}" if split.group > 1 else ""
             raise ConfigError(
                 f"data.batch_size={batch_size} does not divide into {world_size} ranks x "
-                f"{micro_batches} micro-batches: take a multiple of {parts}, such as {near}"
+                f"{micro_batches} micro-batches{groups}: take a multiple of {parts}, such as {near}"
             )
         if batch_size > len(split):
             raise ConfigError(f"data.batch_size={batch_size} exceeds the training set: at most {len(split)}")
@@ -142,8 +144,9 @@ def eval_batches(
 
 def fetch(split: Split, plans: Iterable[Plan], options: LoaderOptions) -> Generator[Batch, None, None]:
     """Yields the planned batches on the device, in order; worker processes read ahead where that helps."""
-    if options.num_workers and isinstance(split, LazySplit):
-        yield from read_ahead(split, plans, options.num_workers)
+    workers = auto_workers() if options.num_workers == "auto" else options.num_workers
+    if workers and isinstance(split, LazySplit):
+        yield from read_ahead(split, plans, workers)
         return
     for indices, key in plans:
         yield split.batch(indices, key)

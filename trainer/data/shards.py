@@ -4,17 +4,17 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trainer.data.open_files import OpenFiles
 from trainer.errors import DataError
 from trainer.rundir.files import FORMAT, atomic_write_text, check_format
 
 MANIFEST = "manifest.json"
-OPEN_FILES = 128
-"""At a time, of a folder."""
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -102,18 +102,11 @@ class TokenShards:
         self.folder = folder
         self.manifest = read_manifest(folder, where)
         self.dtype = np.dtype(self.manifest.dtype)
-        self._files: dict[int, int] = {}
+        self._files = OpenFiles(partial(shard_path, folder))
         self._check_sizes()
 
     def __len__(self) -> int:
         return self.manifest.tokens
-
-    def __del__(self) -> None:
-        for descriptor in self.__dict__.get("_files", {}).values():
-            os.close(descriptor)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}  # another process opens its own
 
     def read(self, starts: list[int], out: np.ndarray) -> None:
         """Reads stretches of consecutive tokens, each from one shard or several.
@@ -132,21 +125,10 @@ class TokenShards:
             number, offset = divmod(start * self.dtype.itemsize, size)
             while place < stop:  # once, but for a stretch that goes on in another shard
                 count = min(stop - place, size - offset)
-                file = files[number] if number in files else self._open(number)
-                if os.preadv(file, [content[place : place + count]], offset) != count:
+                if os.preadv(files[number], [content[place : place + count]], offset) != count:
                     path = shard_path(self.folder, number)
                     raise DataError(f"{path} has become shorter: copy or make it again")
                 place, number, offset = place + count, number + 1, 0
-
-    def _open(self, number: int) -> int:
-        path = shard_path(self.folder, number)
-        if len(self._files) == OPEN_FILES:
-            os.close(self._files.pop(next(iter(self._files))))
-        try:
-            self._files[number] = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from None
-        return self._files[number]
 
     def _check_sizes(self) -> None:
         """Notices a copy that was interrupted, without reading the shards."""

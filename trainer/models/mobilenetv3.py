@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer.models.base import MODELS, required_from_data
 from trainer.models.pretrained import load_by_position
@@ -47,6 +48,14 @@ def conv_norm(channels: int, width: int, kernel: int = 1, stride: int = 1, group
     return nn.Sequential(convolution, nn.BatchNorm2d(width, eps=1e-3))
 
 
+class HardSigmoid(nn.Module):
+    """As `nn.Hardsigmoid`, of which torch has no second derivative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape; from 0 at -3 to 1 at 3."""
+        return functional.relu6(x + 3) / 6
+
+
 class SqueezeExcitation(nn.Module):
     """Scales each channel by what two linear layers make of the means of all channels."""
 
@@ -56,7 +65,7 @@ class SqueezeExcitation(nn.Module):
             nn.Linear(channels, channels // 4, bias=False),
             nn.ReLU(),
             nn.Linear(channels // 4, channels, bias=False),
-            nn.Hardsigmoid(),
+            HardSigmoid(),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ NAMES = ("loss", "accuracy", "top5_accuracy")
 class CrossEntropy(Supervised):
     """Cross-entropy of logits [B, K] against classes [B]; accuracy, and top-5 accuracy where K > 5.
 
+    Targets may be shares of the classes, [B, K], as of mixed images: the class with the largest share is the right one.
+
     Args:
         label_smoothing: share of the target probability that is spread over all classes, in training only; None:
             ``loop.label_smoothing``.
@@ -29,8 +31,11 @@ class CrossEntropy(Supervised):
 
     def of_outputs(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As of the base; the totals are loss, correct predictions, also among the five best if K > 5, and samples."""
-        smoothing = self.label_smoothing or 0.0
-        loss = F.cross_entropy(wide(outputs), targets, label_smoothing=smoothing, reduction="sum")
+        smoothing, logits = self.label_smoothing or 0.0, wide(outputs)
+        shares = targets.to(logits.dtype) if targets.is_floating_point() else targets
+        loss = F.cross_entropy(logits, shares, label_smoothing=smoothing, reduction="sum")
+        if targets.is_floating_point():
+            targets = targets.argmax(-1)
         outputs, count = outputs.detach(), targets.numel()
         counts = [(outputs.argmax(-1) == targets).sum()]
         if outputs.shape[-1] > 5:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from trainer._private import _adjust_lr, _zeropower_via_newtonschulz
+from trainer._private import _adjust_lr
+from trainer.optim.adafisher.polar import polar_factor
 from trainer.optim.base import OPTIMIZERS, Groups, fuses_by_default
 from trainer.options import Count, Fraction, NonNegative, Positive
 
@@ -59,13 +60,14 @@ class MuonAdamW(Optimizer):
         B ← μ B + (1 − μ) G        W ← (1 − η κ) W − η a NS((1 − μ) G + μ B)
 
     where NS is the Newton–Schulz iteration towards the nearest semi-orthogonal matrix, and a evens out the
-    shapes (``adjust_lr_fn``).
+    shapes (``adjust_lr_fn``). Torch always iterates in bfloat16; here that is done where the device is fast at it.
 
     Args:
         model: says which parameters are hidden matrices; see `split_matrices`.
         params: groups of named parameters.
         lr, momentum, nesterov, ns_steps, adjust_lr_fn: of hidden matrices; see ``torch.optim.Muon``.
-        adamw_lr, betas, eps, fused: of the others; see ``torch.optim.AdamW``. ``fused`` is None: where torch can.
+        adamw_lr, betas, eps, fused: of the others; see ``torch.optim.AdamW``. ``adamw_lr`` is None: as ``lr``, on whose
+            scale ``match_rms_adamw`` puts Muon's. ``fused`` is None: where torch can.
         weight_decay: decoupled, of both.
 
     References: https://kellerjordan.github.io/posts/muon/ and arXiv 2502.16982.
@@ -81,7 +83,7 @@ class MuonAdamW(Optimizer):
         nesterov: bool = True,
         ns_steps: Count = 5,
         adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw",
-        adamw_lr: NonNegative = 3e-3,
+        adamw_lr: NonNegative | None = None,
         betas: tuple[Fraction, Fraction] = (0.9, 0.95),
         eps: Positive = 1e-8,
         weight_decay: NonNegative = 0.1,
@@ -91,7 +93,7 @@ class MuonAdamW(Optimizer):
             fused = True
         of_muon: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
         of_muon |= {"ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
-        of_adamw = {"lr": adamw_lr, "betas": betas, "eps": eps, "fused": fused}
+        of_adamw = {"lr": lr if adamw_lr is None else adamw_lr, "betas": betas, "eps": eps, "fused": fused}
         split = split_matrices(model, params)
         groups = [{**(of_muon if group["use_muon"] else of_adamw), **group} for group in split]
         super().__init__(groups, {"weight_decay": weight_decay})
@@ -122,7 +124,7 @@ class MuonAdamW(Optimizer):
             buffer.lerp_(grad, 1 - momentum)
             update = grad.lerp(buffer, momentum) if group["nesterov"] else buffer
             matrix = update.flatten(1)  # [out, in, *kernel] -> [out, in * kernel]
-            step = _zeropower_via_newtonschulz(matrix, NEWTON_SCHULZ, group["ns_steps"], 1e-7)
+            step = polar_factor(matrix[None], [NEWTON_SCHULZ] * group["ns_steps"], margin=1.0)[0]
             p.mul_(1 - lr * group["weight_decay"])
             p.add_(step.reshape(p.shape), alpha=-_adjust_lr(lr, group["adjust_lr_fn"], matrix.shape))
 

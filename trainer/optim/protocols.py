@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 
 class CurvatureSource(Protocol):
-    """Where the curvature of a parameter comes from."""
+    """Where the curvature of a parameter comes from, and what it is used for."""
 
     @property
     def parameter(self) -> str:
@@ -22,6 +22,10 @@ class CurvatureSource(Protocol):
     @property
     def source(self) -> str:
         """Such as the type of its layer."""
+
+    @property
+    def update(self) -> str:
+        """The kind of step that the parameter takes."""
 
 
 class StateLayout(Protocol):
@@ -50,11 +54,16 @@ class CurvatureOptimizer(Protocol):
     def coverage(self) -> Sequence[CurvatureSource]:
         """One row for each trained parameter."""
 
-    def preconditioner(self, param: Tensor) -> Tensor:
-        """What the update of a parameter is divided by, in its shape."""
-
     def state_layout(self, param: Tensor) -> Mapping[str, StateLayout]:
         """The tensors in ``optimizer.state[param]``, by key."""
+
+
+@runtime_checkable
+class DiagonalPreconditioner(CurvatureOptimizer, Protocol):
+    """Divides each entry of an update by a number of its own."""
+
+    def preconditioner(self, param: Tensor) -> Tensor:
+        """What the update of a parameter is divided by, in its shape."""
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from trainer.errors import ConfigError
 from trainer.formatting import memory
 from trainer.rundir.files import CONFIG
 from trainer.rundir.frozen_config import read_frozen
-from trainer.training.build import build, pick_device
+from trainer.training.build import build, load_data, pick_device
 from trainer.training.step import TrainStep
 
 USABLE = 0.9
@@ -64,7 +64,10 @@ def find_accumulate(config: Config, ranks: Ranks) -> int:
     local, rest = divmod(config.loader.batch_size, ranks.world_size)
     if not limits or rest or not local:  # an odd batch is refused by the loader
         return 1
-    sizes = [size for size in range(1, local + 1) if local % size == 0]
+    group = ranks.run_on_all(lambda: load_data(config, device).train.group)
+    sizes = [size for size in range(group, local + 1, group) if local % size == 0]
+    if not sizes:
+        return 1
     size = largest_fitting(sizes, lambda size: trial(config, ranks, device, size), min(limits))
     if size is None:
         raise ConfigError(

@@ -1,11 +1,14 @@
 """One optimizer step: forward, backward, what the ranks agree on, update."""
 
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from trainer.checkpoint.state import random_state, set_random_state
@@ -120,6 +123,10 @@ class TrainStep:
 
     def _forward_backward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Adds up the gradients of this rank's micro-batches; returns their losses [M] and the sum of their totals."""
+        with twice_differentiable() if self._create_graph else nullcontext():
+            return self._micro_batches(batches)
+
+    def _micro_batches(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         parts, scaler = self.parts, self.parts.precision.scaler
         parts.model.train()
         losses, totals = [], []
@@ -173,3 +180,14 @@ class TrainStep:
         """Undoes what the forward pass changed."""
         for buffer, saved in zip(self._buffers, saved_buffers, strict=True):
             buffer.copy_(saved)
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Has attention computed by its plain formula, since torch has no second derivative of its fused kernels.
+
+    A gradient with a graph and its parameter refer to each other, of which torch warns; `zero_grad` parts them.
+    """
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Using backward\(\) with create_graph=True")
+        yield

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# AdaFisher by its three rules against AdamW, SGD, Adafactor and Muon, on three tasks, at equal training seconds.
+# AdaFisher by three of its rules against AdamW, SGD, Adafactor and Muon, on three tasks, at equal training seconds.
 #
 #     tests/benchmarks/comparison/run.sh TEXT [OPTION=VALUE ...]
 #

@@ -137,7 +137,7 @@ def test_every_scheduler(name: str) -> None:
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
-@pytest.mark.parametrize("rule", ["calibrated", "paper", "released"])
+@pytest.mark.parametrize("rule", ["calibrated", "orthogonal", "paper", "released"])
 def test_parameters_that_are_not_contiguous(rule: Any, capture: Any) -> None:
     model = network()
     for layer in (model[0], model[3]):
@@ -534,14 +534,16 @@ def test_landscapes(
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
-@pytest.mark.parametrize("rule", ["calibrated", "paper", "released"])
+@pytest.mark.parametrize("rule", ["calibrated", "orthogonal", "paper", "released"])
 def test_logistic_regression(rule: Any, capture: Any) -> None:
     """Two clouds of points, told apart by one layer."""
     torch.manual_seed(0)
     x = torch.cat([torch.randn(64, 2) + 2, torch.randn(64, 2) - 2])
     y = torch.cat([torch.zeros(64), torch.ones(64)])
     model = nn.Sequential(nn.Linear(2, 1), nn.Flatten(0))
-    optimizer = AdaFisher(model, rule=rule, capture=capture, lr=0.1 if rule == "calibrated" else 0.01)
+    optimizer = AdaFisher(
+        model, rule=rule, capture=capture, lr=0.1 if rule in ("calibrated", "orthogonal") else 0.01
+    )
     losses = []
     for _ in range(100):
         optimizer.zero_grad()

@@ -218,12 +218,13 @@ def test_a_new_layer_is_one_more_group() -> None:
     assert {row.parameter: row.source for row in optimizer.coverage()}["head.2.weight"] == "Linear"
 
 
+@pytest.mark.parametrize("rule", ["calibrated", "orthogonal"])
 @pytest.mark.parametrize("shape", [(0, 3), (0,), (3, 0)])
-def test_parameters_without_elements(shape: tuple[int, ...]) -> None:
+def test_parameters_without_elements(shape: tuple[int, ...], rule: Any) -> None:
     model = Net()
     model.empty = nn.Parameter(torch.zeros(shape))
     model.body = nn.Linear(5, 0)
-    optimizer = AdaFisher(model)
+    optimizer = AdaFisher(model, rule=rule)
     for step in range(12):
         optimizer.zero_grad()
         x, y = batch(step)

@@ -156,7 +156,7 @@ def test_tied_weight_adds_the_products_of_its_uses() -> None:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("rule", ["calibrated", "paper", "released"])
+@pytest.mark.parametrize("rule", ["calibrated", "orthogonal", "paper", "released"])
 def test_compiled_update_is_the_eager_one(rule: Any) -> None:
     eager, whole = network(), network()
     a = AdaFisher(eager, rule=rule, update_interval=2)
@@ -172,7 +172,7 @@ def test_compiled_update_is_the_eager_one(rule: Any) -> None:
     torch.testing.assert_close(tensors(a), tensors(b), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", ["calibrated", "paper"])
+@pytest.mark.parametrize("rule", ["calibrated", "orthogonal", "paper"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_blocks_do_not_show(rule: Any, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = network().double(), network().double()
@@ -224,9 +224,10 @@ def test_scale_does_not_leak(parts: int, scaled: str) -> None:
     torch.testing.assert_close(averages(actual), averages(expected), rtol=1e-4, atol=1e-7)
 
 
-def test_overflow_changes_nothing() -> None:
+@pytest.mark.parametrize("rule", ["calibrated", "orthogonal"])
+def test_overflow_changes_nothing(rule: Any) -> None:
     model = network()
-    optimizer = AdaFisher(model, update_interval=1)
+    optimizer = AdaFisher(model, rule=rule, update_interval=1)
     train(model, optimizer, 2)
     before = [t.clone() for t in tensors(optimizer)]
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
@@ -308,7 +309,7 @@ def test_a_layer_called_twice_counts_twice() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("rule", ["calibrated", "paper", "released"])
+@pytest.mark.parametrize("rule", ["calibrated", "orthogonal", "paper", "released"])
 @pytest.mark.parametrize("done", [0, 4])
 def test_resumed_steps_are_bit_identical(rule: Any, dtype: torch.dtype, done: int) -> None:
     model, other = network().to(dtype), network().to(dtype)
@@ -360,9 +361,14 @@ def pickled(optimizer: AdaFisher) -> AdaFisher:
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, pickled], ids=["deepcopy", "pickle"])
 @pytest.mark.parametrize("done", [0, 2, 3])
-def test_copies_continue_as_the_original(clone: Callable[[AdaFisher], AdaFisher], done: int) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"rule": "orthogonal", "roles": {"*.weight": 3}}], ids=["calibrated", "orthogonal"]
+)
+def test_copies_continue_as_the_original(
+    clone: Callable[[AdaFisher], AdaFisher], done: int, options: dict[str, Any]
+) -> None:
     model = network()
-    a = AdaFisher(model, update_interval=3)
+    a = AdaFisher(model, update_interval=3, **options)
     train(model, a, done)
     b = clone(a)
     train(model, a, 5, done)
@@ -401,13 +407,15 @@ def test_state_dict_holds_only_what_checkpoints_can() -> None:
 # Groups, closures, compile, gradient capture
 
 
-def test_groups_have_their_own_options() -> None:
+@pytest.mark.parametrize("rule", ["calibrated", "orthogonal"])
+def test_groups_have_their_own_options(rule: Any) -> None:
     model = network()
     still = [p.detach().clone() for p in model[0].parameters()]
     head = [*model[6].parameters(), *model[7].parameters(), *model[8].parameters()]
     optimizer = AdaFisher(
         model,
         [{"params": model[0].parameters(), "lr": 0.0}, {"params": head, "damping": 1.0, "weight_decay": 0.5}],
+        rule=rule,
     )
     optimizer.add_param_group({"params": model[3].parameters(), "lr": 1e-4})
     before = [p.detach().clone() for p in (*head, *model[3].parameters())]
@@ -530,6 +538,16 @@ def test_share_is_that_of_the_curvature_in_the_preconditioner() -> None:
     ("options", "message"),
     [
         ({"rule": "papr"}, "Invalid rule: 'papr'"),
+        ({"roles": {"*": 64}}, "roles under rule='orthogonal' only"),
+        (
+            {"rule": "orthogonal", "roles": {"0.*": "flat"}},
+            r"Invalid roles\['0.\*'\]: 'flat', must be a number",
+        ),
+        (
+            {"rule": "orthogonal", "roles": {"*": 0}},
+            r"Invalid roles\['\*'\]: 0, must be a number of rows >= 1",
+        ),
+        ({"rule": "orthogonal", "roles": {"tail*": 64}}, "no parameter of the model is named 'tail\\*'"),
         ({"update_interval": 0}, "Invalid update_interval: 0"),
         ({"lr": -1.0}, "Invalid lr: -1.0"),
         ({"momentum": 1.0}, "Invalid momentum: 1.0"),

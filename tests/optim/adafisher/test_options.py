@@ -12,7 +12,7 @@ from trainer.optim.adafisher.rules import RULES, RuleName
 
 OPTIONS = (
     *("lr", "momentum", "damping", "gamma", "weight_decay"),
-    *("decoupled", "rule", "update_interval", "capture", "fused", "maximize"),
+    *("decoupled", "rule", "roles", "update_interval", "capture", "fused", "maximize"),
 )
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from trainer.models.gpt import GPT
 from trainer.optim.adafisher import AdaFisher
-from trainer.optim.adafisher.reference import AdaFisherReference
+from trainer.optim.adafisher.reference import AdaFisherReference, OrthogonalReference
 
 STEPS = 30
 Batch = tuple[Tensor, Tensor]
@@ -40,13 +40,16 @@ def gpt() -> nn.Module:
     return GPT(layers=2, width=12, heads=2, vocab_size=17, context_length=6)
 
 
+REFERENCES = {"calibrated": AdaFisherReference, "orthogonal": OrthogonalReference}
+
+
 def train_both(
-    model: nn.Module, batch: Callable[[torch.Generator], Batch], **options: Any
+    model: nn.Module, batch: Callable[[torch.Generator], Batch], rule: Any = "calibrated", **options: Any
 ) -> tuple[nn.Module, nn.Module]:
     """The same steps with AdaFisher and with its reference; returns both models."""
     twin = copy.deepcopy(model)
-    fast = AdaFisher(model, update_interval=4, **options)
-    plain = AdaFisherReference(twin, update_interval=4)
+    fast = AdaFisher(model, rule=rule, update_interval=4, **options)
+    plain = REFERENCES[rule](twin, update_interval=4)
     for step in range(STEPS):
         x, y = batch(torch.Generator().manual_seed(step))
         for net, optimizer in ((model, fast), (twin, plain)):
@@ -56,14 +59,29 @@ def train_both(
     return model, twin
 
 
-@pytest.mark.parametrize(("make", "batch"), [(convnet, images), (gpt, text)], ids=["cnn", "tied gpt"])
-@pytest.mark.parametrize("fused", [None, "compile"])
+def wide() -> nn.Module:
+    """With more rows than a block has, which no block divides."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 261), nn.Tanh(), nn.Linear(261, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "batch", "rule", "fused"),
+    [
+        (convnet, images, "calibrated", None),
+        (gpt, text, "calibrated", None),
+        (convnet, images, "calibrated", "compile"),
+        (gpt, text, "calibrated", "compile"),
+        (convnet, images, "orthogonal", None),
+        (gpt, text, "orthogonal", None),
+        (wide, images, "orthogonal", None),
+    ],
+)
 def test_takes_the_steps_of_the_reference(
-    make: Callable[[], nn.Module], batch: Callable[[torch.Generator], Batch], fused: Any
+    make: Callable[[], nn.Module], batch: Callable[[torch.Generator], Batch], rule: str, fused: Any
 ) -> None:
     torch.manual_seed(0)
     start = make().double()
-    model, twin = train_both(copy.deepcopy(start), batch, fused=fused)
+    model, twin = train_both(copy.deepcopy(start), batch, rule, fused=fused)
     for ours, reference, before in zip(
         model.parameters(), twin.parameters(), start.parameters(), strict=True
     ):

@@ -56,8 +56,13 @@ def test_a_learning_rate_in_the_wrong_place() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"rule": "paper", "decoupled": True}, {"rule": "paper", "decoupled": False}],
-    ids=["calibrated", "decoupled", "coupled"],
+    [
+        {},
+        {"rule": "orthogonal"},
+        {"rule": "paper", "decoupled": True},
+        {"rule": "paper", "decoupled": False},
+    ],
+    ids=["calibrated", "orthogonal", "decoupled", "coupled"],
 )
 def test_maximize_ascends(options: dict[str, Any]) -> None:
     """As descending on the negative loss, weight decay included."""

@@ -1,8 +1,8 @@
 """AdaFisher. This folder depends on torch alone: it can be copied into any program as it is.
 
-Where to find what: ``reference.py`` the default rule in plain code · ``optimizer.py`` the optimizer · ``rules.py``
+Where to find what: ``reference.py`` our two rules in plain code · ``optimizer.py`` the optimizer · ``rules.py``
 what the rules differ in · ``layers.py``, ``convolutions.py``, ``library_layers.py`` the factors of each layer type ·
-``update.py`` the update.
+``update.py`` the update · ``roles.py``, ``update_orthogonal.py`` what ``rule="orthogonal"`` orthogonalises, and how.
 """
 
 from . import library_layers as _library_layers  # noqa: F401 (makes them known)

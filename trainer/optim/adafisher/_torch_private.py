@@ -29,6 +29,7 @@ __all__ = [
     "adds_to_gradient",
     "called_module",
     "calling_module",
+    "cpu_multiplies_bfloat16",
     "current_backward",
     "disable_compiler",
     "flattened",
@@ -42,6 +43,7 @@ __all__ = [
     "foreach_mul",
     "foreach_mul_",
     "foreach_norm",
+    "foreach_sub_",
     "is_transformed",
     "is_view",
     "local_shape_and_offset",
@@ -61,7 +63,7 @@ foreach_div_, foreach_addcdiv_, foreach_norm = (
     torch._foreach_addcdiv_,
     torch._foreach_norm,
 )
-foreach_clamp_max = torch._foreach_clamp_max
+foreach_clamp_max, foreach_sub_ = torch._foreach_clamp_max, torch._foreach_sub_
 
 disable_compiler = torch._disable_dynamo
 """`torch.compiler.disable` would import the compiler, which takes a second, along with this package."""
@@ -152,3 +154,8 @@ def flattened(mesh: DeviceMesh) -> DeviceMesh:
 def padding_of(module: Convolution) -> list[int]:
     """A convolution's padding as `F.pad` takes it, with ``padding="same"`` resolved."""
     return module._reversed_padding_repeated_twice
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16; without, they are far slower than those of floats."""
+    return torch.cpu._is_avx512_bf16_supported()

@@ -24,6 +24,7 @@ class AdaFisherW(AdaFisher):
         gamma: Fraction | None = None,
         weight_decay: NonNegative | None = None,
         rule: RuleName = "calibrated",
+        roles: dict[str, Any] = {},  # noqa: B006 (an option's default; it is copied, never changed)
         update_interval: Count | None = None,
         capture: Literal["hooks", "gradient"] = "hooks",
         fused: bool | Literal["compile"] | None = None,
@@ -40,6 +41,7 @@ class AdaFisherW(AdaFisher):
             weight_decay=weight_decay,
             decoupled=True,
             rule=rule,
+            roles=roles,
             update_interval=update_interval,
             capture=capture,
             fused=fused,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import dtensor
 from .preconditioners import Curvature
+from .rules import Rule
 from .state import Tracked
 from .update import UPDATE_RMS
 from .update_blocked import blocks, preconditioner
@@ -18,18 +19,20 @@ Followed = tuple[Tracked, Curvature]
 
 
 class Coverage(NamedTuple):
-    """Where a parameter's curvature comes from, and the shapes of H and S of each use."""
+    """Where a parameter's curvature comes from, the shapes of H and S of each use, and the step that it takes."""
 
     parameter: str
     source: str
     H: list[tuple[int, ...]]
     S: list[tuple[int, ...]]
+    update: str
 
 
-def coverage_of(tracked: Tracked) -> Coverage:
+def coverage_of(tracked: Tracked, rule: str) -> Coverage:
     """See `Coverage`."""
     H, S = ([tuple(tracked.state[f"{key}{use.suffix}"].shape) for use in tracked.uses] for key in "HS")
-    return Coverage(tracked.name, tracked.source, H, S)
+    update = str(tracked.role) if rule == "orthogonal" else rule
+    return Coverage(tracked.name, tracked.source, H, S, update)
 
 
 def full_preconditioner(tracked: Tracked, curvature: Curvature) -> Tensor:
@@ -38,20 +41,20 @@ def full_preconditioner(tracked: Tracked, curvature: Curvature) -> Tensor:
     return preconditioner(factor, tracked.damping).expand(tracked.view.shape).reshape(tracked.param.shape)
 
 
-def diagnose(parameters: Sequence[Followed], steps: int, *, normalized: bool) -> dict[str, dict[str, float]]:
+def diagnose(parameters: Sequence[Followed], steps: int, rule: Rule) -> dict[str, dict[str, float]]:
     """What `AdaFisher.diagnostics` returns.
 
     Args:
         parameters: those that have been updated.
         steps: taken so far.
-        normalized: whether the rule normalizes updates.
+        rule: by which they were.
     """
     if not parameters:
         return {}
     params = [t.param for t, _ in parameters]
     locals_ = [dtensor.local_tensor(param) for param in params]
     weights = torch.stack([torch.linalg.vector_norm(param, dtype=torch.float64) for param in locals_])
-    updates = _normalized_squares(locals_) if normalized else _update_squares(parameters)
+    updates = _normalized_squares(locals_) if rule.normalize_update else _update_squares(parameters)
     squares = torch.cat([weights.square(), updates.to(weights)])
     norms = dtensor.sum_over_shards(squares, [*params, *params]).sqrt().tolist()
     curvatures = [
@@ -62,12 +65,13 @@ def diagnose(parameters: Sequence[Followed], steps: int, *, normalized: bool) ->
     for i, (t, _) in enumerate(parameters):
         mean, low, median, high = numbers[i]
         weight, update = norms[i], norms[len(parameters) + i]
+        lr = float(t.group["lr"]) * (1.0 if t.role.name == "orthogonal" else rule.rate)
         result[t.name] = {
             "share": mean / (mean + t.damping),
             "preconditioner_min": low,
             "preconditioner_median": median,
             "preconditioner_max": high,
-            "update_ratio": float(t.group["lr"]) * update / weight if weight else float("inf"),
+            "update_ratio": lr * update / weight if weight else float("inf"),
             "age": float(steps - 1 - t.state["refreshed"]),
         }
     return result

@@ -58,6 +58,20 @@ def rows(param: DTensor) -> slice:
     return slice(first, first + shape[0])
 
 
+def first_rows(param: DTensor) -> set[int]:
+    """The rows with which the shards of a parameter begin, of all ranks."""
+    shards = [range(param.shape[0])]
+    for count, placement in zip(param.device_mesh.shape, param.placements, strict=True):
+        if placement.is_shard():  # into equal parts but for the last ones, as torch.chunk does
+            lengths = [-(-len(shard) // count) for shard in shards]
+            shards = [
+                shard[i * length : (i + 1) * length]
+                for shard, length in zip(shards, lengths, strict=True)
+                for i in range(count)
+            ]
+    return {shard.start for shard in shards}
+
+
 def is_primary_replica(param: DTensor) -> bool:
     """Whether this rank is the first of those that hold the same rows; in a sum over ranks it alone counts them."""
     coordinate = param.device_mesh.get_coordinate()

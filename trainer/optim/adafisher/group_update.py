@@ -13,7 +13,7 @@ from torch import Tensor
 from . import dtensor, update_blocked, update_compiled
 from .mean_squares import has_triton
 from .preconditioners import Curvatures
-from .state import Tracked
+from .state import Tracked, steps_of
 from .views import Pair
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ class GroupUpdate:
 
     Args:
         group: of the optimizer; its rates are looked up at every step.
-        tracked: those of its parameters that have a gradient.
+        tracked: those of its parameters that have a gradient and are updated here.
         curvatures: H' and S' of all of them, which stay where they are in memory.
+        rate: multiplies the group's learning rate.
         decoupled: whether weight decay bypasses the preconditioner.
         fused: ``"compile"`` compiles the updates; False does without kernels.
     """
@@ -37,19 +38,19 @@ class GroupUpdate:
         tracked: Sequence[Tracked],
         curvatures: Curvatures,
         *,
+        rate: float,
         decoupled: bool,
         fused: bool | str | None,
     ) -> None:
         self._group = group
+        self._rate = rate
         self._damping = group["damping"]
         self._has_gradient = [param.grad is not None for param in group["params"]]
         self._decoupled = decoupled
         self.owners = [t.param for t in tracked]
         """The parameters as the optimizer has them, which may be sharded."""
         self.is_sharded = any(dtensor.is_sharded(owner) for owner in self.owners)
-        self._steps = torch.stack([t.state["step"] for t in tracked]) if tracked else torch.empty(0)
-        for t, step in zip(tracked, self._steps.unbind(), strict=True):
-            t.state["step"] = step  # a view, so that all are counted at once
+        self._steps = steps_of(tracked)
 
         shapes = [dtensor.local_shape(t.param, t.view) for t in tracked]
         self._params = _local_views(self.owners, shapes)
@@ -113,7 +114,7 @@ class GroupUpdate:
         group = self._group
         sign = -1 if group["maximize"] else 1  # of g: the same as that of lr and of what decays
         return {
-            "lr": sign * float(group["lr"]),
+            "lr": sign * self._rate * float(group["lr"]),
             "beta": group["momentum"],
             "weight_decay": sign * group["weight_decay"],
         }

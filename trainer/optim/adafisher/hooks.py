@@ -111,9 +111,10 @@ class Capture:
         if not seen:
             return {}
         Ss = [item.S for item in seen.values()]
+        degrees = [self.layers[module].degree for module in seen]
         units = [float(item.samples) if per_sample else 1 / ranks for item in seen.values()]
-        foreach_mul_(Ss, [unit**2 for unit in units])
-        foreach_div_(Ss, scale**2)
+        foreach_mul_(Ss, [unit**degree for unit, degree in zip(units, degrees, strict=True)])
+        foreach_div_(Ss, [scale**degree for degree in degrees])
         rows = {module: Rows(item.H, item.S, item.rows, item.samples) for module, item in seen.items()}
         if not _flat([factor for item in rows.values() for factor in item[:2]]).isfinite().all():
             rows = {module: item for module, item in rows.items() if _flat(item[:2]).isfinite().all()}
@@ -149,13 +150,15 @@ class Capture:
         """Takes in one call of a layer: its H, and the gradient of its output, which has just arrived."""
         if not adds_to_gradient(node):
             return
-        S, backward = self.layers[module].S(s.detach()), current_backward()
+        layer, s, backward = self.layers[module], s.detach(), current_backward()
+        H, S = (H, layer.S(s)) if layer.joint is None else layer.joint(H, s)
+        rows = s.numel() / (layer.width or S.numel())
         with self._lock:
             self.has_seen = True
             if backward != self._backward:
                 self._drop_discarded()
                 self._backward = backward
-            self._seen.setdefault(module, _Seen()).add(H, S, s.shape, (backward, place))
+            self._seen.setdefault(module, _Seen()).add(H, S, rows, s.shape, (backward, place))
 
     def _drop_discarded(self) -> None:
         """Drops the rows of backward passes whose gradients are gone or have been set to zero since.
@@ -191,8 +194,7 @@ class _Seen:
         self.samples = 0
         self.passes: set[tuple[int, int]] = set()
 
-    def add(self, H: Tensor, S: Tensor, shape: torch.Size, of: tuple[int, int]) -> None:
-        rows = shape.numel() / S.numel()
+    def add(self, H: Tensor, S: Tensor, rows: float, shape: torch.Size, of: tuple[int, int]) -> None:
         self.rows += rows
         if self.rows == rows:
             self.H, self.S = H, S
@@ -215,7 +217,7 @@ def _parameter(module: nn.Module) -> Any:
 def _refuse_reentrant(node: Any, grad: Tensor) -> None:
     if adds_to_gradient(node):
         raise RuntimeError(
-            "AdaFisher does not see the layers under reentrant activation checkpointing: "
+            "Layers are not seen under reentrant activation checkpointing: "
             "call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
         )
 

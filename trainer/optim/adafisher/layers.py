@@ -38,6 +38,9 @@ class Layer:
         views: how each of its parameters sees them, by the parameter's name in the module.
         output: the name of the child whose input is what counts as the output, where the module does not end with
             what multiplies the rows: a norm with its activation, for example.
+        joint: makes both anew of what ``H`` returned and of the gradient, where S needs the rows that it belongs to.
+        degree: S grows with this power of the gradient.
+        width: the entries of a row of the gradient, where S has not one for each of them.
     """
 
     kind: str
@@ -45,6 +48,9 @@ class Layer:
     S: Callable[[Tensor], Tensor]
     views: Mapping[str, View]
     output: str | None = None
+    joint: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    degree: int = 2
+    width: int | None = None
 
     @property
     def sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -10,13 +10,14 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import state
-from .group_update import GroupUpdate
 from .hooks import Capture
 from .layers import Layer, layer_of, own_parameters
 from .preconditioners import Curvature, Curvatures
+from .roles import CALIBRATED, Role, roles_of
 from .rules import RULES, RuleName
 from .sources import Sources
 from .state import StateLayout, Tracked, Use, gradient_use
+from .updates import Update
 from .warn import Warnings
 
 
@@ -30,6 +31,7 @@ class LayerwiseOptimizer(Optimizer):
 
     model: nn.Module
     rule: RuleName
+    roles: Mapping[str, Any]
     decoupled: bool
     update_interval: int
     capture: str
@@ -48,9 +50,10 @@ class LayerwiseOptimizer(Optimizer):
         self._rule = RULES[self.rule]
         self._names: dict[Tensor, str] = {}
         self._uses: dict[Tensor, list[Use]] = {}
+        self._roles: dict[Tensor, Role] = {}
         self._capture = Capture({})
         self._curvatures = Curvatures(self._rule)
-        self._group_updates: list[GroupUpdate] = []
+        self._updates: list[Update] = []
         self._sources: Sources | None = None
         self._steps = 0
         self._warnings = Warnings()
@@ -60,6 +63,8 @@ class LayerwiseOptimizer(Optimizer):
         self._sources = None
         self._names |= {p: name for name, p in self.model.named_parameters()}  # some may have left the model
         self._uses = {}
+        if self._rule.orthogonal:
+            self._roles |= roles_of(self.model, self.roles)
         layers: dict[nn.Module, Layer] = {}
         for module in self.model.modules() if self.capture == "hooks" else ():
             layer = None if "forward" in module.__dict__ else layer_of(module, self._rule.layers)
@@ -93,7 +98,7 @@ class LayerwiseOptimizer(Optimizer):
     def _rebuild_caches(self) -> None:
         """Forgets all that follows from the state, which may be another one now."""
         self._curvatures.clear()
-        self._group_updates = []
+        self._updates = []
         steps = [self.state[param]["step"] for param in self._uses if self.state.get(param)]
         self._steps = max(map(int, steps), default=0)
         self._remember_sources()
@@ -157,7 +162,8 @@ class LayerwiseOptimizer(Optimizer):
         is_identity = (
             uses[0].module is None and self.capture == "hooks" and self._rule.unknown_layers == "identity"
         )
-        return Tracked(param, self._names[param], uses, self.state[param], group, is_identity)
+        role = self._roles.get(param, CALIBRATED)
+        return Tracked(param, self._names[param], uses, self.state[param], group, is_identity, role)
 
     def _tracked(self) -> list[Tracked]:
         """All parameters that have state."""
@@ -186,7 +192,7 @@ class LayerwiseOptimizer(Optimizer):
     def _curvature_of(self, tracked: Tracked) -> Curvature:
         """H' and S' since the last refresh. After a restart they are gathered: all ranks must call this."""
         if tracked.param not in self._curvatures and self._curvatures.refresh([tracked], {}):
-            self._group_updates = []
+            self._updates = []
         return self._curvatures[tracked.param]
 
     def state_layout(self, param: Tensor) -> Mapping[str, StateLayout]:

@@ -9,21 +9,21 @@ from torch import Tensor, nn
 from . import dtensor, refresh
 from ._torch_private import disable_compiler
 from .diagnostics import Coverage, coverage_of, diagnose, full_preconditioner
-from .group_update import GroupUpdate
 from .hooks import Rows
 from .limits import Count, Fraction, NonNegative, Positive, check
 from .loss_scale import loss_scale
 from .rules import RULES, RuleName
 from .saved import SavedOptimizer
 from .state import Tracked
+from .updates import make_updates, take_step
 from .usual_words import check_words
 
 
 class AdaFisher(SavedOptimizer):
     r"""Momentum preconditioned by two diagonals of the Fisher information for each layer.
 
-    To understand or change the rule, read ``reference.py`` in this folder first: the default rule on one device, in
-    plain code, with which this class is tested to agree.
+    To understand or change the rule, read ``reference.py`` in this folder first: the default rule and the orthogonal
+    one on one device, in plain code, with which this class is tested to agree.
 
     For a layer, h are the rows that its weight multiplies (samples, tokens, patches of a convolution; with a bias,
     h has a 1 at its end) and s the rows of the gradient of the per-sample loss with respect to its output:
@@ -43,6 +43,14 @@ class AdaFisher(SavedOptimizer):
     ε is met by gradients that are 3e-4 times smaller than H and S say of real ones, if others in the group are not: by
     rounding noise, such as that of a convolution's bias before a batch norm, which therefore stays.
 
+    ``"orthogonal"`` takes the step of a matrix, [rows, ...] of a linear layer or convolution, along the polar factors
+    U Vᵀ of the blocks U Σ Vᵀ of at most 128 rows of n, divided by the root of the same curvature:
+
+        O = the blocks' polar factors        u = O / √((S' + 0.1) (H' + 0.1))        θ ← (1 − η κ) θ − η 0.2 u / rms(u)
+
+    Embeddings, also those that are output layers too, have for F̃ the root of its means over columns, plus λ. They and
+    all other parameters take the calibrated step of 2 η. `coverage` tells what each parameter takes.
+
     ``"paper"`` (Algorithm 1): H' and S' are the bias-corrected averages, min-max normalized; a vector whose range is
     under 1 % of its maximum gives ones. ``"released"`` (the authors' code): new factors are min-max normalized, then
     averaged by H ← γ/10 H + γ/100 H_new, so that the curvature fades: in the end it is momentum SGD of learning rate
@@ -61,15 +69,18 @@ class AdaFisher(SavedOptimizer):
         model: the model that owns the parameters. It runs in training mode under gradients; what runs in ``eval()``,
             without gradients, or again for activation checkpointing (``use_reentrant=False``) counts for nothing.
         params: parameters, named parameters or groups with options of their own; all of the model's if left out.
-        lr: learning rate η ≥ 0. Calibrated: 1e-2, on the scale of AdamW's; else 1e-3.
+        lr: learning rate η ≥ 0. Calibrated and orthogonal: 1e-2, on the scale of AdamW's; else 1e-3.
         momentum: its decay β, 0 ≤ β < 1. `OneCycleLR` and `CyclicLR` cycle it by this name.
-        damping: λ > 0. Calibrated: 0.01, relative; λ → ∞ is plain momentum. Else 1e-3, absolute.
-        gamma: weight γ of the old factors, 0 ≤ γ < 1. Calibrated: 0.95; else 0.8. (In one reading of the paper γ
-            weights the new ones; not here.)
+        damping: λ > 0. Calibrated and orthogonal: 0.01, relative; λ → ∞ is plain momentum. Else 1e-3, absolute.
+        gamma: weight γ of the old factors, 0 ≤ γ < 1. Calibrated and orthogonal: 0.95; else 0.8. (In one reading of
+            the paper γ weights the new ones; not here.)
         weight_decay: κ ≥ 0. Decoupled: 1e-2; else 5e-4.
-        decoupled: whether weight decay bypasses the preconditioner. Always under ``"calibrated"``.
-        rule: ``"calibrated"``, ``"paper"`` or ``"released"``.
-        update_interval: steps between refreshes, ≥ 1. Calibrated: 10, paper: 1, released: 100.
+        decoupled: whether weight decay bypasses the preconditioner. Always under ``"calibrated"``, ``"orthogonal"``.
+        rule: ``"calibrated"``, ``"orthogonal"``, ``"paper"`` or ``"released"``.
+        roles: under ``"orthogonal"``, by patterns of parameters' names, of which the last that fits counts: the most
+            rows of a block, ``"whole"`` (a matrix, or each part of a fused one, is one block), ``"rooted"`` (as
+            embeddings) or ``"calibrated"``.
+        update_interval: steps between refreshes, ≥ 1. Calibrated and orthogonal: 10, paper: 1, released: 100.
         capture: ``"hooks"`` on the layers, or ``"gradient"``: row and column means of the squared gradient for every
             parameter, without any hook, for models whose layers are hidden or compiled as a whole.
         fused: None and True update all parameters of a group at once by kernels of Triton, on a GPU where it is
@@ -111,11 +122,12 @@ class AdaFisher(SavedOptimizer):
 
     Raises:
         TypeError: the model is missing; an option is unknown or unsupported.
-        ValueError: an option is out of range, or a parameter is not the model's.
+        ValueError: an option is out of range, a pattern fits no parameter, or a parameter is not the model's.
         RuntimeError: in ``step``, if no layer was captured before the first one.
 
     Sources: "AdaFisher: Adaptive Second Order Optimization via Fisher Information", ICLR 2025, arXiv 2405.16397v3;
-    the calibrated rule is this project's own.
+    the calibrated and the orthogonal rule are this project's own. Orthogonal steps are Muon's
+    (https://kellerjordan.github.io/posts/muon/), in blocks as in arXiv 2510.16981.
     """
 
     def __init__(
@@ -130,6 +142,7 @@ class AdaFisher(SavedOptimizer):
         weight_decay: NonNegative | None = None,
         decoupled: bool | None = None,
         rule: RuleName = "calibrated",
+        roles: dict[str, Any] = {},  # noqa: B006 (an option's default; it is copied, never changed)
         update_interval: Count | None = None,
         capture: Literal["hooks", "gradient"] = "hooks",
         fused: bool | Literal["compile"] | None = None,
@@ -150,8 +163,11 @@ class AdaFisher(SavedOptimizer):
         own = RULES[rule]
         if own.always_decoupled and decoupled is False:
             raise ValueError(f"Invalid decoupled: False, rule={rule!r} always decouples weight decay")
+        if roles and not own.orthogonal:
+            raise ValueError(f"Invalid roles: {roles!r}, parameters have roles under rule='orthogonal' only")
         self.model = model
         self.rule = rule
+        self.roles = dict(roles)
         self.decoupled = own.always_decoupled if decoupled is None else decoupled
         self.update_interval = own.update_interval if update_interval is None else update_interval
         self.capture = capture
@@ -206,13 +222,13 @@ class AdaFisher(SavedOptimizer):
         if self.needs_refresh or not self._is_prepared():
             self._prepare(is_watching)
         self._capture.detach()  # and lets a compiled update run compiled
-        self._update()
+        take_step(self._updates, normalized=self._rule.normalize_update)
         self._steps += 1
         self._arrange_hooks()
         return loss
 
     def _is_prepared(self) -> bool:
-        return bool(self._group_updates) and all(update.is_current() for update in self._group_updates)
+        return bool(self._updates) and all(update.is_current() for update in self._updates)
 
     def _prepare(self, is_watching: bool) -> None:
         """Refreshes the factors that are due, and lists what there is to update.
@@ -233,18 +249,14 @@ class AdaFisher(SavedOptimizer):
             self._refresh(without, {})  # from their gradients, until their layers are captured
         missing = [t for t in tracked if t.param not in self._curvatures]
         if missing and self._curvatures.refresh(missing, {}):
-            self._group_updates = []
+            self._updates = []
         if not self._is_prepared():
-            self._group_updates = [
-                GroupUpdate(
-                    group,
-                    [t for t in tracked if t.group is group],
-                    self._curvatures,
-                    decoupled=self.decoupled,
-                    fused=self.fused,
-                )
-                for group in self.param_groups
-            ]
+            options: dict[str, Any] = {
+                "rate": self._rule.rate,
+                "decoupled": self.decoupled,
+                "fused": self.fused,
+            }
+            self._updates = make_updates(self.param_groups, tracked, self._curvatures, **options)
             self._remember_sources()
 
     def _refresh(
@@ -265,48 +277,36 @@ class AdaFisher(SavedOptimizer):
         for t in refreshed.values():
             t.state["refreshed"] = self._steps
         if self._curvatures.refresh([*refreshed.values()], inputs.full_S):
-            self._group_updates = []
+            self._updates = []
         if is_watching:
             self._warnings.check(tracked, self._steps - 2 * self.update_interval)
             if self._steps % (10 * self.update_interval) == 0:  # it goes through the whole model
                 self._warnings.check_model(self.model, self._names)
 
-    def _update(self) -> None:
-        for update in self._group_updates:
-            update.count_step()
-        updates = [update for update in self._group_updates if update.owners]
-        if not self._rule.normalize_update:
-            for update in updates:
-                update.bias_corrected_update()
-            return
-        sums: list[Tensor | None] = [None] * len(updates)
-        if any(update.is_sharded for update in updates):
-            local = torch.cat([update.sum_of_squares() for update in updates])
-            total = dtensor.sum_over_shards(local, [param for update in updates for param in update.owners])
-            sums = list(total.split([len(update.owners) for update in updates]))
-        for update, of_group in zip(updates, sums, strict=True):
-            update.normalized_update(of_group)
-
     # Reports
 
     @torch.no_grad()
     def preconditioner(self, param: Tensor) -> Tensor:
-        """F̃ of a parameter, in its shape, as of the last refresh. Where it is sharded, all ranks must call this."""
+        """F̃ of a parameter, in its shape, as of the last refresh; of a matrix what its polar factors are divided by.
+
+        Where it is sharded, all ranks must call this.
+        """
         tracked = next(t for t in self._tracked() if t.param is param)
         return full_preconditioner(tracked, self._curvature_of(tracked))
 
     def coverage(self) -> list[Coverage]:
-        """Of every trainable parameter: its name, the source of its curvature, the shapes of its H and S."""
-        return [coverage_of(tracked) for tracked in self._tracked()]
+        """Of every trainable parameter: name, source of its curvature, shapes of its H and S, and kind of its step."""
+        return [coverage_of(tracked, self.rule) for tracked in self._tracked()]
 
     @torch.no_grad()
     def diagnostics(self) -> dict[str, dict[str, float]]:
         """What the curvature does to each parameter that has been updated. On several ranks, all must call this.
 
         Returns:
-            by name of the parameter: ``share``, mean(S'H') / (mean(S'H') + λ); ``preconditioner_min``, ``_median``,
-            ``_max`` of F̃; ``update_ratio``, the norm of an update without weight decay over that of the parameter
-            (of a calibrated one above its floor); ``age``, steps since the factors were refreshed.
+            by name of the parameter: ``share``, mean(S'H') / (mean(S'H') + λ), 1 of what is orthogonal;
+            ``preconditioner_min``, ``_median``, ``_max`` of `preconditioner`; ``update_ratio``, the norm of an update
+            without weight decay over that of the parameter (of a calibrated one above its floor); ``age``, steps since
+            the factors were refreshed.
         """
         updated = [(t, self._curvature_of(t)) for t in self._tracked() if t.state["step"]]
-        return diagnose(updated, self._steps, normalized=self._rule.normalize_update)
+        return diagnose(updated, self._steps, self._rule)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from . import dtensor
+from .marginals import divisors
 from .refresh import FullS, averages
+from .roles import Role
 from .rules import Rule
 from .state import Tracked, Use
 from .vectors import Vectors
@@ -19,7 +21,7 @@ class Curvature(NamedTuple):
     """What preconditions a parameter; refreshed in place."""
 
     full: Sequence[Pair]
-    """H' and S' of every use."""
+    """H' and S' of every use, or what the parameter's role makes of them."""
     local: Sequence[Pair]
     """The same for the rows that this rank holds."""
     expected: Tensor
@@ -31,6 +33,8 @@ class Curvatures:
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
+        self.refreshes = 0
+        """How often anything was refreshed."""
         self._by_param: dict[Tensor, Curvature] = {}
         self._batches: dict[tuple[torch.device, torch.dtype], _Batch] = {}
 
@@ -54,6 +58,7 @@ class Curvatures:
         Returns:
             whether the curvature of any parameter lies elsewhere in memory than before.
         """
+        self.refreshes += 1
         moved = False
         batches: dict[tuple[torch.device, torch.dtype], list[Tracked]] = {}
         for t in tracked:
@@ -62,7 +67,7 @@ class Curvatures:
         for key, members in batches.items():
             uses = {t.param: t.refreshed_uses for t in members}
             if key not in self._batches or self._batches[key].uses != uses:
-                self._batches[key] = _Batch(uses, *key)
+                self._batches[key] = _Batch(uses, [t.role for t in members], *key)
                 self._by_param |= self._batches[key].curvature
                 moved = True
             self._batches[key].refresh(members, full_S, self._rule)
@@ -74,10 +79,15 @@ class _Batch:
 
     Args:
         uses: of each parameter, those that were refreshed.
+        roles: of each parameter.
     """
 
     def __init__(
-        self, uses: Mapping[Tensor, Sequence[Use]], device: torch.device, dtype: torch.dtype
+        self,
+        uses: Mapping[Tensor, Sequence[Use]],
+        roles: Sequence[Role],
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.uses = uses
         views = [use.view for several in uses.values() for use in several]
@@ -94,11 +104,17 @@ class _Batch:
             for view, H, S in zip(views, self.H.parts, self.S.parts, strict=True)
         )
         self.curvature: dict[Tensor, Curvature] = {}
-        for (param, several), expected in zip(uses.items(), self.expected.unbind(), strict=True):
-            full = [next(pairs) for _ in several]
+        self.derived: list[tuple[Sequence[Pair], Role, Sequence[Pair]]] = []
+        """What roles make of H' and S', the roles, and these."""
+        self.is_rooted = torch.tensor([role.name == "rooted" for role in roles], device=device)
+        for (param, several), role, expected in zip(uses.items(), roles, self.expected.unbind(), strict=True):
+            full: Sequence[Pair] = [next(pairs) for _ in several]
+            if role.name != "calibrated":
+                self.derived.append((divisors(role, full), role, full))
+                full = self.derived[-1][0]
             self.curvature[param] = Curvature(full, self._local(param, full) or full, expected)
 
-    def _local(self, param: Tensor, full: Sequence[Pair]) -> list[Pair]:
+    def _local(self, param: Tensor, full: Sequence[Pair]) -> Sequence[Pair]:
         if not dtensor.is_sharded(param):
             return []
         return [dtensor.local_pair(param, self.uses[param][0].view, pair) for pair in full]
@@ -113,11 +129,10 @@ class _Batch:
             row_weights = [t.state[f"row_weight{use.suffix}"] for t, use in uses]
             self._set_expected(row_weights, [by_param[param].damping for param in self.uses])
         rule.normalize(self.H, self.S)
+        for full, role, pairs in self.derived:
+            _copy(full, divisors(role, pairs))
         for param, (full, local, _) in self.curvature.items():
-            for old, new in zip(local, self._local(param, full), strict=False):
-                for to, value in zip(old, new, strict=True):
-                    if to.data_ptr() != value.data_ptr():  # a copy of rows, not a view of them
-                        to.copy_(value)
+            _copy(local, self._local(param, full))
 
     def _set_expected(self, row_weights: list[float], dampings: list[float]) -> None:
         """√mean G / max(F + λ), as in `reference`, with a bound of the maximum, before H and S are normalized.
@@ -136,8 +151,17 @@ class _Batch:
         own_h, own_max = self.H.reduce("sum", self.own) / self.own_counts, self.H.reduce("max", self.own)
         square = self.H.sum_by_param(self._row_weights * s * own_h)
         mean = self.H.sum_by_param(s * h).clamp_(min=torch.finfo(h.dtype).tiny)
-        largest = self.H.sum_by_param(self.S.reduce("max") * own_max) / mean + self._dampings
+        largest = self.H.sum_by_param(self.S.reduce("max") * own_max) / mean
+        largest = torch.where(self.is_rooted, largest.sqrt(), largest) + self._dampings
         self.expected.copy_(torch.where(square > 0, square.sqrt() / largest, math.nan))
+
+
+def _copy(targets: Sequence[Pair], values: Sequence[Pair]) -> None:
+    """Copies pairs to where those of the last refresh are; nothing if there are no values."""
+    for target, value in zip(targets, values, strict=False):
+        for to, new in zip(target, value, strict=True):
+            if to.data_ptr() != new.data_ptr():  # a copy of rows, not a view of them
+                to.copy_(new)
 
 
 def _own_columns(view: View) -> Tensor:

@@ -1,6 +1,6 @@
-"""The calibrated rule to be read: one device, no shards, no kernels, every row in memory.
+"""The calibrated and the orthogonal rule to be read: one device, no shards, no kernels, every row in memory.
 
-Change the rule here first. `AdaFisher` must then take the same steps: ``tests/optim/adafisher/test_reference.py``.
+Change a rule here first. `AdaFisher` must then take the same steps: ``tests/optim/adafisher/test_reference.py``.
 The notation is that of arXiv 2405.16397: a layer's weight W multiplies the rows h, and s are the rows of the gradient
 of the per-sample loss at the layer's output. N rows of B samples give
 
@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
+
+from .polar import POLAR_EXPRESS
 
 Norm = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d
 
@@ -142,25 +144,108 @@ class AdaFisherReference(torch.optim.Optimizer):
             self.refresh()
         self.steps += 1
         group = self.param_groups[0]
-        updates = {p: self.update(p) for p in group["params"]}
+        self.descend(group["params"], group["lr"], group["weight_decay"])
+
+    def descend(self, params: list[Tensor], lr: float, weight_decay: float) -> None:
+        """Takes the step of some parameters."""
+        updates = {p: self.update(p) for p in params}
         typical = torch.stack([rms(u) / expected for u, expected in updates.values()]).median().clamp(max=1)
         for p, (u, expected) in updates.items():
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.sub_(group["lr"] * 0.2 * u / rms(u).maximum(3e-4 * typical * expected))
+            p.mul_(1 - lr * weight_decay)
+            p.sub_(lr * 0.2 * u / rms(u).maximum(3e-4 * typical * expected))
 
     def update(self, p: Tensor) -> tuple[Tensor, Tensor]:
         """Returns u and a of a parameter, whose momentum takes in the gradient."""
+        relative, G = self.curvature(p)
+        F = self.preconditioner(p, relative)
+        return self.look_ahead(p) / F, G.mean().sqrt() / F.max()
+
+    def look_ahead(self, p: Tensor) -> Tensor:
+        """Returns n of a parameter, whose momentum takes in the gradient."""
         m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
         m.lerp_(p.grad, 1 - self.beta)
-        n = m.lerp(p.grad, 1 - self.beta)
+        return m.lerp(p.grad, 1 - self.beta)
+
+    def curvature(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ S ⊗ H / Σ mean S mean H, and G."""
         F, G, mean = torch.zeros_like(p), torch.zeros_like(p), p.new_zeros(())
         for layer, name in self.uses[p]:
             H, S, row_weight = self.averages[layer]
             F += fisher(layer, name, H, S)
             G += row_weight * fisher(layer, name, H, S)
             mean += mean_of_layer(layer, name, H, S)
-        F = F / mean + self.damping
-        return n / F, G.mean().sqrt() / F.max()
+        return F / mean, G
+
+    def preconditioner(self, p: Tensor, relative: Tensor) -> Tensor:
+        """F of a parameter, from the first of its `curvature`."""
+        return relative + self.damping
+
+
+class OrthogonalReference(AdaFisherReference):
+    """``rule="orthogonal"``: weights of linear layers and convolutions are matrices W [rows, columns].
+
+    Their n is split into blocks of at most 128 rows, of equal size but for one row; a block ends where a group of a
+    convolution does, or the queries, keys or values of attention. With F = Σ S ⊗ H / Σ mean S mean H as above, which is
+    F₁ [rows] and F₂ [columns] in the mean over columns and over rows (of a convolution's group):
+
+        O = U Vᵀ of every block U Σ Vᵀ of n         u = O / √((F₁ + 0.1) (F₂ + 0.1))
+        W ← (1 − η κ) W − η 0.2 u / rms(u)
+
+    All others take calibrated steps of 2 η: norms, biases, and matrices of which a side is under 4. Those of
+    embeddings, also as output layers, are rooted: their F is √F₁ + λ, since a row's gradient is as rare as its token.
+    """
+
+    def descend(self, params: list[Tensor], lr: float, weight_decay: float) -> None:
+        """Takes the step of some parameters."""
+        matrices = [p for p in params if self.is_matrix(p)]
+        for p in matrices:
+            u = self.orthogonal_update(p)
+            p.mul_(1 - lr * weight_decay)
+            p.sub_(lr * 0.2 * u / rms(u))
+        super().descend([p for p in params if not self.is_matrix(p)], 2 * lr, weight_decay)
+
+    def is_embedding(self, p: Tensor) -> bool:
+        """Whether a parameter is that of an embedding, among others."""
+        return any(isinstance(layer, nn.Embedding) for layer, _ in self.uses[p])
+
+    def is_matrix(self, p: Tensor) -> bool:
+        """Whether a parameter takes orthogonal steps."""
+        if p.dim() < 2 or self.is_embedding(p):
+            return False
+        return min(len(p) // self.parts(p), p[0].numel()) >= 4
+
+    def parts(self, p: Tensor) -> int:
+        """How many parts of a matrix's rows are apart: groups; queries, keys and values where rows are 3 x columns."""
+        layer, _ = self.uses[p][0]
+        return layer.groups if isinstance(layer, nn.Conv2d) else 3 if len(p) == 3 * p[0].numel() else 1
+
+    def preconditioner(self, p: Tensor, relative: Tensor) -> Tensor:
+        """F of a parameter, from the first of its `curvature`."""
+        if not self.is_embedding(p):
+            return super().preconditioner(p, relative)
+        return relative.mean(1, keepdim=True).sqrt() + self.damping
+
+    def orthogonal_update(self, p: Tensor) -> Tensor:
+        """Returns u of a matrix, whose momentum takes in the gradient."""
+        blocks = [
+            block
+            for part in self.look_ahead(p).flatten(1).chunk(self.parts(p))
+            for block in part.tensor_split(-(-len(part) // 128))
+        ]
+        polars = torch.cat([polar(block) for block in blocks]).view_as(p)
+        relative, _ = self.curvature(p)
+        layer, _ = self.uses[p][0]
+        F = relative.reshape(layer.groups if isinstance(layer, nn.Conv2d) else 1, -1, p[0].numel())
+        return polars / ((F.mean(2, keepdim=True) + 0.1) * (F.mean(1, keepdim=True) + 0.1)).sqrt().view_as(p)
+
+
+def polar(X: Tensor) -> Tensor:
+    """U Vᵀ of X = U Σ Vᵀ, nearly."""
+    X = X / (1.02 * X.norm()).clamp(min=1e-30)
+    for a, b, c in POLAR_EXPRESS:
+        A = X @ X.mT
+        X = a * X + (b * A + c * A @ A) @ X
+    return X
 
 
 def rms(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ A new rule is an entry of `RULES`, its name in `RuleName`, and the functions tha
 
 from collections import ChainMap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ from .layers import LAYERS, LayerTypes
 from .released_layers import RELEASED_LAYERS
 from .vectors import Vectors
 
-RuleName = Literal["calibrated", "paper", "released"]
+RuleName = Literal["calibrated", "orthogonal", "paper", "released"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,8 @@ class Rule:
             averages, in place.
         normalize: makes H' and S' of the averages of H and S, in place.
         normalize_update: whether the step is `update.normalized_update`; else `update.bias_corrected_update`.
+        orthogonal: whether parameters have different roles: matrices take the steps of `update_orthogonal`.
+        rate: multiplies η for all parameters that are not orthogonal.
     """
 
     lr: float
@@ -50,6 +52,8 @@ class Rule:
     average: Callable[[list[Tensor], list[Tensor], float, int], None]
     normalize: Callable[[Vectors, Vectors], None]
     normalize_update: bool = False
+    orthogonal: bool = False
+    rate: float = 1.0
 
 
 def _running_mean(olds: list[Tensor], news: list[Tensor], gamma: float, count: int) -> None:
@@ -87,18 +91,21 @@ def _as_they_are(H: Vectors, S: Vectors) -> None:
     """For averages that are normalized already."""
 
 
+_CALIBRATED = Rule(
+    lr=1e-2,
+    damping=0.01,
+    gamma=0.95,
+    update_interval=10,
+    always_decoupled=True,
+    layers=LAYERS,
+    average=_running_mean,
+    normalize=_over_mean,
+    normalize_update=True,
+)
+
 RULES: dict[RuleName, Rule] = {
-    "calibrated": Rule(
-        lr=1e-2,
-        damping=0.01,
-        gamma=0.95,
-        update_interval=10,
-        always_decoupled=True,
-        layers=LAYERS,
-        average=_running_mean,
-        normalize=_over_mean,
-        normalize_update=True,
-    ),
+    "calibrated": _CALIBRATED,
+    "orthogonal": replace(_CALIBRATED, orthogonal=True, rate=2.0),
     "paper": Rule(
         lr=1e-3,
         damping=1e-3,

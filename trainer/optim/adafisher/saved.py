@@ -13,7 +13,7 @@ from .state import Tracked
 class SavedOptimizer(LayerwiseOptimizer):
     """Can be saved and loaded, copied and pickled; its state dict says what it is of."""
 
-    _OPTIONS = ("model", "rule", "decoupled", "update_interval", "capture", "fused", "grad_scaler")
+    _OPTIONS = ("model", "rule", "roles", "decoupled", "update_interval", "capture", "fused", "grad_scaler")
     """Attributes that a copied or pickled optimizer keeps."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from . import dtensor
 from .mean_squares import factor_dtype
+from .roles import Role
 from .views import View, gradient_view
 
 
@@ -40,6 +41,7 @@ class Tracked:
     """Its parameter group: its own learning rate, damping and so on."""
     is_identity: bool
     """Whether the rule gives it F̃ = 1: no factors, no damping."""
+    role: Role
 
     @property
     def view(self) -> View:
@@ -48,8 +50,8 @@ class Tracked:
 
     @property
     def damping(self) -> float:
-        """λ."""
-        return 0.0 if self.is_identity else self.group["damping"]
+        """λ; what is orthogonal is damped by a constant."""
+        return 0.0 if self.is_identity or self.role.name == "orthogonal" else self.group["damping"]
 
     @property
     def has_factors(self) -> bool:
@@ -73,6 +75,14 @@ class Tracked:
             self.state[f"refreshes{use.suffix}"] for use in self.uses
         )
         return " + ".join(use.kind for use in self.uses) if captured else "gradient"
+
+
+def steps_of(tracked: Sequence[Tracked]) -> Tensor:
+    """The steps in the states of parameters, which become views of it, so that all are counted at once."""
+    steps = torch.stack([t.state["step"] for t in tracked]) if tracked else torch.empty(0)
+    for t, step in zip(tracked, steps.unbind(), strict=True):
+        t.state["step"] = step
+    return steps
 
 
 def new_state(param: Tensor, uses: Sequence[Use]) -> dict[str, Any]:

@@ -95,8 +95,8 @@ def gradient_view(param: Tensor) -> View:
 def gradient_means(square: Tensor, view: View) -> Pair:
     """Column and row means of g², linear in g², from which `gradient_factors` makes H and S."""
     square = square.view(view.shape)
-    S = square if view.columns is None else _mean_over(square, view.S_shape)
-    return _mean_over(square, view.H_shape), S.reshape(view.S_size)
+    S = square if view.columns is None else mean_over(square, view.S_shape)
+    return mean_over(square, view.H_shape), S.reshape(view.S_size)
 
 
 def gradient_factors(columns: Tensor, rows: Tensor, view: View) -> Pair:
@@ -113,7 +113,7 @@ def gradient_factors(columns: Tensor, rows: Tensor, view: View) -> Pair:
     return H, rows
 
 
-def _mean_over(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+def mean_over(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The mean of x over the axes in which the shape has 1."""
     axes = [axis for axis, size in enumerate(shape) if size == 1 and x.shape[axis] > 1]
     return x.mean(axes, keepdim=True) if axes else x
