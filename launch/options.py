@@ -60,7 +60,7 @@ class SlurmOptions(CommonOptions):
     mem: str | int | None = None
     """Memory per node, such as 64G; None: the partition's default."""
     time: str | int | None = None
-    """Time limit of one start, in minutes or as HH:MM:SS; None: the partition's default."""
+    """Time limit of one start, in minutes or as HH:MM:SS; max: the partition's longest; None: its default."""
     constraint: str | None = None
     exclude: str | None = None
     signal_seconds: Count = 120

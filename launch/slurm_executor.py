@@ -102,7 +102,7 @@ def parameters(sweep: Sweep) -> dict[str, Any]:
         "gpus_per_node": options.gpus_per_node or None,
         "cpus_per_task": options.cpus_per_task,
         "mem": options.mem,
-        "time": options.time,
+        "time": longest(options.partition) if options.time == "max" else options.time,
         "constraint": options.constraint,
         "exclude": options.exclude,
         "signal_delay_s": options.signal_seconds,
@@ -114,6 +114,34 @@ def parameters(sweep: Sweep) -> dict[str, Any]:
         "wckey": None,
         **parallel,
     }
+
+
+def longest(partition: str | None) -> str:
+    """The longest time limit that a partition allows, as sbatch takes it.
+
+    Args:
+        partition: its name; None: the cluster's default.
+
+    Raises:
+        UserError: Slurm does not answer, or does not say it.
+    """
+    answer = call(
+        ["sinfo", "--noheader", "--format=%P %l", *([f"--partition={partition}"] if partition else [])]
+    )
+    if answer.returncode:
+        raise UserError(f"Slurm does not answer: {one_line(RuntimeError(answer.stderr))}")
+    limits = dict(
+        line.split() for line in answer.stdout.splitlines() if line.strip()
+    )  # the default's name ends in *
+    chosen = {name: limit for name, limit in limits.items() if partition or name.endswith("*")}
+    if len(chosen) != 1:
+        known = ", ".join(name.removesuffix("*") for name in limits) or "none"
+        raise UserError(
+            f"launch.time=max needs one partition, but launch.partition={partition} leads to {len(chosen)} "
+            f"(known: {known})"
+        )
+    [limit] = chosen.values()
+    return "UNLIMITED" if limit == "infinite" else limit
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ FLOORS = {  # from the ground up
     "ground": "_private errors signals streams options registry formatting metrics rundir",
     "parts": "models data objectives callbacks optim monitor distributed",
     "run": "config checkpoint training",
-    "commands": "cli report compare analyze export data.__main__ __main__",
+    "commands": "cli report compare analyze evaluate predict generate export data.__main__ __main__",
     "cluster": "launch",
 }
 FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS.values()) for package in packages.split()}

@@ -20,7 +20,7 @@ import yaml
 
 from launch.__main__ import main as launch
 from tests.test_architecture import FLOORS
-from trainer import export
+from trainer import generate, predict
 from trainer.analyze.__main__ import parser as analyze_parser
 from trainer.cli import list_options
 from trainer.cli.train import check as compose_all
@@ -28,6 +28,9 @@ from trainer.compare.arguments import parse_command as parse_comparison
 from trainer.config.command_line import parse_arguments
 from trainer.data.__main__ import parser as data_parser
 from trainer.errors import ConfigError
+from trainer.evaluate.__main__ import parser as evaluate_parser
+from trainer.export.__main__ import parser as export_parser
+from trainer.report import diff
 from trainer.report.__main__ import parser as report_parser
 
 ROOT = Path(__file__).parents[1]
@@ -186,13 +189,23 @@ def check_compare(argv: list[str]) -> None:
         parse_comparison(argv)
 
 
+def check_report(argv: list[str]) -> None:
+    if argv[0] == "diff":
+        diff.parser().parse_args(argv[1:])
+    else:
+        report_parser().parse_args(argv)
+
+
 MODULES: dict[str, Callable[[list[str]], object]] = {
     "trainer": check_train,
     "trainer.compare": check_compare,
-    "trainer.report": lambda argv: report_parser().parse_args(argv),
+    "trainer.report": check_report,
     "trainer.analyze": lambda argv: analyze_parser().parse_args(argv),
     "trainer.data": lambda argv: data_parser().parse_args(argv),
-    "trainer.export": lambda argv: export.parser().parse_args(argv),
+    "trainer.evaluate": lambda argv: evaluate_parser().parse_intermixed_args(argv),
+    "trainer.predict": lambda argv: predict.parser().parse_intermixed_args(argv),
+    "trainer.generate": lambda argv: generate.parser().parse_args(argv),
+    "trainer.export": lambda argv: export_parser().parse_args(argv),
     "launch": check_launch,
     "pip": check_pip,
     "pytest": check_pytest,
@@ -282,7 +295,11 @@ TRAIN = "    python -m trainer "
         (wrong_commands, "README.md", "`python -m trainer.none`"),
         (wrong_commands, "README.md", "    python -m trainer.compare optimizer=sgd,none"),
         (wrong_commands, "README.md", "    python -m trainer.report a --none"),
+        (wrong_commands, "README.md", "    python -m trainer.report diff a"),
         (wrong_commands, "README.md", "    python -m trainer.analyze RUN --none"),
+        (wrong_commands, "README.md", "    python -m trainer.evaluate RUN --none"),
+        (wrong_commands, "README.md", "    python -m trainer.predict RUN"),
+        (wrong_commands, "README.md", "    python -m trainer.generate RUN a --tokens none"),
         (wrong_commands, "README.md", "    python -m trainer.export RUN --none"),
         (wrong_commands, "README.md", "    python -m trainer.data tokenize a --out b"),
         (wrong_commands, "README.md", "    python -m launch status DIR --none"),

@@ -13,7 +13,7 @@ from tests.abuse.runs import checkpoints, content, go, refusal, restate, stopped
 from tests.training.kill_and_resume import compare
 from trainer.checkpoint import manifest, storage
 from trainer.checkpoint.manifest import MANIFEST
-from trainer.export import main as export
+from trainer.export.__main__ import main as export
 
 
 def cut_short(checkpoint: Path) -> None:

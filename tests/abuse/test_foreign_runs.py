@@ -15,7 +15,10 @@ from trainer.analyze.__main__ import main as analyze
 from trainer.checkpoint import manifest
 from trainer.checkpoint.reading import MetadataUnpickler
 from trainer.cli.train import main
-from trainer.export import main as export
+from trainer.evaluate.__main__ import main as evaluate
+from trainer.export.__main__ import main as export
+from trainer.generate import main as generate
+from trainer.predict import main as predict
 
 
 class Command:
@@ -53,6 +56,8 @@ def test_pickles_are_not_executed(
     for command in (
         lambda: export([str(evil)]),
         lambda: analyze([str(evil)]),
+        lambda: evaluate([str(evil)]),
+        lambda: export([str(evil), "--to", "hf"]),
         lambda: go(tmp_path / "new", f"checkpoint.resume={evil}"),
         lambda: go(tmp_path / "new", f"checkpoint.weights={evil}"),
         lambda: main(["--config-path", str(evil)]),
@@ -84,15 +89,24 @@ def rewrite(run: Path, **changes: Any) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))
 
 
-@pytest.mark.parametrize("command", ["--config-path", "--cfg", "analyze", "--multirun"])
+READERS = {
+    "analyze": lambda run: analyze([run]),
+    "evaluate": lambda run: evaluate([run]),
+    "predict": lambda run: predict([run, __file__]),
+    "generate": lambda run: generate([run, "a"]),
+    "export": lambda run: export([run, "--to", "torch-export"]),
+}
+
+
+@pytest.mark.parametrize("command", ["--config-path", "--cfg", "--multirun", *READERS])
 def test_plugins_are_imported_only_if_they_are_named(
     command: str, evil: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rewrite(evil, plugins=["evil_module"])
     capsys.readouterr()
     flags = {"--config-path": [], "--cfg": ["--cfg", "job"], "--multirun": ["--multirun", "seed=0,1"]}
-    if command == "analyze":
-        assert analyze([str(evil)]) == 2
+    if command in READERS:
+        assert READERS[command](str(evil)) == 2
         option = "--plugins evil_module"
     else:
         assert main(["--config-path", str(evil), *flags[command]]) == 2

@@ -16,7 +16,7 @@ from tests.training.kill_and_resume import compare
 from trainer.checkpoint import storage
 from trainer.cli.train import main
 from trainer.config.compose import file_name
-from trainer.export import main as export
+from trainer.export.__main__ import main as export
 from trainer.rundir import directory as module
 from trainer.rundir.directory import RunDirectory
 

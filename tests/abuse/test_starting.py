@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.abuse.runs import checkpoints, go, refusal
 from trainer.checkpoint.reading import read_verified
-from trainer.export import main as export
+from trainer.export.__main__ import main as export
 
 
 def train_records(run: Path) -> list[dict[str, float]]:

@@ -23,7 +23,17 @@ def test_each_command_can_be_called(script) -> None:  # type: ignore[no-untyped-
 
 def test_all_commands_are_installed() -> None:
     names = {script.name.removeprefix("adafisher-") for script in SCRIPTS}
-    assert names >= {"train", "report", "compare", "analyze", "export", "launch"}
+    assert names >= {
+        "train",
+        "report",
+        "compare",
+        "analyze",
+        "evaluate",
+        "predict",
+        "generate",
+        "export",
+        "launch",
+    }
 
 
 @pytest.mark.slow

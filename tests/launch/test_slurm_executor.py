@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import slurm_executor
 from launch.options import SlurmOptions
 from launch.slurm_executor import check_path, ended, explain, queued, script, without_job_variables
 from launch.sweep_dir import Sweep
@@ -51,6 +52,42 @@ def test_names_that_slurm_reads_otherwise(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"launch\.dir=.* is wrong") as refused:
         check_path(tmp_path / name / "sweep")
     assert str(refused.value).isprintable()
+
+
+SINFO = {
+    None: "short 1:00:00\nlong* 2-00:00:00\n",
+    "gpu": "gpu infinite\n",
+    "long": "long* 2-00:00:00\n",
+    "none": "",
+}
+"""What sinfo prints of a partition."""
+
+
+def fake_sinfo(command: list[str]) -> subprocess.CompletedProcess[str]:
+    asked = next((word.partition("=")[2] for word in command if word.startswith("--partition=")), None)
+    return subprocess.CompletedProcess(command, 0, SINFO[asked], "")
+
+
+@pytest.mark.parametrize(
+    ("partition", "limit"), [(None, "2-00:00:00"), ("gpu", "UNLIMITED"), ("long", "2-00:00:00")]
+)
+def test_the_longest_time(
+    partition: str | None, limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_executor, "call", fake_sinfo)
+    text = script(sweep(tmp_path, partition=partition, time="max"), 1)
+    assert f"#SBATCH --time={limit}" in text.splitlines()
+
+
+def test_no_longest_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="Slurm does not answer: sinfo is not installed here"):
+        script(sweep(tmp_path, time="max"), 1)
+    monkeypatch.setattr(slurm_executor, "call", fake_sinfo)
+    with pytest.raises(
+        UserError, match=r"launch.time=max needs one partition, but launch.partition=none leads to 0"
+    ):
+        script(sweep(tmp_path, partition="none", time="max"), 1)
 
 
 def test_one_run_is_no_array(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ CONFIG = {
     "loop": {"max_steps": STEPS},
 }
 
+CLOCK = {"samples_per_second": 1234.5, "data_wait": 0.125, "flops_per_second": 1.5e12, "memory_mib": 412.0}
+
 
 def run_info(directory: Path, **changes: Any) -> RunInfo:
     values = {
@@ -63,7 +65,7 @@ def play(told: Monitors, first: int, last: int) -> dict[str, float]:
         told.tick(now)
         if step % 5 == 0:
             values = {"train/loss": loss(step), "train/accuracy": accuracy(step), "lr": 1e-3}
-            told.train(now, values, {"samples_per_second": 1234.5, "memory_mib": 412.0})
+            told.train(now, values, CLOCK)
         if step % 10 == 0:
             told.curvature(now, {f"layer{i}": {"share": i / 10 + step / 1000} for i in range(3)})
             metrics = {"test/loss": loss(step) + 0.1, "test/accuracy": accuracy(step)}

@@ -119,6 +119,8 @@ def test_plain_lines(tmp_path, capsys, clock):
         "train/accuracy": "10.11%",
         "lr": "0.001",
         "samples_per_second": "1234",
+        "data_wait": "12.50%",
+        "flops_per_second": "1.5e+12",
         "memory_mib": "412",
         "eta": "0:14",  # 55 of 60 steps remain at 4 steps a second
     }

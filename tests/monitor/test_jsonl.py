@@ -2,7 +2,7 @@ import json
 import math
 from contextlib import suppress
 
-from tests.monitor.fake import loss, monitors, play, progress
+from tests.monitor.fake import CLOCK, loss, monitors, play, progress
 from trainer.report.records import parse_record
 
 
@@ -48,8 +48,8 @@ def test_records(tmp_path):
     }
     assert metrics[2]["layers"]["layer2"] == {"share": 2 / 10 + 10 / 1000}
     assert clock == [
-        {"kind": "train", "step": 5, "seconds": 2.5, "samples_per_second": 1234.5, "memory_mib": 412.0},
-        {"kind": "train", "step": 10, "seconds": 5.0, "samples_per_second": 1234.5, "memory_mib": 412.0},
+        {"kind": "train", "step": 5, "seconds": 2.5, **CLOCK},
+        {"kind": "train", "step": 10, "seconds": 5.0, **CLOCK},
         {"kind": "evaluation", "step": 10, "seconds": 5.0, "eval_seconds": 0.1},
     ]
 

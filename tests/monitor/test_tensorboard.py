@@ -51,7 +51,7 @@ def test_scalars_against_steps_and_seconds(events):
         *("train/loss", "train/accuracy", "train/lr", "test/loss", "test/accuracy"),
         *("by_seconds/train/loss", "by_seconds/train/accuracy"),
         *("by_seconds/test/loss", "by_seconds/test/accuracy", "best/test/loss", "best/test/accuracy"),
-        *("speed/samples_per_second", "speed/memory_mib"),
+        *("speed/samples_per_second", "speed/data_wait", "speed/flops_per_second", "speed/memory_mib"),
         *(f"curvature/share/layer{i}" for i in range(3)),
         *(f"curvature/share_over_layers/{name}" for name in ("min", "median", "max")),
     }

@@ -14,11 +14,13 @@ from tests.training.helpers import MLP, trainer_of
 from tests.training.kill_and_resume import compare
 from trainer.checkpoint.storage import list_checkpoints
 from trainer.checkpoint.weights import weights_of
+from trainer.cli.stored_run import load
 from trainer.cli.train import main
 from trainer.data import Batch, TrainLoader
 from trainer.distributed.ranks import Ranks
 from trainer.optim import OPTIMIZERS, param_groups
 from trainer.optim.schedule_free import ScheduleFree
+from trainer.training.evaluation import evaluate_with_average
 
 MODES = (
     "model=mlp model.widths=[6] data.batch_size=64 data.crop_padding=0 schedule=constant "
@@ -110,6 +112,10 @@ def test_the_average_is_evaluated_saved_and_followed_and_training_goes_on_to_the
         assert not torch.equal(parameter, state["x"])
     evaluated = parts.counters.evaluated
     assert evaluated["test/loss"] == evaluated["test_ema/loss"]
+    load(parts, list_checkpoints(tmp_path / "busy")[0])  # as the commands for a trained model do
+    assert evaluate_with_average(parts) == evaluated
+    for parameter, state in zip(parts.model.parameters(), states, strict=True):
+        assert torch.equal(parameter, state["x"])
 
 
 def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,29 @@ def test_a_likely_one_is_not_claimed_yet(tmp_path: Path, capsys: pytest.CaptureF
     write_group(tmp_path, "bad", [0.90, 0.92, 0.91])
     (comparison,) = report(capsys, tmp_path)["comparisons"]
     assert not comparison["claimed"]
-    assert comparison["verdict"].endswith("More seeds may show one.")
+    low, high = (
+        comparison["difference_mean"] + sign * comparison["difference_half_interval"] for sign in (-1, 1)
+    )
+    assert low < 0 < high
+    assert comparison["verdict"].endswith(
+        "If it is real and of this size, about 1 more seed of each would show it."
+    )
+    (comparison,) = report(capsys, tmp_path, "--level", "95%")["comparisons"]
+    assert comparison["claimed"]
+    assert comparison["difference_mean"] > comparison["difference_half_interval"]
+
+
+def test_the_standard_deviation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_group(tmp_path, "good", [0.95, 0.96, 0.97])
+    assert report(capsys, tmp_path)["groups"][0]["final_std"] == pytest.approx(0.01)
+    text = shown(capsys, tmp_path, "--spread", "std")
+    assert "96.00% ± 1.00%" in text
+    assert "Mean ± the standard deviation over finished runs." in text
+    assert "96.00% ± 2.48%" in shown(capsys, tmp_path)
+
+
+def test_a_level_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'5' is not between 0.5 and 1" in refused(capsys, tmp_path, "--level", "5")
 
 
 def test_two_runs_are_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -388,3 +410,17 @@ def test_plots_need_matplotlib(
     write_group(tmp_path, "adamw", [0.5])
     monkeypatch.setattr("trainer.report.__main__.find_spec", lambda name: None)
     assert "--out needs the package matplotlib" in refused(capsys, tmp_path, "--out", tmp_path / "out")
+
+
+def test_speeds_are_medians(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, shares in enumerate(((0.5, 0.1, 0.2), (0.4, 0.4, 0.4))):
+        path = write_run(tmp_path / str(seed), [0.5], seed=seed)
+        lines = [{"kind": "train", "step": n, "seconds": n, "data_wait": s} for n, s in enumerate(shares)]
+        (path / "clock.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (group,) = report(capsys, tmp_path)["groups"]
+    assert group["data_wait"] == pytest.approx(0.3)
+    assert group["mfu"] is None
+    text = shown(capsys, tmp_path)
+    assert "waits for data" in text
+    assert "30.00%" in text
+    assert "MFU" not in text

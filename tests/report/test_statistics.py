@@ -1,15 +1,19 @@
 """Against scipy, and by counting how often a true null hypothesis is rejected."""
 
+import math
 import random
 
 import pytest
 from scipy import special, stats
 
 from trainer.report.statistics import (
+    Difference,
     compare,
     holm,
+    holm_confidences,
     incomplete_beta,
     mean_interval,
+    more_seeds,
     paired_test,
     t_quantile,
     t_two_sided,
@@ -54,7 +58,7 @@ def test_paired(n: int) -> None:
     a, b = samples(n, n)
     ours, theirs = paired_test(a, b), stats.ttest_rel(a, b)
     assert ours.p == pytest.approx(theirs.pvalue)
-    assert ours.interval.ends == pytest.approx(theirs.confidence_interval(0.95))
+    assert ours.interval(0.95).ends == pytest.approx(theirs.confidence_interval(0.95))
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 2), (3, 5), (8, 2)])
@@ -62,7 +66,7 @@ def test_welch(n: int, m: int) -> None:
     a, b = samples(n, m)
     ours, theirs = welch_test(a, b), stats.ttest_ind(a, b, equal_var=False)
     assert ours.p == pytest.approx(theirs.pvalue)
-    assert ours.interval.ends == pytest.approx(theirs.confidence_interval(0.95))
+    assert ours.interval(0.95).ends == pytest.approx(theirs.confidence_interval(0.95))
 
 
 def test_pairs_where_seeds_match() -> None:
@@ -98,3 +102,38 @@ def test_rejects_a_true_null_hypothesis_as_often_as_it_says(shift: int) -> None:
         a, b = ([draw.gauss(0, 1) for _ in range(4)] for _ in range(2))
         rejected += (compare(dict(enumerate(a)), dict(enumerate(b, shift))).p or 0) < 0.05
     assert 0.03 < rejected / tries < 0.065
+
+
+@pytest.mark.parametrize("level", [0.05, 0.3])
+def test_intervals_say_what_holm_says(level: float) -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        tests = [paired_test(*samples_of(draw, draw.choice([0, 1, 3]))) for _ in range(draw.randint(1, 6))]
+        ps = [test.p for test in tests if test.p is not None]
+        for test, p, confidence in zip(tests, holm(ps), holm_confidences(ps, level), strict=True):
+            low, high = test.interval(confidence).ends or (0, 0)
+            assert (low > 0 or high < 0) == (p < level)
+
+
+def samples_of(draw: random.Random, gap: float) -> tuple[list[float], list[float]]:
+    return [draw.gauss(gap, 1) for _ in range(4)], [draw.gauss(0, 1) for _ in range(4)]
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.995])
+@pytest.mark.parametrize("ratio", [0.3, 0.8, 2.0])  # difference in units of its standard deviation
+def test_so_many_seeds_show_it_four_times_in_five(ratio: float, confidence: float) -> None:
+    found = Difference("paired", (3, 3), ratio, 1 / math.sqrt(3), 2, 0.5)
+    more = more_seeds(found, confidence)
+    assert more is not None
+    n = 3 + more
+    critical = stats.t.ppf((1 + confidence) / 2, n - 1)
+    assert 0.75 < stats.nct.sf(critical, n - 1, ratio * math.sqrt(n)) < 0.95
+
+
+def test_seeds_that_nobody_has() -> None:
+    assert more_seeds(Difference("Welch", (3, 5), 0.01, 1.0, 4.0, 0.9), 0.95) is None
+    assert more_seeds(Difference("Welch", (1, 5), 0.01, None, 0, None), 0.95) is None
+    few, many = (more_seeds(Difference("Welch", (3, 3), gap, 1.0, 4.0, 0.1), 0.95) for gap in (2.5, 1.5))
+    assert few is not None
+    assert many is not None
+    assert 0 < few < many

@@ -10,7 +10,8 @@ from torch import Tensor
 from tests.training.helpers import parts_of
 from trainer.cli.train import main
 from trainer.models import MODELS
-from trainer.training.samples import generate, wrong_and_right
+from trainer.training.generation import generate
+from trainer.training.samples import wrong_and_right
 
 VOCABULARY = 7
 

@@ -1,22 +1,68 @@
 """Rates and peak memory against what the kernel says."""
 
 import re
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from trainer.training.throughput import SampleRate, memory_mib
+from trainer.models.gpt import GPT
+from trainer.training.flops import peak_flops, skeleton_of, training_flops
+from trainer.training.precision import Precision
+from trainer.training.throughput import Speed, memory_mib
 
 
-def test_samples_per_second_since_it_was_last_asked() -> None:
-    rate = SampleRate(batch_size=30)
-    rate.add(0.5)
-    rate.add(1.5)
-    assert rate.take() == 30
-    rate.add(0.25)
-    assert rate.take() == 120
-    assert rate.take() == 0
+def test_speed_since_it_was_last_asked() -> None:
+    speed = Speed(batch_size=30)
+    speed.add(0.5, 0.1)
+    speed.add(1.5, 0.4)
+    assert speed.take() == {"samples_per_second": 30, "data_wait": 0.25}
+    speed.add(0.25, 0.0)
+    found = speed.take(flops=1e9, peak=480e9)
+    assert found == {"samples_per_second": 120, "data_wait": 0, "flops_per_second": 120e9, "mfu": 0.25}
+    assert speed.take()["samples_per_second"] == 0
+
+
+def test_flops_of_a_gpt_are_those_of_its_formula() -> None:
+    layers, width, time, vocabulary = 3, 16, 10, 50
+    model = GPT(layers=layers, width=width, heads=2, vocab_size=vocabulary, context_length=time)
+    before = torch.get_rng_state()
+    skeleton = skeleton_of(model)
+    assert skeleton is not None
+    assert {p.device.type for p in skeleton.parameters()} == {"meta"}
+    matrices = layers * (4 + 8) * width**2 + vocabulary * width
+    attention = layers * 2 * time * width  # of each token, with all others
+    forward = 2 * time * (matrices + attention)
+    assert training_flops(skeleton, torch.zeros(1, time, dtype=torch.long)) == 3 * forward
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_cannot_be_counted_is_unknown() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    assert training_flops(skeleton_of(Odd()), torch.ones(1, 2)) is None
+    assert training_flops(skeleton_of(nn.Identity()), torch.ones(1, 2)) is None
+    model = nn.Linear(2, 2)
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    assert skeleton_of(model) is None
+    assert training_flops(None, torch.ones(1, 2)) is None
+
+
+def test_peaks_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert peak_flops(cpu, Precision("fp32", cpu)) is None
+    for name, precision, peak in (
+        ("NVIDIA H200", "bf16", 989e12),
+        ("NVIDIA A100-SXM4-80GB", "fp32", 19.5e12),
+        ("NVIDIA H100 PCIe", "fp16", 756e12),
+        ("Another", "bf16", None),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert peak_flops(cuda, Precision(precision, cpu)) == peak
 
 
 def test_peak_memory_on_a_cpu_is_that_of_the_process() -> None:

@@ -1,6 +1,6 @@
 """The run that is analysed: its model and optimizer at one of its checkpoints, opened for reading."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -8,19 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import storage
-from trainer.checkpoint.reading import read_verified
-from trainer.config.plugins import load_plugins, refuse_unnamed
-from trainer.config.schema import check_config
+from trainer.cli.stored_run import all_of, build_again, find_checkpoint, load, run_of
 from trainer.data import Batch
-from trainer.errors import CheckpointError, ConfigError, UserError, nearest
+from trainer.errors import ConfigError, UserError, nearest
 from trainer.optim.kronecker.rows import MatrixLayer, is_matrix_layer
-from trainer.optim.protocols import HasTwoWeights
-from trainer.registry import import_plugin
-from trainer.rundir.files import CONFIG
-from trainer.rundir.frozen_config import read_frozen
-from trainer.training.build import build
-from trainer.training.parts import RunParts
 
 LARGEST = 1024
 """Columns of a layer that is analysed without being named: the time for eigenvalues grows with their cube."""
@@ -66,8 +57,9 @@ class LoadedRun:
     """
 
     def __init__(self, path: Path, plugins: list[str] | None = None) -> None:
-        self.run, self.checkpoint = find_run(path)
-        self.checkpoints = storage.list_checkpoints(self.run / "checkpoints")[::-1]
+        self.checkpoint = find_checkpoint(path)
+        self.run = run_of(self.checkpoint, path)
+        self.checkpoints = all_of(self.run)
         """All of the run's, in the order of training."""
         self.parts = build_again(self.run, plugins or [])
         self.model = self.parts.model
@@ -79,10 +71,7 @@ class LoadedRun:
         Raises:
             UserError: it is damaged, another model's, or in another format.
         """
-        content = read_verified(place)
-        self.parts.state.load(content, content["values"])
-        if isinstance(self.parts.optimizer, HasTwoWeights):
-            self.parts.optimizer.eval()
+        load(self.parts, place)
         torch.manual_seed(self.parts.config.seed)  # of dropout
         return self.parts.counters.step
 
@@ -120,38 +109,6 @@ class LoadedRun:
             raise DoesNotFit(f"all layers are large: choose with --layers{nearest('', known)}")
         places = dict.fromkeys((0, len(moderate) // 2, len(moderate) - 1))
         return {moderate[place]: known[moderate[place]] for place in places}
-
-
-def find_run(path: Path) -> tuple[Path, Path]:
-    """The run directory and the checkpoint that a path means.
-
-    Raises:
-        CheckpointError: it is neither a run with a checkpoint nor a checkpoint of a run.
-    """
-    newest = storage.find_checkpoints(path)[0]
-    run = newest.absolute().parent.parent
-    if not (run / CONFIG).is_file():
-        raise CheckpointError(f"{path} does not lie in a run directory: there is no {run / CONFIG}")
-    return run, newest
-
-
-def build_again(run: Path, plugins: list[str]) -> RunParts:
-    """Builds a run's parts again, in one process, uncompiled, on the best device that this machine has.
-
-    Args:
-        run: its directory.
-        plugins: the modules that may be imported, if its config names them.
-
-    Raises:
-        UserError: its config cannot be read, or does not fit this machine or this version any more.
-    """
-    values = read_frozen(run / CONFIG)
-    refuse_unnamed(list(map(str, values.get("plugins") or ())), plugins, run, "--plugins {}")
-    load_plugins([])
-    for module in plugins:
-        import_plugin(module)
-    config = check_config({**values, "device": "auto", "parallel": {"name": "none"}})
-    return build(replace(config, loop=replace(config.loop, compile=False)))
 
 
 def largest_side(module: MatrixLayer) -> int:

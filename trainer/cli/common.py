@@ -3,13 +3,14 @@
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Collection, Iterable
+from importlib.util import find_spec
 from io import TextIOWrapper
 from typing import NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import track
 
-from trainer.errors import ConfigError, MachineError, UserError
+from trainer.errors import ConfigError, MachineError, MissingExtra, UserError
 from trainer.rundir.status import CRASHED, INTERRUPTED, USER_ERROR
 
 Item = TypeVar("Item")
@@ -43,6 +44,21 @@ def exit_code(command: Callable[[], int]) -> int:
         return CRASHED
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def need_package(what: str, package: str, extra: str) -> None:
+    """Checks that a package is installed, without importing it, which may take seconds.
+
+    Args:
+        what: needs it, such as ``--confusion``.
+        package: its name.
+        extra: the extra of this project that installs it.
+
+    Raises:
+        MissingExtra: it is not.
+    """
+    if find_spec(package) is None:
+        raise MissingExtra(what, package, extra)
 
 
 def progress(items: Collection[Item], doing: str) -> Iterable[Item]:

@@ -2,8 +2,9 @@
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -91,6 +92,9 @@ class Data:
             as ``reads``.
         encode, decode: text to tokens (int64 [T]) and back, where tokens stand for text; encode raises ValueError
             for what the vocabulary lacks.
+        classes: their names, in the order of their numbers; empty where they have none.
+        read_images: image files to inputs [B, C, H, W] on the device, as they are in evaluation; None where the samples
+            are no pictures.
         fingerprint: of what is trained and evaluated on, by what it describes, such as ``training files``: a run goes
             on only if it is the same. Options that say where the data are need none of their own: `MAY_DIFFER`.
     """
@@ -101,6 +105,8 @@ class Data:
     kind: str
     encode: Callable[[str], Tensor] | None = None
     decode: Callable[[Tensor], str] | None = None
+    classes: Sequence[str] = ()
+    read_images: Callable[[Sequence[Path]], Tensor] | None = None
     fingerprint: Mapping[str, str] = field(default_factory=dict)
 
 

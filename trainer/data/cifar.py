@@ -32,8 +32,10 @@ def cifar10(
     Args:
         mean, std: what normalisation takes off and divides by, per channel; None: those of the training set.
     """
+    sets, classes = _load("CIFAR10", Path(root), download)
     return memory_images(
-        *_load("CIFAR10", Path(root), download),
+        *sets,
+        classes=classes,
         num_classes=10,
         mean=list(mean or [0.4914, 0.4822, 0.4465]),
         std=list(std or [0.2470, 0.2435, 0.2616]),
@@ -58,8 +60,10 @@ def cifar100(
     cutout: Natural = 0,
 ) -> Data:
     """Images [3, 32, 32] in 100 classes; the options are those of CIFAR-10."""
+    sets, classes = _load("CIFAR100", Path(root), download)
     return memory_images(
-        *_load("CIFAR100", Path(root), download),
+        *sets,
+        classes=classes,
         num_classes=100,
         mean=list(mean or [0.5071, 0.4865, 0.4409]),
         std=list(std or [0.2673, 0.2564, 0.2762]),
@@ -69,8 +73,8 @@ def cifar100(
     )
 
 
-def _load(name: str, root: Path, fetch: bool) -> list[tuple[Tensor, Tensor]]:
-    """The training and the test set: images uint8 [N, 3, 32, 32], labels int64 [N]."""
+def _load(name: str, root: Path, fetch: bool) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
+    """The training and the test set, images uint8 [N, 3, 32, 32] and labels int64 [N] each, and the classes' names."""
     from torchvision import datasets  # slow to import, and most runs do without it
 
     dataset = getattr(datasets, name)
@@ -84,4 +88,5 @@ def _load(name: str, root: Path, fetch: bool) -> list[tuple[Tensor, Tensor]]:
             f"no complete {name} in {root / folder}: remove it if it is there, and fetch it with "
             f"data.download=true, or unpack {dataset.url} in data.root={root}"
         ) from None
-    return [(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in parts]
+    sets = [(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in parts]
+    return sets, parts[0].classes

@@ -40,6 +40,7 @@ def digits(
         normalize=normalize,
         augmentation=Augmentation(crop_padding, flip, cutout),
         device=device,
+        classes=[str(digit) for digit in range(10)],
     )
 
 

@@ -19,6 +19,10 @@ from trainer.options import MAY_DIFFER, Natural
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 TORCHVISION = Path("FashionMNIST", "raw")
 PARTS = ("train", "t10k")
+CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
 LARGEST = 2**30
 """Bytes of a file that are read at most: Fashion-MNIST's largest has 47 million."""
 
@@ -47,6 +51,7 @@ def fashion_mnist(
         normalize=normalize,
         augmentation=Augmentation(crop_padding, flip, cutout),
         device=device,
+        classes=CLASSES,
     )
 
 

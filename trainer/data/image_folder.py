@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -74,7 +75,13 @@ def image_folder(
             LazyImages(pictures, transform, crops.centre, finish) for pictures in (sets.train, sets.test)
         ]
     train, test = splits
-    return sets.data(train, test, image_size)
+
+    def read_images(paths: Sequence[Path]) -> Tensor:
+        pictures = PictureFiles([(path, 0) for path in paths])
+        read = LazyImages(pictures, crops.random(), crops.centre, finish)
+        return read.batch(torch.arange(len(paths)), None)[0]
+
+    return replace(sets.data(train, test, image_size), read_images=read_images)
 
 
 def check_timm(augment: str, cache: str, auto_augment: str | None, random_erasing: float) -> None:
@@ -109,6 +116,7 @@ class Sets(NamedTuple):
             evals={"test": test},
             model_defaults={"num_classes": classes, "in_channels": 3, "image_size": size},
             kind="images",
+            classes=self.classes,
             fingerprint={
                 "classes": f"{classes} {digest(os.fsencode('/'.join(self.classes)))}",
                 "training files": self.fingerprints[0],

@@ -1,6 +1,8 @@
 """Image sets that live on the device as uint8 and are augmented in whole batches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,8 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.data.base import Batch, Data, Split, digest
+from trainer.data.pictures import decode_all
 from trainer.data.random import uniform
 from trainer.errors import DataError
+
+MODES = {1: "L", 3: "RGB"}
+"""PIL's, by the number of channels."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,7 @@ def memory_images(
     normalize: bool,
     augmentation: Augmentation,
     device: torch.device,
+    classes: Sequence[str] = (),
 ) -> Data:
     """Builds a data set of images (uint8 [N, C, H, W]) and labels (integers [N]) that live on the device.
 
@@ -170,6 +177,7 @@ def memory_images(
         mean, std: of the training set, per channel, with values in [0, 1].
         peak: the stored value that stands for 1.
         normalize: to zero mean and unit variance; otherwise inputs are in [0, 1].
+        classes: their names.
 
     Raises:
         DataError: the two sets do not fit each other, one is empty, or a label is not a class.
@@ -186,6 +194,11 @@ def memory_images(
             images, labels, scale=scale, shift=shift, device=device, augmentation=augmentation
         )
 
+    def read_images(paths: Sequence[Path]) -> Tensor:
+        values = decode_all(paths, MODES[channels], (height, width)) * peak  # scaled as the stored ones are
+        scales, shifts = (torch.tensor(each).view(-1, 1, 1) for each in (scale, shift))
+        return (values * scales + shifts).to(device)
+
     return Data(
         train=split(*train, augmentation),
         evals={"test": split(*test)},
@@ -195,6 +208,8 @@ def memory_images(
             "image_size": height if height == width else (height, width),
         },
         kind="images",
+        classes=classes,
+        read_images=read_images if channels in MODES else None,
         fingerprint={
             f"{name} samples": f"{len(labels)} {digest(labels.numpy().tobytes())}"
             for name, (_, labels) in {"training": train, "test": test}.items()

@@ -11,6 +11,7 @@ from trainer.data.digits import stratified_split
 
 FILE = Path(__file__).with_name("iris.npz")
 TEST_PER_CLASS = 10
+CLASSES = ("setosa", "versicolor", "virginica")
 
 
 @DATA.register("iris")
@@ -29,6 +30,7 @@ def iris(device: torch.device, seed: int) -> Data:
         evals={"test": Samples(inputs[test], labels[test], device)},
         model_defaults={"num_classes": 3, "in_channels": 1, "image_size": (1, 2)},
         kind="images",
+        classes=CLASSES,
     )
 
 

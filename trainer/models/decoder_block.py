@@ -90,7 +90,8 @@ class Attention(nn.Module):
             k,
             v,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=x.shape[1] == k.shape[2],  # otherwise it is the last token, which sees all
+            is_causal=cache is None
+            or x.shape[1] == k.shape[2],  # otherwise it is the last token, which sees all
             enable_gqa=self.kv_heads != self.heads,
         )
         return self.out(x.transpose(1, 2).flatten(2))  # [B, T, width]

@@ -95,7 +95,7 @@ class Sink:
     """Receives what a run reports. Every method does nothing here: a sink overrides those it needs.
 
     Calls come from one thread of the first rank, in the order of the steps. Metrics are the same numbers on
-    every execution of the same run; what differs is in the clock: ``samples_per_second``, ``memory_mib``.
+    every execution of the same run; what differs is in the clock, such as ``samples_per_second`` and ``memory_mib``.
     Metric names are ``train/loss``, ``train/accuracy`` or ``train/perplexity``, ``lr``, ``grad_norm`` and,
     from evaluations, SPLIT/loss and so on; an accuracy is a fraction, 0 to 1.
     """

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trainer.formatting import clock_time, memory
+from trainer.formatting import clock_time, memory, percent
 from trainer.metrics import metric_of
 from trainer.monitor.base import SINKS, Level, Progress, RunInfo, Sink, Status
 
@@ -161,6 +161,8 @@ class LiveConsole(_Console):
         numbers |= {name.removeprefix("train/"): text for name, text in texts(trained).items()}
         if "samples_per_second" in self._clock:
             numbers["samples/s"] = f"{self._clock['samples_per_second']:,.0f}"
+        if "mfu" in self._clock:
+            numbers["MFU"] = percent(self._clock["mfu"])
         if "memory_mib" in self._clock:
             numbers["memory"] = memory(self._clock["memory_mib"])
         return numbers

@@ -210,6 +210,8 @@ def layout(primary: str) -> dict[str, dict[str, list[Any]]]:
         },
         "speed": {
             "samples per second": ["Multiline", ["^speed/samples_per_second$"]],
+            "model FLOP per second": ["Multiline", ["^speed/flops_per_second$"]],
+            "share of the time that waits for data": ["Multiline", ["^speed/data_wait$"]],
             "memory (MiB)": ["Multiline", ["^speed/memory_mib$"]],
         },
     }

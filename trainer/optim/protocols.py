@@ -85,6 +85,9 @@ class NeedsGraph(Protocol):
 class HasTwoWeights(Protocol):
     """Trains at other weights than those that are the model's result."""
 
+    is_training: bool
+    """Whether the model has those that it trains at."""
+
     def eval(self) -> None:
         """Gives the model those by which it is evaluated and saved."""
 
@@ -105,8 +108,8 @@ class TakesTwoGradients(Protocol):
 
 @contextmanager
 def evaluation_weights(optimizer: Optimizer) -> Iterator[None]:
-    """A context in which the model has the weights by which it is evaluated and saved; it does not nest."""
-    if not isinstance(optimizer, HasTwoWeights):
+    """A context in which the model has the weights by which it is evaluated and saved."""
+    if not isinstance(optimizer, HasTwoWeights) or not optimizer.is_training:
         yield
         return
     optimizer.eval()

@@ -32,6 +32,7 @@ class ScheduleFree(Optimizer):
 
     def __init__(self, params: Groups, defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
+        self.is_training = True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -71,12 +72,14 @@ class ScheduleFree(Optimizer):
     @torch.no_grad()
     def eval(self) -> None:
         """Gives the model x, to be evaluated and saved."""
+        self.is_training = False
         for parameter, state in self.state.items():
             local_tensor(parameter).copy_(local_tensor(state["x"]))
 
     @torch.no_grad()
     def train(self) -> None:
         """Gives the model y, to be trained."""
+        self.is_training = True
         for group in self.param_groups:
             for parameter in group["params"]:
                 if state := self.state.get(parameter):

@@ -1,26 +1,31 @@
-"""``python -m trainer.report DIR…``: compares the runs in directories."""
+"""``python -m trainer.report DIR…``: compares the runs in directories; ``… diff A B``: two runs with each other."""
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 
 from trainer.cli.common import Parser, exit_code
 from trainer.errors import MissingExtra
+from trainer.report import diff
 from trainer.report.output import write
 from trainer.report.read_runs import read_runs
 from trainer.report.render import show, to_stdout
 from trainer.report.serialize import as_json
-from trainer.report.summary import make_report
+from trainer.report.summary import LEVEL, Spread, make_report
 from trainer.rundir.status import FINISHED
 from trainer.rundir.strict_json import dumps
 
 
 def parser() -> Parser:
     """The command line's options."""
-    parser = Parser(prog="python -m trainer.report", description="Compares runs, finished or not.")
+    parser = Parser(
+        prog="python -m trainer.report",
+        description="Compares runs, finished or not. `python -m trainer.report diff A B` says what two runs differ in.",
+    )
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="run directories, or folders of them"
     )
@@ -36,6 +41,19 @@ def parser() -> Parser:
         "--target", type=value, help="value of the metric, such as 0.95 or 95%%: when did the runs reach it?"
     )
     parser.add_argument(
+        "--level",
+        type=confidence,
+        default=1 - LEVEL,
+        metavar="CONFIDENCE",
+        help="of the intervals of differences, and so of what is claimed (default: %(default)s: p < 0.005)",
+    )
+    parser.add_argument(
+        "--spread",
+        choices=get_args(Spread),
+        default="interval",
+        help="beside a mean: half of its 95%% interval, or the standard deviation over seeds (%(default)s)",
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="write report.md, report.csv and plots there"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -47,8 +65,23 @@ def value(text: str) -> float:
     return float(text[:-1]) / 100 if text.endswith("%") else float(text)
 
 
+def confidence(text: str) -> float:
+    """The share in ``0.99`` or ``99%``.
+
+    Raises:
+        ArgumentTypeError: it is none between 0.5 and 1.
+    """
+    found = value(text)
+    if not 0.5 <= found < 1:
+        raise ArgumentTypeError(f"{text!r} is not between 0.5 and 1")
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["diff"]:
+        return exit_code(lambda: diff.run(diff.parser().parse_args(argv[1:])))
     return exit_code(lambda: run(parser().parse_args(argv)))
 
 
@@ -60,7 +93,14 @@ def run(args: Namespace) -> int:
     """
     if args.out and find_spec("matplotlib") is None:
         raise MissingExtra("--out", "matplotlib", "report")
-    report = make_report(read_runs(args.folders), by=args.by, metric=args.metric, target=args.target)
+    report = make_report(
+        read_runs(args.folders),
+        by=args.by,
+        metric=args.metric,
+        target=args.target,
+        level=round(1 - args.level, 12),  # 1 - 0.995 is a little more than 0.005
+        spread=args.spread,
+    )
     if args.out:
         write(report, args.out)
     with to_stdout():

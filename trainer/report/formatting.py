@@ -6,20 +6,21 @@ import time
 from trainer.formatting import duration
 from trainer.metrics import Metric
 from trainer.report.read_runs import RecordedRun
-from trainer.report.statistics import CONFIDENCE, Difference, Interval
-from trainer.report.summary import LEVEL, MIN_SEEDS, PairwiseComparison, Report
+from trainer.report.statistics import MOST_SEEDS, Difference, Interval
+from trainer.report.summary import MIN_SEEDS, PairwiseComparison, Report, Spread
 
 NONE = "–"
 
 
-def interval(metric: Metric, value: Interval | None) -> str:
+def interval(metric: Metric, value: Interval | None, spread: Spread = "interval") -> str:
     """``97.22% ± 0.31%``; "diverged" for a mean that is not finite; `NONE` where nothing is known."""
     if value is None:
         return NONE
     if not math.isfinite(value.mean):
         return "diverged"
     mean = metric.text(value.mean)
-    return mean if value.half is None else f"{mean} ± {metric.text(value.half)}"
+    beside = value.half if spread == "interval" else value.deviation
+    return mean if beside is None else f"{mean} ± {metric.text(beside)}"
 
 
 def difference(metric: Metric, value: Interval) -> str:
@@ -41,27 +42,43 @@ def basis(found: Difference) -> str:
 def verdict(comparison: PairwiseComparison, metric: Metric) -> str:
     """A comparison in one sentence, which claims a difference only where one is shown."""
     best, other, found = comparison.best, comparison.other, comparison.difference
-    if found is None:
+    if found is None or comparison.interval is None:
         return f"{other} cannot be compared: no finished run, or one without a finite {metric.name}."
     if not comparison.enough:
         return f"Too few runs to compare {best} and {other}: {min(found.n)}, where {MIN_SEEDS} of each are needed."
-    gap = f"{difference(metric, found.interval)} {metric.name}"
+    gap = f"{difference(metric, comparison.interval)} {metric.name}"
     if comparison.p is None:
         return f"No claim about {best} and {other}: {gap}, but no variance to test it by ({basis(found)})."
     shown = f"{gap} ({p_value(comparison.p)}, {basis(found)})"
     if comparison.claimed:
         return f"{best} is better than {other}: {shown}."
-    hint = " More seeds may show one." if comparison.p < 1 - CONFIDENCE else ""
-    return f"No difference between {best} and {other} is shown: {shown}.{hint}"
+    return f"No difference between {best} and {other} is shown: {shown}.{outlook(comparison)}"
+
+
+def outlook(comparison: PairwiseComparison) -> str:
+    """A sentence on how many more seeds would show a difference; empty if there is none at all."""
+    if not comparison.difference or not comparison.difference.mean:
+        return ""
+    if comparison.more_seeds is None:
+        return f" One of this size and spread would take more than {MOST_SEEDS} seeds of each."
+    count = f"{comparison.more_seeds} more seed{'s' * (comparison.more_seeds != 1)}"
+    return f" If it is real and of this size, about {count} of each would show it."
 
 
 def method(report: Report) -> str:
     """A sentence or two on how means and comparisons were computed."""
-    means = "Mean ± half of the 95 % interval (Student's t) over finished runs."
+    beside = {
+        "interval": "half of the 95 % interval (Student's t)",
+        "std": "the standard deviation",
+    }[report.spread]
+    means = f"Mean ± {beside} over finished runs."
     if not report.tests:
         return means
     pairs = f"{report.tests} pair{'s' * (report.tests != 1)} of groups"
-    return f"{means} A difference is claimed at p < {LEVEL} after Holm's correction for {pairs}."
+    return (
+        f"{means} A difference is claimed at p < {report.level:g} after Holm's correction for {pairs}: "
+        f"where its interval, of {100 * (1 - report.level):g} % with the same correction, leaves out zero."
+    )
 
 
 def remark(run: RecordedRun) -> str:

@@ -11,7 +11,7 @@ from trainer.cli.common import progress
 from trainer.errors import DataError
 from trainer.metrics import Metric, read_declarations
 from trainer.options import flatten
-from trainer.report.records import MetricPoint, points, read_records, seconds_per_step
+from trainer.report.records import SPEEDS, MetricPoint, points, read_records, seconds_per_step, speeds
 from trainer.rundir.files import CONFIG, METRICS, STATUS
 from trainer.rundir.foreign import parse_json, parse_yaml, read_text
 from trainer.rundir.frozen_config import check_checksum
@@ -58,6 +58,8 @@ class RecordedRun:
     seconds_per_step: float | None = None
     memory_mib: float | None = None
     """The highest."""
+    speeds: dict[str, float] = field(default_factory=dict)
+    """Medians of `trainer.report.records.SPEEDS`, of those that it has."""
     unreadable: int = 0
     """Lines of metrics.jsonl and clock.jsonl that are no records, such as a half-written last one."""
 
@@ -121,7 +123,7 @@ def read_run(path: Path) -> RecordedRun:
     config = read_config(path)
     status = read_status(path)
     started = any(os.path.exists(path / name) for name in STARTED)
-    clock, bad_clock = read_records(path / "clock.jsonl", ("seconds", "memory_mib"))
+    clock, bad_clock = read_records(path / "clock.jsonl", ("seconds", "memory_mib", *SPEEDS))
     metrics, bad_metrics = read_records(path / METRICS)
     seconds = {(kind, step): values["seconds"] for kind, step, values in clock if "seconds" in values}
     return RecordedRun(
@@ -141,6 +143,7 @@ def read_run(path: Path) -> RecordedRun:
         memory_mib=max(
             (values["memory_mib"] for *_, values in clock if "memory_mib" in values), default=None
         ),
+        speeds=speeds(clock),
         unreadable=bad_metrics + bad_clock,
     )
 

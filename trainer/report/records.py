@@ -1,7 +1,8 @@
 """The records of a run in metrics.jsonl and clock.jsonl, of which any line may be damaged."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from trainer.options import is_number
@@ -87,3 +88,13 @@ def seconds_per_step(clock: Iterable[Record]) -> float | None:
         return None
     first, last = timed[0], timed[-1]
     return (last.values["seconds"] - first.values["seconds"]) / (last.step - first.step)
+
+
+SPEEDS = ("flops_per_second", "mfu", "data_wait")
+"""Numbers of the clock of which a run has a median."""
+
+
+def speeds(clock: Sequence[Record]) -> dict[str, float]:
+    """The median of each of `SPEEDS` over the records that have it."""
+    found = {name: [r.values[name] for r in clock if name in r.values] for name in SPEEDS}
+    return {name: median(values) for name, values in found.items() if values}

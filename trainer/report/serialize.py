@@ -8,6 +8,7 @@ from typing import Any
 from trainer.report.caveats import notes
 from trainer.report.formatting import verdict
 from trainer.report.read_runs import STATES
+from trainer.report.records import SPEEDS
 from trainer.report.sensitivity import as_record
 from trainer.report.statistics import Interval
 from trainer.report.summary import Report, Summary
@@ -28,18 +29,27 @@ def record(summary: Summary, report: Report) -> dict[str, Any]:
     }
     found |= {"runs": len(summary.group.runs), "counted": len(summary.finals)}
     found |= {state: counts[state] for state in STATES}
-    found |= {**interval_record("final", summary.final), **interval_record("best", summary.best)}
+    found |= {**spread_record("final", summary.final), **spread_record("best", summary.best)}
     if reached := summary.reached:
         found |= {"target": report.target, "reached": reached.reached, "settled": reached.settled}
         found |= {"steps_to_target": reached.steps, "seconds_to_target": reached.seconds}
     found |= {"steps": summary.steps, "seconds": summary.seconds}
-    return found | {"seconds_per_step": summary.seconds_per_step, "memory_mib": summary.memory_mib}
+    return (
+        found
+        | {"seconds_per_step": summary.seconds_per_step, "memory_mib": summary.memory_mib}
+        | {name: summary.speeds.get(name) for name in SPEEDS}
+    )
 
 
 def interval_record(name: str, value: Interval | None) -> dict[str, float | None]:
     """``NAME_mean`` and ``NAME_half_interval``."""
     mean, half = (value.mean, value.half) if value else (None, None)
     return {f"{name}_mean": mean, f"{name}_half_interval": half}
+
+
+def spread_record(name: str, value: Interval | None) -> dict[str, float | None]:
+    """What `interval_record` gives, and ``NAME_std``."""
+    return {**interval_record(name, value), f"{name}_std": value.deviation if value else None}
 
 
 def csv_text(report: Report) -> str:
@@ -64,7 +74,9 @@ def as_json(report: Report) -> dict[str, Any]:
                 "other": c.other,
                 "claimed": c.claimed,
                 "p": c.p,
-                **(interval_record("difference", c.difference.interval) if c.difference else {}),
+                "confidence": c.confidence,
+                "more_seeds": c.more_seeds,
+                **(interval_record("difference", c.interval) if c.interval else {}),
                 "verdict": verdict(c, report.metric),
             }
             for c in report.comparisons

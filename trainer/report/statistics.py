@@ -1,21 +1,28 @@
 """Means with their intervals, and tests of a difference, from Student's t distribution."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev, variance
 from typing import Literal
 
 CONFIDENCE = 0.95
-"""Coverage of all intervals."""
+"""Coverage of the intervals of means."""
+POWER = 0.8
+"""Chance with which the seeds that `more_seeds` counts show a difference."""
+MOST_SEEDS = 1000
+"""Of each group; what needs more than these is not counted."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and half the width of its 95 % interval, which takes at least two values."""
+    """A mean and half the width of its interval, which takes at least two values."""
 
     mean: float
     half: float | None
+    deviation: float | None = None
+    """Standard deviation of the values that it is the mean of."""
 
     @property
     def ends(self) -> tuple[float, float] | None:
@@ -30,19 +37,29 @@ class Difference:
     kind: Literal["paired", "Welch"]
     n: tuple[int, int]
     """Values of each sample that were used; a pair counts in both."""
-    interval: Interval
+    mean: float
     """The first sample's mean minus the second's."""
+    error: float | None
+    """Its standard error; None of a sample of one."""
+    df: float
+    """Degrees of freedom of the test."""
     p: float | None
     """Probability of a difference at least as large between equal means; None where nothing can be tested: a sample
     of one, or values without variance."""
+
+    def interval(self, confidence: float) -> Interval:
+        """The interval that leaves out zero exactly if p is less than 1 - confidence."""
+        half = None if self.error is None else t_quantile(self.df, confidence) * self.error
+        return Interval(self.mean, half)
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """The mean with its interval, for independent values from a roughly normal distribution."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return Interval(sum(values) / len(values), None)
-    error = stdev(values) / math.sqrt(len(values))
-    return Interval(fmean(values), t_quantile(len(values) - 1) * error)
+    deviation = stdev(values)
+    half = t_quantile(len(values) - 1) * deviation / math.sqrt(len(values))
+    return Interval(fmean(values), half, deviation)
 
 
 MIN_PAIRS = 3
@@ -66,7 +83,7 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> Difference:
     differences = [a - b for a, b in zip(first, second, strict=True)]
     n, mean = len(differences), fmean(differences)
     error = stdev(differences) / math.sqrt(n) if n > 1 else None
-    return Difference("paired", (n, n), *_judge(mean, error, n - 1, scale=_largest(first, second)))
+    return Difference("paired", (n, n), mean, error, n - 1, _p(mean, error, n - 1, _largest(first, second)))
 
 
 def welch_test(first: Sequence[float], second: Sequence[float]) -> Difference:
@@ -74,20 +91,20 @@ def welch_test(first: Sequence[float], second: Sequence[float]) -> Difference:
     n = len(first), len(second)
     mean = fmean(first) - fmean(second)
     if min(n) < 2:
-        return Difference("Welch", n, Interval(mean, None), None)
+        return Difference("Welch", n, mean, None, 0, None)
     a, b = variance(first) / n[0], variance(second) / n[1]
     df = (a + b) ** 2 / (a**2 / (n[0] - 1) + b**2 / (n[1] - 1)) if a + b else 1.0
-    return Difference("Welch", n, *_judge(mean, math.sqrt(a + b), df, scale=_largest(first, second)))
+    error = math.sqrt(a + b)
+    return Difference("Welch", n, mean, error, df, _p(mean, error, df, _largest(first, second)))
 
 
-def _judge(mean: float, error: float | None, df: float, scale: float) -> tuple[Interval, float | None]:
-    """A difference's interval and p value from its standard error; rounding errors do not count as variance."""
+def _p(mean: float, error: float | None, df: float, scale: float) -> float | None:
+    """A difference's p value from its standard error; rounding errors do not count as variance."""
     if error is None:
-        return Interval(mean, None), None
-    interval = Interval(mean, t_quantile(df) * error)
+        return None
     if error <= 1e-12 * scale:
-        return interval, 1.0 if abs(mean) <= 1e-12 * scale else None
-    return interval, t_two_sided(mean / error, df)
+        return 1.0 if abs(mean) <= 1e-12 * scale else None
+    return t_two_sided(mean / error, df)
 
 
 def _largest(*samples: Sequence[float]) -> float:
@@ -101,6 +118,44 @@ def holm(ps: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
         corrected[index] = largest
     return corrected
+
+
+def holm_confidences(ps: Sequence[float], level: float) -> list[float]:
+    """The confidence of the interval on which Holm's procedure rests its claim about each difference.
+
+    It tests the k-th smallest p value at level / (n - k + 1), and all others as the first one that it does not claim. A
+    difference is claimed, by `holm` at that level, exactly if its interval leaves out zero.
+    """
+    confidences, tests, claiming = [0.0] * len(ps), len(ps), True
+    for rank, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        if claiming:
+            tests = len(ps) - rank
+            claiming = tests * ps[index] < level
+        confidences[index] = 1 - level / tests
+    return confidences
+
+
+def more_seeds(found: Difference, confidence: float) -> int | None:
+    """How many more values of each sample would show a difference, if it and the spread are what they seem.
+
+    Shown: the interval of that confidence leaves out zero, with a chance of about `POWER`.
+
+    Returns:
+        None if that takes more than `MOST_SEEDS` of each, or if nothing is known about the spread.
+    """
+    if not found.error or not found.mean:
+        return None
+    now = min(found.n)
+
+    def shown(n: int) -> bool:
+        df = n - 1 if found.kind == "paired" else found.df * n / now
+        error = found.error * math.sqrt(now / n) if found.error else 0.0
+        margin = t_quantile(df, confidence) + t_quantile(df, 2 * POWER - 1)
+        return abs(found.mean) >= margin * error
+
+    numbers = range(now + 1, MOST_SEEDS + 1)
+    first = bisect_left(numbers, True, key=shown)
+    return numbers[first] - now if first < len(numbers) else None
 
 
 def t_two_sided(t: float, df: float) -> float:

@@ -5,17 +5,30 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import fmean, median
+from typing import Literal
 
 from trainer.metrics import Metric
 from trainer.report.grouping import Group, group, group_keys
 from trainer.report.metric_choice import choose_metric, first_reaching
 from trainer.report.read_runs import RecordedRun
+from trainer.report.records import SPEEDS
 from trainer.report.sensitivity import Sensitivity, sensitivities
-from trainer.report.statistics import Difference, Interval, compare, holm, mean_interval
+from trainer.report.statistics import (
+    Difference,
+    Interval,
+    compare,
+    holm,
+    holm_confidences,
+    mean_interval,
+    more_seeds,
+)
 
 LEVEL = 0.005
 """Corrected p value below which a difference is claimed (Benjamin et al., Redefine statistical significance, 2018).
 At the usual 0.05, the chance is two in three that one of 20 reports on equal contenders would claim a difference."""
+
+Spread = Literal["interval", "std"]
+"""Half of the 95 % interval of a mean, or the standard deviation of the values."""
 
 MIN_SEEDS = 3
 """Runs of each group that a claim takes."""
@@ -56,6 +69,8 @@ class Summary:
     """Median over the runs."""
     memory_mib: float | None
     """Maximum over the runs."""
+    speeds: dict[str, float] = field(default_factory=dict)
+    """Medians over the runs of `trainer.report.records.SPEEDS`, of those that are known."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,10 @@ class PairwiseComparison:
     """None: one of them has no counted run, or one whose last value is not finite."""
     p: float | None
     """Corrected for the number of all pairs of groups, since the data decided which group is the best."""
+    level: float = LEVEL
+    """The p value below which a difference is claimed."""
+    confidence: float = 1 - LEVEL
+    """Of the interval on which the claim rests, corrected like p."""
 
     @property
     def enough(self) -> bool:
@@ -76,8 +95,20 @@ class PairwiseComparison:
 
     @property
     def claimed(self) -> bool:
-        """Whether a difference is shown at `LEVEL`."""
-        return self.enough and self.p is not None and self.p < LEVEL
+        """Whether a difference is shown."""
+        return self.enough and self.p is not None and self.p < self.level
+
+    @property
+    def interval(self) -> Interval | None:
+        """Of the difference: it leaves out zero exactly if a difference is claimed."""
+        return self.difference.interval(self.confidence) if self.difference else None
+
+    @property
+    def more_seeds(self) -> int | None:
+        """About how many more seeds of each group would show the difference; None: it is shown, or nobody can tell."""
+        if self.difference is None or not self.enough or self.claimed:
+            return None
+        return more_seeds(self.difference, self.confidence)
 
 
 @dataclass(frozen=True)
@@ -94,12 +125,22 @@ class Report:
     tests: int
     """Pairs of groups that were tested, for which the p values are corrected."""
     sensitivities: list[Sensitivity]
+    level: float = LEVEL
+    """The corrected p value below which a difference is claimed."""
+    spread: Spread = "interval"
+    """What stands beside the groups' means."""
     protocol: list[str] = field(default_factory=list)
     """Sentences on how the runs were made; empty if that is not known."""
 
 
 def make_report(
-    runs: list[RecordedRun], *, by: str | None, metric: str | None, target: float | None
+    runs: list[RecordedRun],
+    *,
+    by: str | None,
+    metric: str | None,
+    target: float | None,
+    level: float = LEVEL,
+    spread: Spread = "interval",
 ) -> Report:
     """Groups, summarises and compares runs.
 
@@ -107,6 +148,8 @@ def make_report(
         by: options to group by, separated by commas; None: all that were swept but the seed.
         metric: name of the metric to compare by; None: the one by which the runs pick their best checkpoint.
         target: value of the metric to be reached.
+        level: corrected p value below which a difference is claimed.
+        spread: what stands beside the groups' means.
 
     Raises:
         UserError: an unknown option or metric, or runs without a metric in common.
@@ -115,9 +158,9 @@ def make_report(
     keys = group_keys(by, readable)
     chosen = choose_metric(metric, readable)
     summaries = [summarise(each, chosen, target) for each in group(readable, keys)]
-    comparisons, tests = compare_all(summaries, chosen)
+    comparisons, tests = compare_all(summaries, chosen, level)
     curves = sensitivities(readable, keys, chosen)
-    return Report(runs, keys, chosen, target, summaries, comparisons, tests, curves)
+    return Report(runs, keys, chosen, target, summaries, comparisons, tests, curves, level, spread)
 
 
 def summarise(group: Group, metric: Metric, target: float | None) -> Summary:
@@ -138,6 +181,11 @@ def summarise(group: Group, metric: Metric, target: float | None) -> Summary:
         seconds=median(seconds) if seconds else None,
         seconds_per_step=median(speeds) if speeds else None,
         memory_mib=max((run.memory_mib for run in group.runs if run.memory_mib is not None), default=None),
+        speeds={
+            name: median(values)
+            for name in SPEEDS
+            if (values := [run.speeds[name] for run in group.runs if name in run.speeds])
+        },
     )
 
 
@@ -158,7 +206,9 @@ def reach(group: Group, metric: Metric, target: float) -> Reached:
     return Reached(len(points), len(points) + ended, middle([float(p.step) for p in points]), middle(seconds))
 
 
-def compare_all(summaries: Sequence[Summary], metric: Metric) -> tuple[list[PairwiseComparison], int]:
+def compare_all(
+    summaries: Sequence[Summary], metric: Metric, level: float
+) -> tuple[list[PairwiseComparison], int]:
     """Comparisons of the group with the best mean to every other, and the number of pairs tested."""
     sound = [s for s in summaries if s.finals and all(map(math.isfinite, s.finals.values()))]
     if not sound or len(summaries) < 2:
@@ -173,7 +223,14 @@ def compare_all(summaries: Sequence[Summary], metric: Metric) -> tuple[list[Pair
         for pair, difference in differences.items()
         if difference.p is not None and min(difference.n) >= MIN_SEEDS
     }
-    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
+    ps = list(tested.values())
+    corrected = dict(zip(tested, holm(ps), strict=True))
+    confidences = dict(zip(tested, holm_confidences(ps, level), strict=True))
     pairs = [(labels[0], s.group.label) for s in summaries if s is not ranked[0]]
-    found = [PairwiseComparison(*pair, differences.get(pair), corrected.get(pair)) for pair in pairs]
+    found = [
+        PairwiseComparison(
+            *pair, differences.get(pair), corrected.get(pair), level, confidences.get(pair, 1 - level)
+        )
+        for pair in pairs
+    ]
     return found, len(tested)

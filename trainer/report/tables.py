@@ -1,15 +1,20 @@
 """The report's tables as cells of text."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.formatting import duration, memory
-from trainer.metrics import Metric
+from trainer.metrics import Metric, metric_of
 from trainer.report.formatting import NONE, basis, difference, interval, p_value, remark
 from trainer.report.grouping import config_text
 from trainer.report.read_runs import STATES
+from trainer.report.records import SPEEDS
 from trainer.report.sensitivity import Curve, Sensitivity
 from trainer.report.summary import Report, Summary
+
+HEADS = {"flops_per_second": "FLOP/s", "mfu": "MFU", "data_wait": "waits for data"}
+"""Of the columns of `trainer.report.records.SPEEDS`."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,11 @@ def result_table(report: Report) -> Table:
     """Each group's runs by state, and its final and best mean of the metric."""
     by = ", ".join(key.removesuffix(".name") for key in report.keys)
     rows = [
-        [s.group.label, states(s), interval(report.metric, s.final), interval(report.metric, s.best)]
+        [
+            s.group.label,
+            states(s),
+            *(interval(report.metric, each, report.spread) for each in (s.final, s.best)),
+        ]
         for s in report.summaries
     ]
     return Table(
@@ -52,19 +61,21 @@ def states(summary: Summary) -> str:
 
 def cost_table(report: Report) -> Table:
     """Each group's steps, times and memory and, where there is a target, when its runs reached it."""
-    heads = ["group", "steps", "training time", "time/step", "overhead", "memory"]
+    names = [name for name in SPEEDS if any(name in s.speeds for s in report.summaries)]
+    heads = ["group", "steps", "training time", "time/step", "overhead", "memory", *(HEADS[n] for n in names)]
     if report.target is not None:
         heads += [f"reached {report.metric.text(report.target)}", "after steps", "after time"]
     fastest = min((s.seconds_per_step for s in report.summaries if s.seconds_per_step), default=None)
-    return Table("Cost", heads, [cost_row(summary, fastest) for summary in report.summaries])
+    return Table("Cost", heads, [cost_row(summary, fastest, names) for summary in report.summaries])
 
 
-def cost_row(summary: Summary, fastest: float | None) -> list[str]:
+def cost_row(summary: Summary, fastest: float | None, names: Sequence[str]) -> list[str]:
     """The cells of a group in the table of costs.
 
     Args:
         summary: of the group.
         fastest: seconds per step of the fastest group.
+        names: of `trainer.report.records.SPEEDS`, those that are shown.
     """
     speed, peak, reached = summary.seconds_per_step, summary.memory_mib, summary.reached
     row = [
@@ -74,6 +85,7 @@ def cost_row(summary: Summary, fastest: float | None) -> list[str]:
         duration(speed) if speed is not None else NONE,
         f"× {speed / fastest:.2f}" if speed and fastest else NONE,
         memory(peak) if peak is not None else NONE,
+        *(metric_of(name).text(summary.speeds[name]) if name in summary.speeds else NONE for name in names),
     ]
     if reached is None:
         return row
@@ -110,9 +122,9 @@ def comparison_table(report: Report) -> Table:
     rows = []
     for comparison in report.comparisons:
         cells = [NONE] * 3
-        if found := comparison.difference:
+        if (found := comparison.difference) and comparison.interval:
             p = NONE if comparison.p is None else p_value(comparison.p).lstrip("p =")
-            cells = [difference(report.metric, found.interval), basis(found), p]
+            cells = [difference(report.metric, comparison.interval), basis(found), p]
         rows.append([comparison.other, *cells, "yes" if comparison.claimed else "no"])
     best = report.comparisons[0].best
     return Table(

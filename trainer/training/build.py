@@ -21,6 +21,7 @@ from trainer.optim.ema import EMA
 from trainer.optim.protocols import ReadsLossScale, differentiates_gradient
 from trainer.training.build_model import build_model, initialize_lazy_layers
 from trainer.training.build_objective import build_objective, objective_config
+from trainer.training.flops import skeleton_of
 from trainer.training.parts import Budget, RunParts
 from trainer.training.precision import Precision
 from trainer.training.samples import SampleOutputs
@@ -38,6 +39,7 @@ def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> RunParts:
     check_ranks(config, ranks)
     choose_algorithms(config.deterministic)
     device, data, model, objective = ranks.run_on_all(lambda: build_on_rank(config, ranks))
+    skeleton = skeleton_of(model)
     precision = Precision(config.precision.name, device)
     strategy: Strategy = STRATEGIES.build(config.parallel, ranks, device, precision.compute_dtype)
     strategy.apply(model, compiled=config.loop.compile)
@@ -77,6 +79,7 @@ def build(config: Config, ranks: Ranks = SINGLE_PROCESS) -> RunParts:
         samples=SampleOutputs(
             model, data=data, objective=objective, precision=precision, strategy=strategy, config=config
         ),
+        skeleton=skeleton,
     )
     state.callbacks.check(Setup(**parts.seen_by_callbacks()))
     return parts

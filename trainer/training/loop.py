@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import cached_property
 
 import torch
 
@@ -15,10 +16,11 @@ from trainer.monitor import Monitors
 from trainer.optim.protocols import CurvatureOptimizer, evaluation_weights
 from trainer.signals import Preempted, StopSignal
 from trainer.training.evaluation import evaluate_with_average
+from trainer.training.flops import peak_flops, training_flops
 from trainer.training.parts import RunParts
 from trainer.training.step import StepOutcome, TrainStep
 from trainer.training.step_sync import Requests
-from trainer.training.throughput import SampleRate, memory_mib
+from trainer.training.throughput import Speed, memory_mib
 
 
 class Trainer:
@@ -43,7 +45,7 @@ class Trainer:
         self.train_step = TrainStep(parts, self.requests)
         number, unit = self.options.eval_interval
         self.eval_every = number if unit == "steps" else number * parts.state.loader.batches_per_epoch
-        self.rate = SampleRate(parts.state.loader.batch_size)
+        self.speed = Speed(parts.state.loader.batch_size)
         self.curvature: CurvatureOptimizer | None = None
         if monitors.options.curvature and isinstance(parts.optimizer, CurvatureOptimizer):
             self.curvature = parts.optimizer
@@ -129,11 +131,19 @@ class Trainer:
         """Reports a step, and every ``loop.log_every`` steps the training metrics since the last time."""
         if outcome.warning is not None:
             self.monitors.message(outcome.warning, "warning")
-        self.rate.add(outcome.seconds)
+        self.speed.add(outcome.seconds, outcome.waited)
         self.monitors.tick(self.parts.progress())
         if self.counters.step % self.options.log_every == 0:
-            clock = {"samples_per_second": self.rate.take(), "memory_mib": memory_mib(self.parts.device)}
+            clock = {**self.speed.take(*self.flops), "memory_mib": memory_mib(self.parts.device)}
             self.monitors.train(self.parts.progress(), self.take_metrics(), clock)
+
+    @cached_property
+    def flops(self) -> tuple[float | None, float | None]:
+        """Floating-point operations of a sample, and those that the devices of all ranks can do in a second."""
+        parts = self.parts
+        sample, _ = parts.data.train.batch(torch.arange(1), None)
+        peak = peak_flops(parts.device, parts.precision)
+        return training_flops(parts.skeleton, sample), peak and peak * parts.ranks.world_size
 
     def take_metrics(self) -> dict[str, float]:
         """The training metrics since they were last taken."""

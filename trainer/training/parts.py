@@ -48,6 +48,8 @@ class RunParts:
     """How the model is distributed over the ranks, and this rank's device."""
     budget: Budget
     samples: SampleOutputs
+    skeleton: nn.Module | None
+    """The model as it was built, on the device ``meta``: to count what it computes."""
 
     @property
     def model(self) -> nn.Module:

@@ -1,6 +1,5 @@
 """Outputs of a model on a few samples, for a person to look at: predictions for images, continuations of text."""
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -11,9 +10,10 @@ from trainer.config.schema import Config
 from trainer.data import Batch, Data
 from trainer.distributed.strategies import Strategy
 from trainer.errors import ConfigError
-from trainer.models.base import Cache, CachingModel
+from trainer.models.base import CachingModel
 from trainer.monitor import Monitors, Progress
 from trainer.objectives import Objective
+from trainer.training.generation import generate
 from trainer.training.precision import Precision
 
 CANDIDATES = 128
@@ -120,33 +120,3 @@ def wrong_and_right(correct: Tensor, count: int) -> Tensor:
     right = correct.nonzero().flatten()
     wrong = (~correct).nonzero().flatten()[: max(count // 2, count - len(right))]
     return torch.cat([wrong, right[: count - len(wrong)]])
-
-
-def generate(
-    outputs: Callable[..., Tensor],
-    prompt: Tensor,
-    length: int,
-    context: int,
-    generator: torch.Generator,
-    cache: Cache | None = None,
-) -> Tensor:
-    """Draws tokens one after the other from the model's distribution: [T] -> [T + length].
-
-    Args:
-        outputs: tokens [1, T] to logits [1, T, vocabulary], T at most ``context``; given a cache too, of the tokens
-            that are not in it yet.
-        prompt: tokens [T] to continue.
-        length: tokens to draw.
-        context: the most tokens that ``outputs`` takes.
-        generator: on the CPU.
-        cache: empty; used until the text is longer than the context, whose beginning moves then.
-    """
-    tokens = prompt
-    for _ in range(length):
-        if cache is not None and len(tokens) <= context:
-            logits = outputs(tokens[None, cache.length :], cache)[0, -1]
-        else:
-            logits = outputs(tokens[None, -context:])[0, -1]
-        drawn = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)
-        tokens = torch.cat([tokens, drawn.to(tokens)])
-    return tokens

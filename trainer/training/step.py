@@ -34,6 +34,8 @@ class StepOutcome:
     """Why the step was skipped, where a person should know."""
     seconds: float
     """How long it took on this rank."""
+    waited: float
+    """Of these, until its batch was there."""
 
 
 class TrainStep:
@@ -64,7 +66,9 @@ class TrainStep:
         start = time.perf_counter()
         parts, state, counters = self.parts, self.parts.state, self.parts.counters
         state.schedule.update(parts.progress().fraction, counters.step)
+        asked = time.monotonic()
         batches = state.loader.next_batch()
+        waited = time.monotonic() - asked
         self.is_under_way = True
         saved_buffers = [buffer.clone() for buffer in self._buffers]
 
@@ -87,7 +91,7 @@ class TrainStep:
         self.is_under_way = False
         end = time.perf_counter()
         self._time_since_sync = end - self._synced_at
-        return StepOutcome(sync.requests, warning, end - start)
+        return StepOutcome(sync.requests, warning, end - start, waited)
 
     def settle_ddp_buckets(self) -> None:
         """One forward and backward pass on the next batch whose results are discarded.

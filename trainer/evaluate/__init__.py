@@ -1,0 +1,1 @@
+"""``python -m trainer.evaluate``: metrics and predictions of a run's checkpoint."""
