@@ -3,6 +3,7 @@
 import copy
 import math
 import shlex
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.helpers import MLP, trainer_of
+from tests.training.kill_and_resume import compare, content
 from trainer.callbacks.early_stop import EarlyStop
 from trainer.callbacks.sharpness import largest_eigenvalue
 from trainer.cli.train import main
+from trainer.data import Batch, TrainLoader
 from trainer.monitor import MonitorOptions, Monitors, Progress, Sink
 from trainer.training.loop import Trainer
 from trainer.training.run import describe
@@ -188,6 +191,30 @@ def test_early_stop_goes_on_from_its_state() -> None:
     assert stops_at(second, [0.6]) == 1
 
 
+def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Averages, an eigenvector and a count of evaluations are in the checkpoint."""
+    watching = "callbacks=[gradient_noise_scale,sharpness,update_ratios,early_stop]"
+    line = [*MLP, watching, "model.widths=[6]", "loop.accumulate=2", "loop.max_steps=8", "loop.eval_every=2"]
+    line += ["callbacks.early_stop.patience=9", "callbacks.sharpness.samples=20", "loop.log_every=2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main([*line, "monitor.sinks=[jsonl]", f"hydra.run.dir={whole}"]) == 0
+    next_batch, seen = TrainLoader.next_batch, []
+
+    def interrupted(loader: TrainLoader) -> list[Batch]:
+        seen.append(loader.batch)
+        if len(seen) == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return next_batch(loader)
+
+    monkeypatch.setattr(TrainLoader, "next_batch", interrupted)
+    again = [*line, "monitor.sinks=[jsonl]", f"hydra.run.dir={parts}"]
+    assert [main(again) for _ in range(2)] == [75, 0]
+    assert compare(parts, whole) == []
+    states = content(whole)["values"]["callbacks"]
+    assert states["sharpness"]["vector"].numel() > 0
+    assert states["early_stop"]["best"] is not None
+
+
 @pytest.mark.parametrize(
     ("line", "error"),
     [
@@ -213,6 +240,10 @@ def test_early_stop_goes_on_from_its_state() -> None:
             "compares a micro-batch with the batch: set loop.accumulate=2 or more",
         ),
         ("callbacks=[freeze_until]", "callbacks.freeze_until.parameters is required"),
+        (
+            "callbacks.early_stop.patience=3",
+            "unknown option callbacks.early_stop.patience: early_stop is not chosen, add callbacks=[early_stop]",
+        ),
         (
             "callbacks=[freeze_until] callbacks.freeze_until.until=1 callbacks.freeze_until.parameters=[body.*]",
             "callbacks.freeze_until.parameters: body.* matches no parameter",

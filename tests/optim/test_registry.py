@@ -16,6 +16,7 @@ from trainer.options import options_of
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 
 OWN = ["adafisher", "adafisherw", "sgd", "adam", "adamw", "nadam", "adafactor", "muon"]
+OWN += ["schedulefree_adamw", "schedulefree_sgd", "sam_sgd", "sam_adamw"]
 PLAIN = OWN[2:]
 PRECONDITIONED = ["kfac", "foof", "eva", "shampoo", "adahessian"]
 """Of `trainer.optim.kronecker`; that they learn is shown in tests/optim/kronecker/, on data that can be learnt."""
@@ -97,7 +98,7 @@ def test_state_has_the_shapes_of_the_named_parameters(name):
     optimizer = build(model, name=name)
     train(model, optimizer, 1)
     for parameter_name, parameter, state in state_by_name(optimizer, model):
-        shapes = {key: value.shape for key, value in state.items() if value.ndim}
+        shapes = {key: value.shape for key, value in state.items() if getattr(value, "ndim", 0)}
         assert shapes == dict.fromkeys(shapes, parameter.shape), parameter_name
 
 
@@ -106,7 +107,7 @@ def test_adafactors_state_is_a_row_and_a_column_of_each_parameter():
     optimizer = build(model, name="adafactor")
     train(model, optimizer, 1)
     for name, parameter, state in state_by_name(optimizer, model):
-        shapes = {key: value.shape for key, value in state.items() if value.ndim}
+        shapes = {key: value.shape for key, value in state.items() if getattr(value, "ndim", 0)}
         row, column = (*parameter.shape[:-1], 1), (*parameter.shape[:-2], 1, parameter.shape[-1])
         expected = (
             {"row_var": row, "col_var": column} if parameter.ndim > 1 else {"variance": parameter.shape}

@@ -96,6 +96,8 @@ class Callback:
     def after_backward(self, training: Training, batch: Batch, last: bool) -> None:
         """After the backward pass of each micro-batch, whose gradients, divided by their number, are added up.
 
+        An optimizer that takes two gradients, such as ``sam_sgd``, has it called for both.
+
         After the last one they are those of the whole batch, and what is changed of them counts for the gradient's
         norm. Before, with several ranks, they are this rank's own.
         """
@@ -110,7 +112,7 @@ class Callback:
         """After the optimizer's step, which is counted now; the gradients are gone."""
 
     def after_evaluation(self, training: Training, metrics: Mapping[str, float]) -> None:
-        """After an evaluation, with its metrics by full name, the same on all ranks."""
+        """After an evaluation, with its metrics by full name, the same on all ranks, and the weights that had them."""
 
     def end(self, training: Training) -> None:
         """When the run has reached its end."""

@@ -16,6 +16,7 @@ from trainer.data import TrainLoader
 from trainer.errors import CheckpointError
 from trainer.optim import Schedule
 from trainer.optim.ema import EMA
+from trainer.optim.protocols import HasTwoWeights
 
 
 @dataclass
@@ -137,6 +138,8 @@ class TrainState:
         _check_same_shapes(self.model.state_dict(), tensors["model"])
         self._load_optimizer(tensors["optimizer"], own_options=own_options)
         self.model.load_state_dict(tensors["model"])
+        if isinstance(self.optimizer, HasTwoWeights):
+            self.optimizer.train()
         for name, buffer in self._buffers().items():
             saved = tensors["buffers"].get(name)
             if saved is not None and saved.shape == buffer.shape:

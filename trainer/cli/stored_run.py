@@ -20,6 +20,7 @@ from trainer.data import Data
 from trainer.distributed.ranks import SINGLE_PROCESS
 from trainer.errors import CheckpointError, ConfigError
 from trainer.objectives import OBJECTIVES
+from trainer.optim.protocols import HasTwoWeights
 from trainer.registry import import_plugin
 from trainer.rundir.files import CONFIG
 from trainer.rundir.frozen_config import read_frozen
@@ -190,13 +191,15 @@ def build_again(run: Path, plugins: Sequence[str], overrides: Sequence[str] = ()
 
 
 def load(parts: RunParts, checkpoint: Path) -> None:
-    """Puts a run's parts to where they were at a checkpoint.
+    """Puts a run's parts to where they were at a checkpoint, with the weights by which the model is evaluated.
 
     Raises:
         UserError: it is damaged, another model's, or in another format.
     """
     content = read_verified(checkpoint)
     parts.state.load(content, content["values"])
+    if isinstance(parts.optimizer, HasTwoWeights):
+        parts.optimizer.eval()
 
 
 @dataclass(frozen=True)

@@ -242,6 +242,9 @@ def _explain_key(hydra: Hydra, args: argparse.Namespace, overrides: list[str], k
     ]
     parent, _, name = key.rpartition(".")
     config = compose(hydra, args, others)
+    group, component, *_ = [*key.split("."), ""]
+    if group in COMPONENTS and group not in config and component in COMPONENTS[group]:
+        return f"unknown option {key}: {component} is not chosen, add {group}=[{component}]"
     known: Any = OmegaConf.select(config, parent) if parent else config
     while parent and not isinstance(known, DictConfig):
         parent, _, name = parent.rpartition(".")

@@ -3,7 +3,8 @@
 An optimizer need not know of these protocols: it implements one by having its members.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -78,6 +79,44 @@ class NeedsGraph(Protocol):
 
     needs_create_graph: bool
     """Whether it does, so that ``backward`` must be called with ``create_graph=True``."""
+
+
+@runtime_checkable
+class HasTwoWeights(Protocol):
+    """Trains at other weights than those that are the model's result."""
+
+    is_training: bool
+    """Whether the model has those that it trains at."""
+
+    def eval(self) -> None:
+        """Gives the model those by which it is evaluated and saved."""
+
+    def train(self) -> None:
+        """Gives it those that it trains at: to the bit those before `eval`, or after a checkpoint was loaded."""
+
+
+@runtime_checkable
+class TakesTwoGradients(Protocol):
+    """Takes the gradient of a step at weights to which a first gradient of the same batch has led."""
+
+    def climb(self, norm: float) -> None:
+        """Moves the parameters by their gradients, whose norm over all parameters and ranks this is."""
+
+    def descend(self) -> None:
+        """Moves them back, to the bit; their gradients are then those that the step takes."""
+
+
+@contextmanager
+def evaluation_weights(optimizer: Optimizer) -> Iterator[None]:
+    """A context in which the model has the weights by which it is evaluated and saved."""
+    if not isinstance(optimizer, HasTwoWeights) or not optimizer.is_training:
+        yield
+        return
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()
 
 
 def differentiates_gradient(optimizer: Optimizer) -> bool:

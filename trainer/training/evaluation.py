@@ -6,6 +6,7 @@ from contextlib import closing
 import torch
 
 from trainer.data import eval_batches
+from trainer.optim.protocols import evaluation_weights
 from trainer.signals import Preempted, StopSignal
 from trainer.training.parts import RunParts
 from trainer.training.step_sync import received_by_any
@@ -48,7 +49,8 @@ def evaluate(parts: RunParts, suffix: str = "", stop: StopSignal | None = None) 
 
 def evaluate_with_average(parts: RunParts, stop: StopSignal | None = None) -> dict[str, float]:
     """As `evaluate`; where the run averages its weights, those of the average too, as ``SPLIT_ema/...``."""
-    metrics = evaluate(parts, stop=stop)
+    with evaluation_weights(parts.optimizer):
+        metrics = evaluate(parts, stop=stop)
     if parts.state.ema is not None:
         with parts.state.ema.applied():
             metrics |= evaluate(parts, "_ema", stop)

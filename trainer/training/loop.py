@@ -13,7 +13,7 @@ from trainer.distributed.dtensor import full_tensor
 from trainer.errors import one_line
 from trainer.metrics import metric_of
 from trainer.monitor import Monitors
-from trainer.optim.protocols import CurvatureOptimizer
+from trainer.optim.protocols import CurvatureOptimizer, evaluation_weights
 from trainer.signals import Preempted, StopSignal
 from trainer.training.evaluation import evaluate_with_average
 from trainer.training.flops import peak_flops, training_flops
@@ -116,7 +116,8 @@ class Trainer:
 
     def save(self, *, best: bool = False) -> None:
         """Saves the present step; ``best`` marks it as the best so far."""
-        self.checkpoints.save(self.parts.state, self.monitors.state_dict(), best=best)
+        with evaluation_weights(self.parts.optimizer):
+            self.checkpoints.save(self.parts.state, self.monitors.state_dict(), best=best)
 
     def show_images(self) -> None:
         """Shows the first batch of a new run as it will be augmented; the loader goes back to its start."""
@@ -185,10 +186,12 @@ class Trainer:
         if missing := [name for name, value in metrics.items() if math.isnan(value)]:
             what = f"the evaluation at step {progress.step} gave no number for {', '.join(missing)}"
             self.monitors.message(f"{what}: it does not count as best", "warning")
-        self.callbacks.tell("after_evaluation", metrics)
+        with evaluation_weights(self.parts.optimizer):
+            self.callbacks.tell("after_evaluation", metrics)
         if is_best and self.parts.config.checkpoint.keep_best:
             self.save(best=True)
-        self.show_outputs()
+        with evaluation_weights(self.parts.optimizer):
+            self.show_outputs()
         return self.callbacks_end()
 
     def show_outputs(self) -> None:

@@ -14,7 +14,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from trainer.checkpoint.state import random_state, set_random_state
 from trainer.data import Batch
 from trainer.distributed.dtensor import local_tensor
-from trainer.optim.protocols import differentiates_gradient
+from trainer.optim.protocols import (
+    TakesTwoGradients,
+    differentiates_gradient,
+    evaluation_weights,
+)
 from trainer.training.nonfinite import count_skipped_step
 from trainer.training.parts import RunParts
 from trainer.training.step_sync import Requests, StepResults, StepSync, sync_step
@@ -68,7 +72,7 @@ class TrainStep:
         self.is_under_way = True
         saved_buffers = [buffer.clone() for buffer in self._buffers]
 
-        losses, totals = self._forward_backward(batches)
+        losses, totals = self._gradients(batches)
         parts.precision.scaler.unscale_(parts.optimizer)
         sync = self._sync(losses, totals, start)
         warning = None
@@ -106,6 +110,21 @@ class TrainStep:
         state.loader.load_state_dict(position)
         set_random_state(random_numbers)
 
+    def _gradients(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+        """As `_forward_backward`; if the optimizer takes two gradients, the second one, and all else of the first."""
+        parts, optimizer = self.parts, self.parts.optimizer
+        if not isinstance(optimizer, TakesTwoGradients):
+            return self._forward_backward(batches)
+        with torch.random.fork_rng(devices=[parts.device] if parts.device.type == "cuda" else []):
+            first = self._forward_backward(batches)  # both draw the same random numbers
+        buffers = [buffer.clone() for buffer in self._buffers]
+        optimizer.climb(parts.ranks.sum(self._squared_norm()).sqrt().item())
+        optimizer.zero_grad()
+        self._forward_backward(batches)
+        optimizer.descend()
+        self._restore(buffers)
+        return first
+
     def _forward_backward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Adds up the gradients of this rank's micro-batches; returns their losses [M] and the sum of their totals."""
         with twice_differentiable() if self._create_graph else nullcontext():
@@ -127,17 +146,22 @@ class TrainStep:
         return torch.stack(losses), torch.stack(totals).sum(0)
 
     def _sync(self, losses: Tensor, totals: Tensor, start: float) -> StepSync:
-        parameters = self.parts.model.parameters()
-        norm = get_total_norm([local_tensor(p.grad) for p in parameters if p.grad is not None])
+        squared_norm = self._squared_norm()
         self._synced_at = time.perf_counter()
         results = StepResults(
             losses=losses,
             totals=totals,
-            squared_norm=norm.double() ** 2 / self.parts.strategy.gradient_replicas,
+            squared_norm=squared_norm,
             seconds=self._synced_at - start + self._time_since_sync,
             requests=self.requests(),
         )
         return sync_step(self.parts.ranks, results, self._statistics)
+
+    def _squared_norm(self) -> Tensor:
+        """This rank's share of the squared norm of the gradient, float64."""
+        parameters = self.parts.model.parameters()
+        norm = get_total_norm([local_tensor(p.grad) for p in parameters if p.grad is not None])
+        return norm.double() ** 2 / self.parts.strategy.gradient_replicas
 
     def _update(self, sync: StepSync) -> None:
         """Clips the gradient, takes the optimizer's step, and counts it."""
@@ -149,7 +173,8 @@ class TrainStep:
             clip_grads_with_norm_(parameters, clip_norm, norm)
         parts.precision.scaler.step(parts.optimizer)
         if parts.state.ema is not None:
-            parts.state.ema.update()
+            with evaluation_weights(parts.optimizer):
+                parts.state.ema.update()
         parts.counters.skipped_in_a_row = 0
         parts.counters.grad_norm = sync.grad_norm
         window = parts.state.window
