@@ -96,6 +96,18 @@ def test_killed_and_resumed_is_one_run_without_doubled_points(client, run):
     assert history(client, found)["train/loss"] == [(s, loss(s), 500 * s) for s in range(5, 61, 5)]
 
 
+def test_a_resumed_run_that_finds_another_store(client, run, capsys):
+    play(told := monitors(run, "jsonl"), 1, 30)
+    state = {**told.state_dict(), "mlflow": {"id": "0" * 32}}
+    second = monitors(run, "jsonl", "mlflow", resumed_step=30)
+    second.load_state_dict(state)
+    second.finish("finished", play(second, 31, 60))
+    [found] = runs(client)
+    assert [step for step, *_ in history(client, found)["train/loss"]] == [*range(35, 61, 5)]
+    push(run, capsys)  # fills in what came before
+    assert sorted(step for step, *_ in history(client, found)["train/loss"]) == [*range(5, 61, 5)]
+
+
 def test_pushed_again_and_again(client, run, capsys):
     told = monitors(run, "jsonl")
     told.finish("finished", play(told, 1, 60))

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from mlflow.entities import Metric, Param, Run, ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from trainer.trackers.base import PROJECT, TrackedRun, Tracker, in_slurm_job
@@ -48,7 +49,7 @@ class Mlflow(Tracker):
         )  # as it makes a database, on the display of the run
         offline = in_slurm_job() and URI not in os.environ
         self._client = MlflowClient(f"sqlite:///{run.directory.resolve()}/mlflow.db" if offline else None)
-        opened = self._client.get_run(id) if id else self._find_or_create(run, anew)
+        opened = (self._stored(id) if id else None) or self._find_or_create(run, anew)
         self.id = opened.info.run_id
         self._start = opened.info.start_time
         self._seen = {name: self._steps(name) for name in opened.data.metrics}
@@ -80,6 +81,15 @@ class Mlflow(Tracker):
         self.flush()
         if (status := STATUS.get(state, "KILLED")) != "RUNNING":
             self._client.set_terminated(self.id, status)
+
+    def _stored(self, id: str) -> Run | None:
+        """The run of that id; None where there is none, as where an earlier session reported to another server."""
+        try:
+            return self._client.get_run(id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
 
     def _find_or_create(self, run: TrackedRun, anew: bool) -> Run:
         experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT)
