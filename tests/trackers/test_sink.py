@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.monitor.fake import monitors, play, run_info
-from trainer.errors import MissingExtra
+from tests.monitor.fake import play, run_info
+from trainer.cli.train import main as train
 from trainer.monitor import MonitorOptions, Monitors
 from trainer.monitor import trackers as module
 from trainer.monitor.trackers import TrackerSink
@@ -39,7 +39,6 @@ class Noted:
 @pytest.fixture
 def opened(monkeypatch, tmp_path):
     """Opens monitors with a sink to a tracker."""
-    monkeypatch.setattr(module, "need_tracker", lambda *_: None)
 
     def open_sink(tracker, **changes):
         monkeypatch.setattr(module, "open_tracker", tracker.open)
@@ -73,12 +72,12 @@ def test_a_tracker_that_fails_is_one_warning_and_then_left_alone(opened, capsys)
 
 
 @pytest.mark.parametrize("name", TRACKERS)
-def test_a_missing_package_is_told_with_its_extra(name, monkeypatch, tmp_path):
+def test_a_missing_package_is_told_with_its_extra(name, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(base, "find_spec", lambda package: None)
-    with pytest.raises(
-        MissingExtra, match=rf"monitor.sinks: {name} needs the package {name}: pip .*\[{name}\]"
-    ):
-        monitors(tmp_path, name)
+    assert train([f"monitor.sinks=[console,{name}]", f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: monitor.sinks: {name} needs the package {name}: pip install '.[{name}]'\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_directory_has_one_identity(tmp_path, monkeypatch):

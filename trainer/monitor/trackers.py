@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from trainer.monitor.base import SINKS, Progress, RunInfo, Sink, Status
@@ -9,7 +10,7 @@ from trainer.options import flatten
 from trainer.trackers.base import TrackedRun, Tracker, need_tracker, open_tracker, tracked
 
 
-@SINKS.register("mlflow")
+@SINKS.register("mlflow", check=partial(need_tracker, "mlflow", "monitor.sinks: mlflow"))
 def mlflow(run: RunInfo) -> Sink:
     """The run in MLflow, see `trainer.trackers.mlflow`."""
     return TrackerSink(run, "mlflow")
@@ -20,13 +21,9 @@ class TrackerSink(Sink):
 
     The tracker is opened at the first report, so that one that cannot be reached is a warning. After its first
     failure it is left alone: each further attempt might hold up the training.
-
-    Raises:
-        MissingExtra: the tracker's package is not installed.
     """
 
     def __init__(self, run: RunInfo, name: str) -> None:
-        need_tracker(name, f"monitor.sinks: {name}")
         self._name = name
         self._run = TrackedRun(run.directory, run.name, flatten(run.config))
         self._anew = not run.resumed_step
