@@ -18,6 +18,7 @@ from trainer.analyze.gershgorin import Discs
 from trainer.analyze.landscape import Plane
 from trainer.analyze.preconditioner import Histogram
 from trainer.analyze.spectrum import signal_to_noise
+from trainer.analyze.trajectories import Map
 
 Key = tuple[str, str]
 """A layer and its factor, A or G."""
@@ -127,6 +128,19 @@ def colors(steps: Sequence[int]) -> dict[int, Any]:
     return {step: colormaps["viridis"](i / max(1, len(steps) - 1) * 0.9) for i, step in enumerate(steps)}
 
 
+def contours(figure: Figure, panel: Axes, x: Tensor, y: Tensor, losses: Tensor) -> None:
+    """Draws losses [len(y), len(x)] on a logarithmic colour scale, with lines of equal loss."""
+    values = np.ma.masked_invalid(losses.numpy())
+    low, high = max(float(values.min()), 1e-12), max(float(values.max()), 2e-12)
+    norm = LogNorm(low, max(high, 1.01 * low))
+    levels = np.geomspace(low, max(high, 1.01 * low), LEVELS)
+    filled = panel.contourf(x, y, values.clip(low), levels, norm=norm, cmap="viridis", extend="both")
+    panel.contour(x, y, values.clip(low), levels[::2], norm=norm, colors="white", linewidths=0.4)
+    bar = figure.colorbar(filled, ax=panel, label="training loss", ticks=LogLocator(subs=(1, 2, 5)))
+    bar.minorticks_off()
+    bar.ax.yaxis.set_major_formatter("{x:.3g}")
+
+
 def landscape(found: Sequence[Plane]) -> Figure:
     """The loss over each plane, with the checkpoint at 0 and, where there is one, the path of training."""
     figure, grid = panels(1, len(found), 5.6, 4.6)
@@ -135,19 +149,7 @@ def landscape(found: Sequence[Plane]) -> Figure:
         "trajectory": "the trajectory's principal directions",
     }
     for panel, plane in zip(grid[0], found, strict=True):
-        values = np.ma.masked_invalid(plane.losses.numpy())
-        low, high = max(float(values.min()), 1e-12), max(float(values.max()), 2e-12)
-        norm = LogNorm(low, max(high, 1.01 * low))
-        levels = np.geomspace(low, max(high, 1.01 * low), LEVELS)
-        filled = panel.contourf(
-            plane.x, plane.y, values.clip(low), levels, norm=norm, cmap="viridis", extend="both"
-        )
-        panel.contour(
-            plane.x, plane.y, values.clip(low), levels[::2], norm=norm, colors="white", linewidths=0.4
-        )
-        bar = figure.colorbar(filled, ax=panel, label="training loss", ticks=LogLocator(subs=(1, 2, 5)))
-        bar.minorticks_off()
-        bar.ax.yaxis.set_major_formatter("{x:.3g}")
+        contours(figure, panel, plane.x, plane.y, plane.losses)
         if plane.path is not None:
             panel.plot(*plane.path.T, color="C1", marker=".", linewidth=1)
         panel.plot(0, 0, color="C3", marker="*", markersize=11)
@@ -157,10 +159,25 @@ def landscape(found: Sequence[Plane]) -> Figure:
     return figure
 
 
+def trajectories(found: Map) -> Figure:
+    """The loss over the plane with a line for each run: a dot is a checkpoint, a star the last one."""
+    figure, grid = panels(1, 1, 7.4, 5.2)
+    panel = grid[0, 0]
+    contours(figure, panel, found.x, found.y, found.losses)
+    for number, (name, path) in enumerate(found.paths.items()):
+        color = f"C{number + 1}"
+        panel.plot(*path.T, color=color, marker=".", markersize=3, linewidth=1.2, label=name)
+        panel.plot(*path[-1], color=color, marker="*", markersize=12, markeredgecolor="white")
+    panel.set(xlabel=found.labels[0], ylabel=found.labels[1])
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Any], Figure]] = {
     "factors": factors,
     "gershgorin": gershgorin,
     "spectrum": spectrum,
     "preconditioner": preconditioner,
     "landscape": landscape,
+    "trajectories": trajectories,
 }

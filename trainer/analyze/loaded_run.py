@@ -1,5 +1,6 @@
 """The run that is analysed: its model and optimizer at one of its checkpoints, opened for reading."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -33,6 +34,8 @@ class Settings:
     """Points a side of a loss landscape."""
     sigma: float = 1e-3
     """Standard deviation of the noise that is added off the diagonal."""
+    axes: str | None = None
+    """The two weights that a plane is of, such as ``1.weight:0,1.weight:1``; None: the principal directions."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,12 @@ class LoadedRun:
             raise DoesNotFit(f"all layers are large: choose with --layers{nearest('', known)}")
         places = dict.fromkeys((0, len(moderate) // 2, len(moderate) - 1))
         return {moderate[place]: known[moderate[place]] for place in places}
+
+
+def names_of(runs: Sequence[LoadedRun]) -> list[str]:
+    """What to call runs: the names of their directories, or where two are the same, the paths."""
+    names = [run.run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.run) for run in runs]
 
 
 def largest_side(module: MatrixLayer) -> int:
