@@ -14,7 +14,7 @@ from trainer.checkpoint import storage
 from trainer.cli.train import main as train
 from trainer.config.command_line import CONF
 
-NAMES = list(command.ANALYSES)
+NAMES = command.DEFAULT
 SMALL = ["--batches", "2", "--points", "3"]
 
 
@@ -129,7 +129,8 @@ def test_what_does_not_fit_is_left_out_and_said(language: Path, capsys: pytest.C
     assert command.main([str(language), *SMALL, "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == (
-        "skipped preconditioner: --what preconditioner needs a run of AdaFisher: optimizer=sgd has no factors\n"
+        "skipped preconditioner: --what preconditioner needs runs of AdaFisher, Adam or AdamW: "
+        "optimizer=sgd is none\n"
     )
     found = json.loads(out)
     assert "preconditioner" not in found
@@ -182,7 +183,7 @@ def mistakes() -> Iterator[tuple[str, list[str], str]]:
     yield (
         "language",
         ["--what", "preconditioner"],
-        "--what preconditioner needs a run of AdaFisher: optimizer=sgd has",
+        "--what preconditioner needs runs of AdaFisher, Adam or AdamW: optimizer=sgd is none",
     )
     yield "tmp_path", [], "{} has no checkpoints: give a run directory"
     yield "without_checkpoints", [], "{} has no checkpoints"

@@ -29,22 +29,25 @@ ANALYSES: dict[str, Callable[[LoadedRun, Settings], Finding]] = {
     "factors": factors.analyse,
     "gershgorin": gershgorin.analyse,
     "spectrum": spectrum.analyse,
-    "preconditioner": preconditioner.analyse,
     "landscape": landscape.analyse,
 }
 """Of one run."""
 COMPARISONS: dict[str, Callable[[Sequence[LoadedRun], Settings], Finding]] = {
-    "trajectories": trajectories.analyse
+    "preconditioner": preconditioner.analyse,
+    "trajectories": trajectories.analyse,
 }
 """Of one run or several."""
+DEFAULT = [*ANALYSES, "preconditioner"]
+"""Of one run; its trajectory is in its landscape, too."""
 
 
 def parser() -> Parser:
     """The command line's options."""
     parser = Parser(
         prog="python -m trainer.analyze",
-        description="Analyses the network of a run: full Kronecker factors, Gershgorin discs, spectrum, "
-        "preconditioner, loss landscape; or the trajectories of several. Writes PNG files and TensorBoard images.",
+        description="Analyses the network of a run: full Kronecker factors, Gershgorin discs, spectrum, loss "
+        "landscape, preconditioner, trajectory; the last two of several runs, too. Writes PNG files and TensorBoard "
+        "images.",
     )
     parser.add_argument(
         "paths",
@@ -57,8 +60,8 @@ def parser() -> Parser:
         "--what",
         type=lambda text: text.split(","),
         metavar="NAME[,NAME]",
-        help=f"of {', '.join(ANALYSES)} (default for one run: all of these that fit it), and for several runs "
-        f"{', '.join(COMPARISONS)} (the default)",
+        help=f"of {', '.join([*ANALYSES, *COMPARISONS])}, the last {len(COMPARISONS)} of one run or several (default: "
+        "all that fit)",
     )
     default = Settings()
     parser.add_argument(
@@ -152,7 +155,7 @@ def analyse(runs: Sequence[LoadedRun], args: Namespace) -> dict[str, Finding]:
     """
     settings = Settings(args.layers, args.batches, args.points, args.sigma, args.axes)
     found = {}
-    for name in dict.fromkeys(args.what or (ANALYSES if len(runs) == 1 else COMPARISONS)):
+    for name in dict.fromkeys(args.what or (DEFAULT if len(runs) == 1 else COMPARISONS)):
         for run in runs:
             run.load(run.checkpoint)
         try:

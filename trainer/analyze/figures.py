@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.analyze.factors import diagonal_energy
 from trainer.analyze.gershgorin import Discs
 from trainer.analyze.landscape import Plane
-from trainer.analyze.preconditioner import Histogram
+from trainer.analyze.preconditioner import Histogram, Series
 from trainer.analyze.spectrum import signal_to_noise
 from trainer.analyze.trajectories import Map
 
@@ -102,23 +102,30 @@ def gershgorin(found: Mapping[Key, tuple[Discs, Discs]]) -> Figure:
     return figure
 
 
-def preconditioner(found: Mapping[tuple[str, str, int], Histogram]) -> Figure:
-    """For each layer F̃ on the left and Adam's second moment on the right: a line per checkpoint, lighter with time."""
-    layers = list(dict.fromkeys(layer for layer, _, _ in found))
-    steps = sorted({step for _, _, step in found})
-    names = {"adafisher": "F̃ (AdaFisher)", "adam": "second moment v̂ (Adam)"}
-    figure, grid = panels(len(layers), 2)
-    for (layer, what, step), histogram in found.items():
-        panel = grid[layers.index(layer), list(names).index(what)]
-        color = colors(steps)[step]
-        panel.stairs(histogram.share, histogram.log10, color=color, label=f"step {step}")
-        panel.set(title=f"{layer}: {names[what]}", xlabel="log₁₀ of the value", ylabel="share of the entries")
-    for panel in grid.flat:
+def preconditioner(found: Mapping[Series, Mapping[int, Histogram]]) -> Figure:
+    """A row for each layer, a column for each run's F̃ or v̂: a line per checkpoint, lighter with time."""
+    names = {"adafisher": "F̃", "adam": "v̂", "adam_made_up": "v̂ made up at the weights"}
+    layers = list(dict.fromkeys(series.layer for series in found))
+    columns = list(dict.fromkeys(series[1:] for series in found))
+    color = colors(sorted({step for histograms in found.values() for step in histograms}))
+    figure, grid = panels(len(layers), len(columns))
+    lines = {}
+    for series, histograms in found.items():
+        first, panel = grid[layers.index(series.layer)][[0, columns.index(series[1:])]]
+        for step, histogram in histograms.items():
+            lines[step] = panel.stairs(histogram.share, histogram.log10, color=color[step])
+        if panel is not first:
+            panel.sharex(first)
+        panel.set(title=f"{series.layer}: {names[series.of]} of {series.run}", ylabel="share of the entries")
+        panel.set_xlabel("log₁₀ of the value")
         panel.grid(alpha=0.3)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    shown = sorted({round(i) for i in np.linspace(0, len(handles) - 1, min(len(handles), 12))})
+    steps = sorted(lines)
+    shown = sorted({steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(len(steps), 12))})
     figure.legend(
-        [handles[i] for i in shown], [labels[i] for i in shown], loc="outside right upper", frameon=False
+        [lines[step] for step in shown],
+        [f"step {step}" for step in shown],
+        loc="outside right upper",
+        frameon=False,
     )
     return figure
 

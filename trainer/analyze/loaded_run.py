@@ -120,6 +120,22 @@ def names_of(runs: Sequence[LoadedRun]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run.run) for run in runs]
 
 
+def refuse_others(runs: Sequence[LoadedRun]) -> None:
+    """Refuses runs of another model or of other data than the first one's: there is nothing to lay side by side.
+
+    Raises:
+        ConfigError: a run's model has other weights, or its data are others.
+    """
+    first, *others = runs
+    shapes = {name: tuple(p.shape) for name, p in first.model.named_parameters()}
+    data = first.parts.config.data["name"]
+    for other in others:
+        if (theirs := other.parts.config.data["name"]) != data:
+            raise ConfigError(f"{other.run} was trained on data={theirs}, {first.run} on data={data}")
+        if {name: tuple(p.shape) for name, p in other.model.named_parameters()} != shapes:
+            raise ConfigError(f"the model of {other.run} has other weights than that of {first.run}")
+
+
 def largest_side(module: MatrixLayer) -> int:
     """The larger of the rows and the columns of a layer's weight as a matrix."""
     rows = len(module.weight)

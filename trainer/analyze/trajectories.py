@@ -23,7 +23,7 @@ from trainer.analyze.landscape import (
     unflat,
     weights_of,
 )
-from trainer.analyze.loaded_run import DoesNotFit, Finding, LoadedRun, Settings, names_of
+from trainer.analyze.loaded_run import DoesNotFit, Finding, LoadedRun, Settings, names_of, refuse_others
 from trainer.cli.common import progress
 from trainer.errors import ConfigError, nearest
 
@@ -76,22 +76,6 @@ def way(run: LoadedRun, name: str) -> Way:
         steps.append(run.load(place))
         weights.append(flat(weights_of(run.model)))
     return Way(name, steps, torch.stack(weights))
-
-
-def refuse_others(runs: Sequence[LoadedRun]) -> None:
-    """Refuses runs that have no loss in common with the first one.
-
-    Raises:
-        ConfigError: a run's model has other weights, or its data are others.
-    """
-    first, *others = runs
-    shapes = {name: tuple(p.shape) for name, p in first.model.named_parameters()}
-    data = first.parts.config.data["name"]
-    for other in others:
-        if (theirs := other.parts.config.data["name"]) != data:
-            raise ConfigError(f"{other.run} was trained on data={theirs}, {first.run} on data={data}")
-        if {name: tuple(p.shape) for name, p in other.model.named_parameters()} != shapes:
-            raise ConfigError(f"the model of {other.run} has other weights than that of {first.run}")
 
 
 def entries(axes: str, weights: Weights) -> list[tuple[str, int]]:
