@@ -8,7 +8,7 @@ from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -67,7 +67,13 @@ def parser() -> Parser:
     parser.add_argument(
         "--layers",
         metavar="GLOB",
-        help="Linear and Conv2d layers (default: the first, a middle and the last one)",
+        help="Linear, Conv2d and norm layers, '*' for all (default: the first, a middle and the last Linear or Conv2d)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=steps,
+        metavar="N[,N]",
+        help="of the checkpoints that factors, gershgorin and spectrum are of, or 'all' (default: that of RUN)",
     )
     parser.add_argument(
         "--batches",
@@ -109,6 +115,19 @@ def count(text: str) -> int:
     if not text.isdigit() or int(text) < 2:
         raise ArgumentTypeError(f"{text!r} is not an integer of at least 2")
     return int(text)
+
+
+def steps(text: str) -> tuple[int, ...] | Literal["all"]:
+    """The steps in a text, ``all`` or numbers with commas between them.
+
+    Raises:
+        ArgumentTypeError: they are neither.
+    """
+    if text == "all":
+        return "all"
+    if not all(part.isascii() and part.isdigit() for part in text.split(",")):
+        raise ArgumentTypeError(f"{text!r} is neither 'all' nor steps such as 100,200")
+    return tuple(int(part) for part in text.split(","))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -153,7 +172,7 @@ def analyse(runs: Sequence[LoadedRun], args: Namespace) -> dict[str, Finding]:
 
     One that does not fit the runs is skipped with a note, or an error if it was asked for.
     """
-    settings = Settings(args.layers, args.batches, args.points, args.sigma, args.axes)
+    settings = Settings(args.layers, args.steps, args.batches, args.points, args.sigma, args.axes)
     found = {}
     for name in dict.fromkeys(args.what or (DEFAULT if len(runs) == 1 else COMPARISONS)):
         for run in runs:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
 from trainer.analyze.loaded_run import DoesNotFit, Finding, LoadedRun, Settings, names_of, refuse_others
+from trainer.analyze.norms import Norm
 from trainer.cli.common import progress
 from trainer.optim.kronecker.rows import MatrixLayer
 from trainer.optim.protocols import DiagonalPreconditioner
@@ -94,7 +95,9 @@ def row(series: Series, found: dict[int, dict[str, float]]) -> dict[str, Any]:
     return {**series._asdict(), **ends, **spread, "steps": list(found), **lists}
 
 
-def gradients(run: LoadedRun, count: int, layers: Mapping[str, MatrixLayer]) -> Iterator[dict[str, Tensor]]:
+def gradients(
+    run: LoadedRun, count: int, layers: Mapping[str, MatrixLayer | Norm]
+) -> Iterator[dict[str, Tensor]]:
     """Gradients of the layers' weights, one an optimizer's batch, at the weights that the model has."""
     parts = run.parts.state.loader.micro_batches
     batches = run.batches(count)
