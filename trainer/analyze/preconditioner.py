@@ -134,7 +134,7 @@ def divisors(
     for place in progress(run.checkpoints, name):
         step = run.load(place)
         for layer, module in layers.items():
-            if module.weight.requires_grad:
+            if run.parts.optimizer.state.get(module.weight):  # else it is frozen, or has never had a gradient
                 yield Series(layer, name, of), step, divisor(module.weight)
         if alone and of == "adafisher":
             for layer, moment in adam_second_moment(gradients(run, settings.batches, layers)).items():
