@@ -4,6 +4,8 @@
 """
 
 import ast
+import importlib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ FLOORS = {  # from the ground up
     "cluster": "launch",
 }
 FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS.values()) for package in packages.split()}
+SCRIPTS = [path for path in sorted((ROOT / "tests").rglob("*.py")) if not path.name.startswith("test_")]
 FILES = sorted([*(ROOT / "trainer").rglob("*.py"), *(ROOT / "launch").rglob("*.py")])
 
 
@@ -100,3 +103,14 @@ def test_every_package_is_on_a_floor() -> None:
 def test_adafisher_needs_torch_alone(file: Path) -> None:
     own = "trainer.optim.adafisher"
     assert not [module for module in imports_of(file) if not f"{module}.".startswith(f"{own}.")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_import_what_there_is(script: Path) -> None:
+    """No other test would notice that a benchmark cannot start any more."""
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("trainer", "launch"):
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                found = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
+                assert found, f"{script}: {node.module} has no {alias.name}"

@@ -16,10 +16,9 @@ from statistics import median
 import torch
 from rich.console import Console
 from rich.table import Table
-from trainer.training.chunked_loss import loss_of
-from trainer.training.objectives import Language
 
 from trainer.models import MODELS
+from trainer.objectives.next_token import NextToken
 
 STEPS = 2
 M_MMAP_THRESHOLD = -3
@@ -47,8 +46,8 @@ def steps(chunks: str, options: argparse.Namespace) -> tuple[float, float]:
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     for _ in range(STEPS):
         model.zero_grad()
-        number = chunks if chunks == "auto" else int(chunks)
-        loss_of(model, Language(), tokens, tokens, number)[0].backward()  # type: ignore[arg-type]
+        objective = NextToken(loss_chunks="auto" if chunks == "auto" else int(chunks))
+        objective.loss(model, (tokens, tokens))[0].backward()
     seconds = (time.process_time() - start) / STEPS
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, seconds
 

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainer.models.gpt import GPT
-from trainer.models.resnet import resnet18_cifar
+from trainer.models.resnet import ResNet18
 from trainer.optim import AdaFisher
 from trainer.optim.adafisher import hooks
 
@@ -81,7 +81,7 @@ class Benchmark:
 
     def resnet(self) -> nn.Module:
         torch.manual_seed(0)
-        return resnet18_cifar(num_classes=10, in_channels=3).to(self.args.device)
+        return ResNet18(num_classes=10, in_channels=3).to(self.args.device)
 
     def stepper(self, make: Make, model: nn.Module | None = None, loss: Any = None) -> torch.optim.Optimizer:
         """An optimizer with gradients in place, warmed up."""
