@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = {  # from the ground up
-    "ground": "_private errors signals streams options registry formatting metrics rundir",
+    "ground": "_private errors signals streams options registry formatting metrics rundir trackers",
     "parts": "models data objectives callbacks optim monitor distributed",
     "run": "config checkpoint training",
     "commands": "cli report compare analyze evaluate predict generate export data.__main__ __main__",

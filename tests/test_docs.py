@@ -30,7 +30,7 @@ from trainer.data.__main__ import parser as data_parser
 from trainer.errors import ConfigError
 from trainer.evaluate.__main__ import parser as evaluate_parser
 from trainer.export.__main__ import parser as export_parser
-from trainer.report import diff
+from trainer.report import diff, push
 from trainer.report.__main__ import parser as report_parser
 
 ROOT = Path(__file__).parents[1]
@@ -201,6 +201,8 @@ def check_compare(argv: list[str]) -> None:
 def check_report(argv: list[str]) -> None:
     if argv[0] == "diff":
         diff.parser().parse_args(argv[1:])
+    elif argv[0] == "push":
+        push.parser().parse_args(argv[1:])
     else:
         report_parser().parse_args(argv)
 
@@ -314,6 +316,7 @@ TRAIN = "    python -m trainer "
         (wrong_commands, "README.md", "    python -m trainer.compare optimizer=sgd,none"),
         (wrong_commands, "README.md", "    python -m trainer.report a --none"),
         (wrong_commands, "README.md", "    python -m trainer.report diff a"),
+        (wrong_commands, "README.md", "    python -m trainer.report push a --to none"),
         (wrong_commands, "README.md", "    python -m trainer.analyze RUN --none"),
         (wrong_commands, "README.md", "    python -m trainer.evaluate RUN --none"),
         (wrong_commands, "README.md", "    python -m trainer.predict RUN"),

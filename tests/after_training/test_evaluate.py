@@ -96,7 +96,7 @@ def test_the_confusion_matrix() -> None:
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["--step", "5"], "has no checkpoint of --step 5 (known: 4, 8, 12)"),
+        (["--step", "5"], "has no checkpoint of step 5 (known: 4, 8, 12)"),
         (["--split", "tst"], "--split tst does not exist; did you mean test?"),
         (["data.batchsize=3"], "unknown option data.batchsize; did you mean batch_size"),
         (["model.widths=[4]"], "only the data's options can be given"),

@@ -140,7 +140,7 @@ def test_what_does_not_fit(
     refused(main([str(digits), "--to", "hf", "--out", str(tmp_path / "hf")]), "model=cnn is neither")
     refused(main([str(text), "--to", "pickle"]), "argument --to: invalid choice: 'pickle'")
     refused(main([str(text), "--to", "hf", "--out", __file__]), "is a file")
-    refused(main([str(text), "--to", "onnx", "--step", "3"]), "has no checkpoint of --step 3 (known: ")
+    refused(main([str(text), "--to", "onnx", "--step", "3"]), "has no checkpoint of step 3 (known: ")
     options = {
         "norm": "rms",
         "position": "learned",

@@ -72,7 +72,7 @@ def test_mistakes(digits: Path, text: Path, tmp_path: Path, refused: Refused) ->
         ([digits, tmp_path], "broken.png cannot be decoded"),
         ([text, picture], "trainer.predict needs a classifier: model=gpt is none"),
         ([digits, picture, "--top", "0"], "'0' is not an integer of at least 1"),
-        ([digits, picture, "--ema", "--step", "3"], "no checkpoint of --step 3"),
+        ([digits, picture, "--ema", "--step", "3"], "no checkpoint of step 3"),
         ([digits, picture, "--set", "optimizer.lr=1"], "only the data's options can be given"),
         ([tmp_path, picture], "has no checkpoints"),
         ([digits], "the following arguments are required"),

@@ -1,6 +1,7 @@
 """The command line on runs as the trainer leaves them."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from trainer.checkpoint import storage
 from trainer.cli.train import main as train
 from trainer.config.command_line import CONF
 
-NAMES = list(command.ANALYSES)
+NAMES = command.DEFAULT
 SMALL = ["--batches", "2", "--points", "3"]
 
 
@@ -62,7 +63,16 @@ def test_everything_on_a_run(copied: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_one_figure_elsewhere(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--what", "spectrum", "--layers", "features.0", "--out", str(tmp_path / "a" / "b")]
+    options = [
+        "--what",
+        "spectrum",
+        "--steps",
+        "all",
+        "--layers",
+        "features.0",
+        "--out",
+        str(tmp_path / "a" / "b"),
+    ]
     assert command.main([str(run / "checkpoints" / "best"), *options, "--json"]) == 0
     [figure] = json.loads(capsys.readouterr().out)["figures"]
     best = (run / "checkpoints" / "best").resolve()
@@ -80,9 +90,10 @@ def test_json_of_a_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (found["checkpoint"], found["step"]) == (str(place), 4)
 
     sizes = {(row["layer"], row["factor"]): row["size"] for row in found["factors"]}
-    first, second = ("features.0", 9, 4), ("features.4", 4 * 9, 6)  # without a bias
+    convolutions = ("features.0", 9, 4), ("features.4", 4 * 9, 6)  # without a bias
+    norms = ("features.1", 4, 4), ("features.5", 6, 6)
     assert sizes == {
-        (name, kind): size for name, A, G in (first, second) for kind, size in (("A", A), ("G", G))
+        (name, kind): size for name, A, G in (*convolutions, *norms) for kind, size in (("A", A), ("G", G))
     }
     for factor, discs, spectrum in zip(found["factors"], found["gershgorin"], found["spectrum"], strict=True):
         trace = factor["mean_diagonal"] * factor["size"]
@@ -96,6 +107,19 @@ def test_json_of_a_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert len(trajectory["path"]) == 3
     assert trajectory["path"][1] == pytest.approx([0, 0], abs=1e-6)
     assert trajectory["explained"] == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_norms_at_several_steps(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--what", "factors,spectrum", "--layers", "features.1", "--steps", "4,6", "--sigma", "0"]
+    assert command.main([str(run), *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["factor"], row["step"]) for row in found["factors"]] == [
+        (k, s) for s in (4, 6) for k in "AG"
+    ]
+    for row in found["spectrum"]:
+        more = 10 * math.log10(2 * 4 / 3)  # by the definitions, without noise
+        assert row["published_signal_to_noise_db"] == pytest.approx(row["signal_to_noise_db"] + more)
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -129,7 +153,8 @@ def test_what_does_not_fit_is_left_out_and_said(language: Path, capsys: pytest.C
     assert command.main([str(language), *SMALL, "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == (
-        "skipped preconditioner: --what preconditioner needs a run of AdaFisher: optimizer=sgd has no factors\n"
+        "skipped preconditioner: --what preconditioner needs runs of AdaFisher, Adam or AdamW: "
+        "optimizer=sgd is none\n"
     )
     found = json.loads(out)
     assert "preconditioner" not in found
@@ -175,14 +200,16 @@ def mistakes() -> Iterator[tuple[str, list[str], str]]:
     yield (
         "run",
         ["--layers", "feature.*"],
-        "--layers 'feature.*' matches no Linear or Conv2d layer; did you mean features",
+        "--layers 'feature.*' matches no Linear, Conv2d or norm layer; did you mean features",
     )
+    yield "run", ["--what", "factors", "--steps", "3"], "{} has no checkpoint of step 3 (known: 2, 4, 6"
+    yield "run", ["--steps", "2,x"], "argument --steps: '2,x' is neither 'all' nor steps such as 100,200"
     yield "run", ["--points", "1"], "argument --points: '1' is not an integer of at least 2"
     yield "run", ["--what", "factors", "--out", __file__], f"{__file__} cannot be written to: "
     yield (
         "language",
         ["--what", "preconditioner"],
-        "--what preconditioner needs a run of AdaFisher: optimizer=sgd has",
+        "--what preconditioner needs runs of AdaFisher, Adam or AdamW: optimizer=sgd is none",
     )
     yield "tmp_path", [], "{} has no checkpoints: give a run directory"
     yield "without_checkpoints", [], "{} has no checkpoints"

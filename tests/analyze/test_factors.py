@@ -90,6 +90,36 @@ def test_convolutions(name: str, entries: int, monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(G.diagonal(), described.S((output - target).detach()))
 
 
+NORMS = {
+    "batch": (nn.BatchNorm2d(4), (SAMPLES, 4, 3, 5)),
+    "batch of vectors": (nn.BatchNorm1d(4), (SAMPLES, 4)),
+    "group": (nn.GroupNorm(2, 4), (SAMPLES, 4, 3, 5)),
+    "layer": (nn.LayerNorm((4, 2)), (SAMPLES, 3, 4, 2)),
+    "root mean square": (nn.RMSNorm(4), (SAMPLES, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms(name: str) -> None:
+    """x̂ is what the scale multiplies: the output, where the scale is 1 and the shift 0."""
+    layer, shape = NORMS[name]
+    layer = layer.double()
+    x = torch.randn(shape, dtype=torch.float64) * 2 + 1
+    output = layer(x)
+    target = torch.randn_like(output)
+    A, G = full_factors({"layer": layer}, lambda: mean_squares(layer(x), target).backward())["layer"]
+    channels_last = (lambda t: t.movedim(1, -1)) if "batch" in name or name == "group" else (lambda t: t)
+    rows, errors = (
+        channels_last(t.detach()).reshape(-1, layer.weight.numel()) for t in (output, output - target)
+    )
+    torch.testing.assert_close(A, rows.T @ rows / len(rows))
+    torch.testing.assert_close(G, errors.T @ errors / len(errors))
+
+    described = layer_of(layer)
+    torch.testing.assert_close(A.diagonal(), described.H(x, output.shape).flatten())
+    torch.testing.assert_close(G.diagonal(), described.S((output - target).detach()).flatten())
+
+
 def test_several_backwards_are_one_mean() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(INSIDE, OUT)).double()
     layers = {"1": model[1]}

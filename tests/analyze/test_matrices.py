@@ -7,7 +7,7 @@ import torch
 
 from trainer.analyze.factors import diagonal_energy
 from trainer.analyze.gershgorin import discs, with_noise
-from trainer.analyze.spectrum import magnitudes, signal_to_noise
+from trainer.analyze.spectrum import magnitudes, published_signal_to_noise, signal_to_noise, spectrum
 
 MATRIX = torch.tensor([[2.0, -1.0, 0.0], [-1.0, 2.0, -1.0], [0.0, -1.0, 2.0]])
 
@@ -69,3 +69,12 @@ def test_spectrum() -> None:
     torch.testing.assert_close(magnitudes(torch.eye(5)), expected, atol=1e-5, rtol=0)
     energy = magnitudes(MATRIX).square().sum() / 9  # Parseval
     torch.testing.assert_close(energy, MATRIX.square().sum())
+
+
+def test_the_published_ratio_takes_the_upper_triangle_alone() -> None:
+    """Mean diag² is 4; two entries of 1 above the diagonal, over 9 entries."""
+    assert published_signal_to_noise(MATRIX) == pytest.approx(10 * math.log10(4 / (2 / 9)))
+    assert published_signal_to_noise(torch.eye(3)) is None
+    found = spectrum(torch.eye(200), 1e-3)
+    assert found.ratio is None
+    assert found.published_ratio == pytest.approx(10 * math.log10(1 / (199 / 400 * 1e-6)), abs=0.1)

@@ -1,10 +1,17 @@
 """F̃ against its definition, Adam's second moment against torch's Adam, histograms against counting."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from trainer.analyze.preconditioner import adam_second_moment, histogram, statistics
+from tests.analyze.test_command import trained
+from trainer.analyze import __main__ as command
+from trainer.analyze.preconditioner import adam_second_moment, histogram, own_second_moment, statistics
+from trainer.checkpoint import storage
+from trainer.checkpoint.reading import read_verified
 from trainer.optim import AdaFisher
 
 
@@ -33,8 +40,27 @@ def test_second_moment_is_that_of_adam() -> None:
     for gradient in gradients:
         weight.grad = gradient.clone()
         adam.step()
-    v = adam.state[weight]["exp_avg_sq"] / (1 - 0.99**7)
-    torch.testing.assert_close(adam_second_moment([{"w": g} for g in gradients], beta=0.99)["w"], v)
+    v = adam_second_moment([{"w": g} for g in gradients], beta=0.99)["w"]
+    torch.testing.assert_close(v, adam.state[weight]["exp_avg_sq"] / (1 - 0.99**7))
+    torch.testing.assert_close(v, own_second_moment(adam, weight))
+
+
+def test_two_runs_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["adafisher_paper", "adamw"]
+    runs = [str(trained(tmp_path / name, "experiment=iris_mlp", f"optimizer={name}")) for name in names]
+    capsys.readouterr()
+    assert command.main([*runs, "--what", "preconditioner", "--layers", "[47]", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert Path(found["figures"][0]).stat().st_size > 1000
+    rows = found["preconditioner"]
+    assert [(row["run"], row["of"], row["layer"]) for row in rows] == [
+        (name, of, layer)
+        for name, of in zip(names, ("adafisher", "adam"), strict=True)
+        for layer in ("4", "7")
+    ]
+    content = read_verified(storage.list_checkpoints(Path(runs[1]) / "checkpoints")[0])
+    state = content["optimizer"]["state"]["7.weight"]
+    assert rows[-1]["max"][-1] == pytest.approx(state["exp_avg_sq"].max().item() / (1 - 0.999**6))
 
 
 def test_histogram_counts_decades_and_leaves_out_zeros() -> None:

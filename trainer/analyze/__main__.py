@@ -1,11 +1,14 @@
-"""``python -m trainer.analyze RUN``: curvature, preconditioner and loss landscape of a run's checkpoint."""
+"""``python -m trainer.analyze RUN``: curvature, preconditioner and loss landscape of a run's checkpoint.
+
+Several runs are shown together by the analyses in `COMPARISONS`.
+"""
 
 import sys
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -14,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from trainer.analyze import factors, gershgorin, landscape, preconditioner, spectrum
+from trainer.analyze import factors, gershgorin, landscape, preconditioner, spectrum, trajectories
 from trainer.analyze.loaded_run import DoesNotFit, Finding, LoadedRun, Settings
 from trainer.cli.common import Parser, exit_code
 from trainer.errors import ConfigError, MissingExtra, nearest
@@ -26,35 +29,51 @@ ANALYSES: dict[str, Callable[[LoadedRun, Settings], Finding]] = {
     "factors": factors.analyse,
     "gershgorin": gershgorin.analyse,
     "spectrum": spectrum.analyse,
-    "preconditioner": preconditioner.analyse,
     "landscape": landscape.analyse,
 }
+"""Of one run."""
+COMPARISONS: dict[str, Callable[[Sequence[LoadedRun], Settings], Finding]] = {
+    "preconditioner": preconditioner.analyse,
+    "trajectories": trajectories.analyse,
+}
+"""Of one run or several."""
+DEFAULT = [*ANALYSES, "preconditioner"]
+"""Of one run; its trajectory is in its landscape, too."""
 
 
 def parser() -> Parser:
     """The command line's options."""
     parser = Parser(
         prog="python -m trainer.analyze",
-        description="Analyses the network of a run: full Kronecker factors, Gershgorin discs, spectrum, "
-        "preconditioner, loss landscape. Writes PNG files and TensorBoard images.",
+        description="Analyses the network of a run: full Kronecker factors, Gershgorin discs, spectrum, loss "
+        "landscape, preconditioner, trajectory; the last two of several runs, too. Writes PNG files and TensorBoard "
+        "images.",
     )
     parser.add_argument(
-        "path",
+        "paths",
         type=Path,
+        nargs="+",
         metavar="RUN",
-        help="a run directory (its newest checkpoint), or a checkpoint of one",
+        help="a run directory (its newest checkpoint), or a checkpoint of one; several of one model to compare them",
     )
     parser.add_argument(
         "--what",
         type=lambda text: text.split(","),
         metavar="NAME[,NAME]",
-        help=f"of {', '.join(ANALYSES)} (default: all that fit the run)",
+        help=f"of {', '.join([*ANALYSES, *COMPARISONS])}, the last {len(COMPARISONS)} of one run or several (default: "
+        "all that fit)",
     )
     default = Settings()
     parser.add_argument(
         "--layers",
         metavar="GLOB",
-        help="Linear and Conv2d layers (default: the first, a middle and the last one)",
+        help="Linear, Conv2d and norm layers, '*' for all (default: the first, a middle and the last Linear or Conv2d)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=steps,
+        metavar="N[,N]",
+        help="of the checkpoints that factors, gershgorin and spectrum are of, or 'all' (default: that of RUN)",
     )
     parser.add_argument(
         "--batches",
@@ -66,6 +85,12 @@ def parser() -> Parser:
         "--points", type=count, default=default.points, help="points a side of a landscape (%(default)s)"
     )
     parser.add_argument(
+        "--axes",
+        metavar="NAME:PLACE,NAME:PLACE",
+        help="two weights as the axes of trajectories, such as 1.weight:0,1.weight:1, or a parameter that has two "
+        "(default: the principal directions of all checkpoints)",
+    )
+    parser.add_argument(
         "--sigma", type=float, default=default.sigma, help="of the noise off the diagonal (%(default)s)"
     )
     parser.add_argument(
@@ -74,7 +99,9 @@ def parser() -> Parser:
         metavar="MODULE[,MODULE]",
         help="the plugins that the run's config names: they are executed, so name only those that you trust",
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: RUN/analysis)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where to write (default: analysis/ in the first RUN)"
+    )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of tables")
     return parser
 
@@ -90,6 +117,19 @@ def count(text: str) -> int:
     return int(text)
 
 
+def steps(text: str) -> tuple[int, ...] | Literal["all"]:
+    """The steps in a text, ``all`` or numbers with commas between them.
+
+    Raises:
+        ArgumentTypeError: they are neither.
+    """
+    if text == "all":
+        return "all"
+    if not all(part.isascii() and part.isdigit() for part in text.split(",")):
+        raise ArgumentTypeError(f"{text!r} is neither 'all' nor steps such as 100,200")
+    return tuple(int(part) for part in text.split(","))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
     return exit_code(lambda: run(parser().parse_args(argv)))
@@ -99,16 +139,20 @@ def run(args: Namespace) -> int:
     """Analyses a run, writes the figures and prints the numbers; returns the exit code.
 
     Raises:
-        UserError: the path is no run, an analysis is unknown or does not fit the run, or matplotlib is missing.
+        UserError: a path is no run, an analysis is unknown or does not fit the runs, or matplotlib is missing.
     """
+    known = {**ANALYSES, **COMPARISONS}
     for name in args.what or ():
-        if name not in ANALYSES:
-            raise ConfigError(f"unknown --what {name!r}{nearest(name, ANALYSES)}")
+        if name not in known:
+            raise ConfigError(f"unknown --what {name!r}{nearest(name, known)}")
+        if len(args.paths) > 1 and name not in COMPARISONS:
+            raise ConfigError(f"--what {name} is of one run: {len(args.paths)} are given")
     if find_spec("matplotlib") is None:
         raise MissingExtra("trainer.analyze", "matplotlib", "report")
-    run = LoadedRun(args.path, args.plugins)
+    runs = [LoadedRun(path, args.plugins) for path in args.paths]
+    run = runs[0]
     step = run.parts.counters.step
-    found = analyse(run, args)
+    found = analyse(runs, args)
     written = write(found, args.out or run.run / "analysis", run.checkpoint.name, step)
     if args.json:
         rows = {name: finding.rows for name, finding in found.items()}
@@ -123,17 +167,20 @@ def run(args: Namespace) -> int:
     return FINISHED
 
 
-def analyse(run: LoadedRun, args: Namespace) -> dict[str, Finding]:
+def analyse(runs: Sequence[LoadedRun], args: Namespace) -> dict[str, Finding]:
     """The finding of each analysis, by its name.
 
-    One that does not fit the run is skipped with a note, or an error if it was asked for.
+    One that does not fit the runs is skipped with a note, or an error if it was asked for.
     """
-    settings = Settings(args.layers, args.batches, args.points, args.sigma)
+    settings = Settings(args.layers, args.steps, args.batches, args.points, args.sigma, args.axes)
     found = {}
-    for name in dict.fromkeys(args.what or ANALYSES):
-        run.load(run.checkpoint)
+    for name in dict.fromkeys(args.what or (DEFAULT if len(runs) == 1 else COMPARISONS)):
+        for run in runs:
+            run.load(run.checkpoint)
         try:
-            found[name] = ANALYSES[name](run, settings)
+            found[name] = (
+                ANALYSES[name](runs[0], settings) if name in ANALYSES else COMPARISONS[name](runs, settings)
+            )
         except DoesNotFit as error:
             if args.what:
                 raise

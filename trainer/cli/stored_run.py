@@ -102,7 +102,7 @@ def find_checkpoint(path: Path, *, best: bool = False, step: int | None = None) 
         if not found.is_dir():
             steps = [place.name.removeprefix("step_").lstrip("0") or "0" for place in all_of(path)]
             raise CheckpointError(
-                f"{path} has no checkpoint of --step {step} (known: {', '.join(steps) or 'none'})"
+                f"{path} has no checkpoint of step {step} (known: {', '.join(steps) or 'none'})"
             )
         return storage.find_checkpoints(found)[0]
     return newest

@@ -6,7 +6,6 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import groupby
@@ -16,6 +15,7 @@ import numpy as np
 
 from trainer.data.class_folders import Sample, find_samples, fingerprint_of
 from trainer.data.image_pack import Index, PackManifest, index_name, read_pack_manifest
+from trainer.data.out_folder import PROGRESS, locked
 from trainer.data.shards import MANIFEST, checksum
 from trainer.errors import DataError, UserError, one_line
 from trainer.rundir.files import (
@@ -24,12 +24,9 @@ from trainer.rundir.files import (
     atomic_write_text,
     check_format,
     fsync,
-    make_directories,
-    remove_empty,
 )
-from trainer.rundir.lock import LOCK, DirectoryLock
+from trainer.rundir.lock import LOCK
 
-PROGRESS = "progress.json"
 SHARD_MIB = 512
 BLOCK = tarfile.BLOCKSIZE
 
@@ -76,7 +73,7 @@ def pack(root: Path, out: Path, shard_mib: int, report: Callable[[int, int], Non
     plans = [plan("train", train, shard_mib * 2**20), plan("val", val, shard_mib * 2**20)]
     identity = identity_of(plans, root, shard_mib)
     try:
-        with locked(out):
+        with locked(out, lambda: is_unused(out)):
             if begin(out, identity):
                 return read_pack_manifest(out, "--out ")
             return write(plans, root, out, classes, identity, report)
@@ -112,28 +109,9 @@ def identity_of(plans: list[Plan], root: Path, shard_mib: int) -> str:
     return digest.hexdigest()[:16]
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Makes a folder, which this process alone may write to; removes it again if no tar file is in it at the end.
-
-    Raises:
-        UserError: another process writes to it, or it cannot be made.
-    """
-    try:
-        made = make_directories(folder, exist_ok=True)
-        lock = DirectoryLock(folder)
-    except BlockingIOError:
-        raise UserError(f"another process writes to {folder}: wait for it or choose another --out") from None
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be made: {error.strerror}") from None
-    try:
-        yield
-    finally:
-        if {path.name for path in folder.iterdir()} <= {LOCK, PROGRESS}:
-            for name in (PROGRESS, LOCK):
-                (folder / name).unlink(missing_ok=True)
-            remove_empty(made)
-        lock.release()
+def is_unused(folder: Path) -> bool:
+    """Whether no tar file is in a folder."""
+    return {path.name for path in folder.iterdir()} <= {LOCK, PROGRESS}
 
 
 def begin(folder: Path, identity: str) -> bool:

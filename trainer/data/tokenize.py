@@ -8,8 +8,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from trainer.data.documents import HUB, TABLES, TEXT, expand
 from trainer.data.encode import Chunk, TokenizerSource, encode_chunks, read_chunks
+from trainer.data.out_folder import PROGRESS, locked
 from trainer.data.shard_writer import PART, ShardWriter
 from trainer.data.shards import MANIFEST, TOKENIZER_FILE, Manifest, read_manifest
 from trainer.data.tokenizers import Tokenizer, load_tokenizer
@@ -26,12 +27,9 @@ from trainer.rundir.files import (
     atomic_path,
     atomic_write_text,
     check_format,
-    make_directories,
-    remove_empty,
 )
-from trainer.rundir.lock import LOCK, DirectoryLock
+from trainer.rundir.lock import LOCK
 
-PROGRESS = "progress.json"
 SAVE_SECONDS = 10.0
 """Between two notes of how far it has come."""
 SHARD_TOKENS = 2**26
@@ -97,7 +95,7 @@ def _tokenize(job: Job, workers: int, report: Callable[[int, int, int], None]) -
     tokenizer = load_tokenizer(job.tokenizer, "--tokenizer ", job.end_token)
     files = expand(job.sources, job.suffixes)
     progress = Progress(job.identity(files, tokenizer))
-    with locked(job.out):
+    with locked(job.out, lambda: is_unused(job.out), PART):
         if (begun := begin(job.out, progress)) is None:
             return read_manifest(job.out, "--out ")
         writer = ShardWriter(job.out, tokenizer.dtype, job.shard_tokens, begun.checksums, begun.tokens)
@@ -112,29 +110,10 @@ def _tokenize(job: Job, workers: int, report: Callable[[int, int, int], None]) -
         return finish(job, tokenizer, writer, done)
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Makes a folder, which this process alone may write to; removes it again if no tokens were saved in it.
-
-    Raises:
-        UserError: another process writes to it, or it cannot be made.
-    """
-    try:
-        made = make_directories(folder, exist_ok=True)
-        lock = DirectoryLock(folder)
-    except BlockingIOError:
-        raise UserError(f"another process writes to {folder}: wait for it or choose another --out") from None
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be made: {error.strerror}") from None
-    try:
-        yield
-    finally:
-        saved = folder / PROGRESS
-        if saved.exists() and not json.loads(saved.read_text())["tokens"]:
-            for name in (PROGRESS, PART, LOCK):
-                (folder / name).unlink(missing_ok=True)
-            remove_empty(made)
-        lock.release()
+def is_unused(folder: Path) -> bool:
+    """Whether no tokens were saved in a folder."""
+    saved = folder / PROGRESS
+    return saved.exists() and not json.loads(saved.read_text())["tokens"]
 
 
 def begin(folder: Path, new: Progress) -> Progress | None:

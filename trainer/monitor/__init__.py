@@ -11,6 +11,7 @@ from trainer.monitor.base import (
     RunInfo,
     Sink,
     Status,
+    check_sinks,
 )
 from trainer.monitor.profile import Profile
 from trainer.registry import import_submodules
@@ -26,4 +27,5 @@ __all__ = [
     "RunInfo",
     "Sink",
     "Status",
+    "check_sinks",
 ]

@@ -193,6 +193,18 @@ class Monitors(Sink):
             self.sinks[name].load_state_dict(state[name])
 
 
+def check_sinks(options: MonitorOptions) -> None:
+    """Checks that the sinks can be opened, as far as that is known before there is a run directory.
+
+    A sink says it by its tag ``check``, a function that raises what is missing.
+
+    Raises:
+        MissingExtra: the package of a sink is not installed.
+    """
+    for name in options.sinks:
+        SINKS.get(name).tags.get("check", lambda: None)()
+
+
 def open_sink(name: str, run: RunInfo) -> Sink:
     """The sink of that name.
 

@@ -1,4 +1,7 @@
-"""``python -m trainer.report DIR…``: compares the runs in directories; ``… diff A B``: two runs with each other."""
+"""``python -m trainer.report DIR…``: compares the runs in directories.
+
+``… diff A B``: two runs with each other; ``… push RUN… --to TRACKER``: adds runs to an experiment tracker.
+"""
 
 import sys
 from argparse import ArgumentTypeError, Namespace
@@ -10,7 +13,7 @@ from rich.console import Console
 
 from trainer.cli.common import Parser, exit_code
 from trainer.errors import MissingExtra
-from trainer.report import diff
+from trainer.report import diff, push
 from trainer.report.output import write
 from trainer.report.read_runs import read_runs
 from trainer.report.render import show, to_stdout
@@ -24,7 +27,8 @@ def parser() -> Parser:
     """The command line's options."""
     parser = Parser(
         prog="python -m trainer.report",
-        description="Compares runs, finished or not. `python -m trainer.report diff A B` says what two runs differ in.",
+        description="Compares runs, finished or not. `python -m trainer.report diff A B` says what two runs differ in, "
+        "`python -m trainer.report push RUN… --to TRACKER` adds runs to an experiment tracker.",
     )
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="run directories, or folders of them"
@@ -82,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["diff"]:
         return exit_code(lambda: diff.run(diff.parser().parse_args(argv[1:])))
+    if argv[:1] == ["push"]:
+        return exit_code(lambda: push.run(push.parser().parse_args(argv[1:])))
     return exit_code(lambda: run(parser().parse_args(argv)))
 
 

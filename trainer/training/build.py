@@ -15,6 +15,7 @@ from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
 from trainer.distributed.strategies import STRATEGIES, Strategy
 from trainer.distributed.wrapping import blocks_of, recompute
 from trainer.errors import ConfigError
+from trainer.monitor import check_sinks
 from trainer.objectives import Objective
 from trainer.optim import OPTIMIZERS, SCHEDULES, Schedule, param_groups
 from trainer.optim.ema import EMA
@@ -97,6 +98,7 @@ def choose_algorithms(deterministic: bool) -> None:
 
 def build_on_rank(config: Config, ranks: Ranks) -> tuple[torch.device, Data, nn.Module, Objective]:
     """What a rank builds without the others: device, data, objective, and the model, which is on the CPU still."""
+    check_sinks(config.monitor)
     device = pick_device(config.device, ranks)
     seed_all(config.seed)
     data = load_data(config, device)
