@@ -27,7 +27,7 @@ def test_what_goes_in_comes_out() -> None:
     back = decode(encoded, tensors)
     assert differences({**back, "deque": list(back["deque"])}, {**value, "deque": list(value["deque"])}) == []
     assert back["deque"].maxlen == 5
-    assert dict(tensor_places(encoded)) == {
+    assert {name: place for name, place, _ in tensor_places(encoded)} == {
         "a/5/1/0": ("a", 5, 1, 0),
         "group/0": ("group", 0),
         "deque/0": ("deque", 0),
@@ -40,6 +40,12 @@ def test_places_of_one_name_are_told_apart() -> None:
     tensors: dict[str, Tensor] = {}
     value = {"a/b": {"c": torch.zeros(1)}, "a": {"b/c": torch.ones(1)}}
     assert differences(decode(encode(value, tensors), tensors), value) == []
+
+
+def test_the_order_of_axes_in_memory_is_kept() -> None:
+    """Of eigenvectors, for example, which stand in columns."""
+    by_columns, usual = torch.zeros(2, 3, 4).permute(2, 0, 1), torch.zeros(2, 3)
+    assert encode([by_columns, usual], {}) == [{"!tensor": "0", "order": [1, 2, 0]}, {"!tensor": "1"}]
 
 
 def test_other_objects_are_refused() -> None:

@@ -9,10 +9,11 @@ from torch.utils._pytree import tree_map
 
 from trainer.config.compose import compose, hydra_session, resolve
 from trainer.config.plugins import load_plugins
+from trainer.config.schema import Config
 from trainer.data import Batch
 from trainer.data.base import Split
 from trainer.distributed.dtensor import full_tensor
-from trainer.distributed.ranks import Ranks
+from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
 from trainer.training.build import build
 from trainer.training.evaluation import evaluate
 from trainer.training.parts import RunParts
@@ -38,9 +39,18 @@ class Wide(Split):
 
 def parts_of(ranks: Ranks, *overrides: str, dtype: torch.dtype = torch.float64) -> RunParts:
     """The parts of a run that the command line describes."""
+    return parts_from(config_of(*overrides), ranks, dtype)
+
+
+def config_of(*overrides: str) -> Config:
+    """The config that the command line describes, with the models of `tests.distributed.models`."""
     load_plugins(PLUGINS)
     with hydra_session(ARGS) as session:
-        config = resolve(compose(session, ARGS, [*PLUGINS, *overrides]))
+        return resolve(compose(session, ARGS, [*PLUGINS, *overrides]))
+
+
+def parts_from(config: Config, ranks: Ranks = SINGLE_PROCESS, dtype: torch.dtype = torch.float64) -> RunParts:
+    """The parts of a run, whose parameters and images are of the dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -310,3 +310,11 @@ def test_adafactor_says_that_it_takes_no_sharded_parameters(mesh):
     fully_shard(model, mesh=mesh)
     with pytest.raises(ConfigError, match="use parallel=ddp"):
         build(model, name="adafactor")
+
+
+def test_an_algorithm_that_is_not_known_to_take_sharded_parameters_is_refused(mesh):
+    model = small_model()
+    fully_shard(model, mesh=mesh)
+    build(model, name="pytorch_optimizer", algorithm="lion")
+    with pytest.raises(ConfigError, match=r"^optimizer.algorithm=SOAP does not train sharded .*=ddp$"):
+        build(model, name="pytorch_optimizer", algorithm="SOAP")

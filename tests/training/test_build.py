@@ -127,3 +127,22 @@ def test_some_optimizers_differentiate_the_gradient() -> None:
     line = ["optimizer=pytorch_optimizer", "optimizer.lr=0.1"]
     assert differentiates_gradient(parts_of(*line, "optimizer.algorithm=adahessian").optimizer)
     assert not differentiates_gradient(parts_of(*line, "optimizer.algorithm=lion").optimizer)
+
+
+SOPHIA = "optimizer=pytorch_optimizer optimizer.algorithm=sophiah"
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("optimizer=adahessian loop.compile=true", "use loop.compile=false"),
+        ("optimizer=adahessian precision=fp16", "use precision=bf16"),
+        (f"{SOPHIA} precision=fp16", "use precision=bf16"),
+    ],
+)
+def test_what_a_second_derivative_does_not_go_with_is_one_line(
+    line: str, remedy: str, refused: Callable[[int, str], None], tmp_path: Path
+) -> None:
+    if line.startswith(SOPHIA):
+        pytest.importorskip("pytorch_optimizer")
+    refused(main([*line.split(), f"hydra.run.dir={tmp_path / 'run'}"]), remedy)

@@ -14,6 +14,9 @@ from trainer.errors import CheckpointError
 TENSOR, TUPLE, DICT, DEQUE, FLOAT, DTYPE = "!tensor", "!tuple", "!dict", "!deque", "!float", "!dtype"
 """What JSON does not have is an object with one of these keys."""
 
+ORDER = "order"
+"""Beside ``TENSOR``: the tensor's axes, the one with the longest stride first, where they are not in order."""
+
 DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 """Data types of tensors by name."""
 
@@ -37,7 +40,8 @@ def encode(value: Any, tensors: dict[str, Tensor], place: Place = ()) -> Any:
         while name in tensors:
             name += "'"
         tensors[name] = value
-        return {TENSOR: name}
+        order = axes_in_memory(value)
+        return {TENSOR: name} if order == sorted(order) else {TENSOR: name, ORDER: order}
     if isinstance(value, Mapping):
         items = [(key, encode(item, tensors, (*place, key))) for key, item in value.items()]
         if all(isinstance(key, str) and not key.startswith("!") for key in value):
@@ -84,14 +88,23 @@ def decode(encoded: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {key: decode(item, tensors) for key, item in encoded.items()}
 
 
-def tensor_places(encoded: Any, place: Place = ()) -> Iterator[tuple[str, Place]]:
-    """The names of the tensors in what `encode` returned, and where each is."""
+def axes_in_memory(tensor: Tensor) -> list[int]:
+    """The axes of a tensor from the longest stride to the shortest: of a matrix stored by columns, ``[1, 0]``.
+
+    Products of matrices are rounded differently in another order, so that a run that goes on needs the same.
+    """
+    strides = tensor.stride()
+    return sorted(range(tensor.dim()), key=lambda axis: -strides[axis])
+
+
+def tensor_places(encoded: Any, place: Place = ()) -> Iterator[tuple[str, Place, list[int] | None]]:
+    """The names of the tensors in what `encode` returned, where each is, and its axes' order if that is not usual."""
     if isinstance(encoded, list):
         for i, item in enumerate(encoded):
             yield from tensor_places(item, (*place, i))
     elif isinstance(encoded, dict):
         if TENSOR in encoded:
-            yield encoded[TENSOR], place
+            yield encoded[TENSOR], place, encoded.get(ORDER)
         elif TUPLE in encoded:
             yield from tensor_places(encoded[TUPLE], place)
         elif DEQUE in encoded:

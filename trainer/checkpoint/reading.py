@@ -3,7 +3,7 @@
 import json
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +122,8 @@ def _read(checkpoint: Path, state: TrainState | None, part: str) -> dict[str, An
         values = {part: values[part]} if part in values else {}
     ours = state.tensors() if state else {}
     tensors = {
-        name: _allocate_like(stored[name], _template_for(ours, place))
-        for name, place in tensor_places(values)
+        name: _allocate_like(stored[name], _template_for(ours, place), order)
+        for name, place, order in tensor_places(values)
     }
     if not part:
         tensors |= {name: _allocate_like(stored[name], None) for name in stored if name.startswith(RANDOM)}
@@ -150,13 +150,15 @@ def _template_for(ours: Mapping[str, Any], place: Place) -> Any:
     return value
 
 
-def _allocate_like(entry: Any, template: Any) -> Tensor:
-    """Memory for a saved tensor: a shard where its template is one."""
+def _allocate_like(entry: Any, template: Any, order: Sequence[int] | None = None) -> Tensor:
+    """Memory for a saved tensor, with its axes in the same order; a shard where its template is one."""
     if not isinstance(entry, TensorStorageMetadata):
         raise pickle.UnpicklingError("its metadata holds something else than tensors")
-    dtype = entry.properties.dtype
-    if not isinstance(template, DTensor) or template.shape != entry.size:
-        return torch.empty(entry.size, dtype=dtype)
+    dtype, size = entry.properties.dtype, entry.size
+    if not isinstance(template, DTensor) or template.shape != size:
+        order = order or range(len(size))
+        places = [order.index(axis) for axis in range(len(size))]
+        return torch.empty([size[axis] for axis in order], dtype=dtype).permute(places)
     shard = torch.empty(template.to_local().shape, dtype=dtype)
     return DTensor.from_local(
         shard,

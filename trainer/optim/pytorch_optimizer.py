@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainer.errors import ConfigError, MissingExtra, nearest, one_line
-from trainer.optim.base import OPTIMIZERS, Groups
+from trainer.optim.base import OPTIMIZERS, Groups, is_sharded
 from trainer.optim.muon import split_matrices
 from trainer.options import NonNegative
 
@@ -23,6 +23,7 @@ _EVAL = "its weights must be switched by eval() and train() around each evaluati
 _OBJECTS = "it keeps Python objects, which a checkpoint does not hold"
 
 UNSUPPORTED = {
+    "a2grad": "it has no learning rate",
     "adalomo": "it updates inside the backward pass",
     "adammini": _MODEL,
     "alig": _CLOSURE,
@@ -43,6 +44,18 @@ UNSUPPORTED = {
     "splus": _EVAL,
 }
 """Those that an ordinary loop of forward, backward, step cannot train, and why."""
+
+# fmt: off
+SHARDABLE = {
+    "accsgd", "adabelief", "adabound", "adadelta", "adai", "adam", "adamax", "adamc", "adamg", "adamod",
+    "adams", "adamuon", "adamw", "adamwsn", "adapnm", "ademamix", "aggmo", "amos", "ano", "apollo", "bcos",
+    "dualadam", "emolynx", "emonavi", "exadam", "fira", "focus", "fromage", "galore", "grams", "grokfastadamw",
+    "kate", "laprop", "lion", "madgrad", "msvag", "muon", "muonclip", "nadam", "padam", "pid", "pnm", "qhm",
+    "radam", "rmsprop", "sgd", "sgdw", "signsgd", "simplifiedademamix", "tiger", "vsgd", "yogi",
+}
+# fmt: on
+"""Those that were seen to train shards as whole parameters, and to go on to the bit (the trial ``FSDP2`` of
+tests/optim/trials.py). The others fail in a step, or take the norms and matrices of shards for those of parameters."""
 
 
 @OPTIMIZERS.register("pytorch_optimizer")
@@ -66,7 +79,8 @@ def pytorch_optimizer(
 
     Raises:
         MissingExtra: the package is not installed.
-        ConfigError: the algorithm is unknown or needs more than an ordinary loop, or does not take an option.
+        ConfigError: the algorithm is unknown, needs more than an ordinary loop or whole parameters, or does not take
+            an option.
     """
     try:
         from pytorch_optimizer import get_supported_optimizers, load_optimizer
@@ -79,6 +93,12 @@ def pytorch_optimizer(
         known = set(get_supported_optimizers()) - UNSUPPORTED.keys()
         raise ConfigError(f"unknown optimizer.algorithm={algorithm}{nearest(name, known)}")
     optimizer_class = load_optimizer(name)
+    if (
+        is_sharded(params) and name not in SHARDABLE | CREATE_GRAPH
+    ):  # the latter are refused parallel=ddp, too
+        raise ConfigError(
+            f"optimizer.algorithm={algorithm} does not train sharded parameters: use parallel=ddp"
+        )
     given = _accepted(algorithm, optimizer_class, lr, weight_decay, options)
     try:
         optimizer = optimizer_class(split_matrices(model, params) if name in MUONS else params, **given)

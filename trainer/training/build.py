@@ -128,12 +128,27 @@ def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
     if not groups:
         raise ConfigError(f"model={config.model['name']} has no trainable parameter")
     optimizer: Optimizer = OPTIMIZERS.build(config.optimizer, model, groups)
-    if differentiates_gradient(optimizer) and strategy_of(config).min_ranks > 1:
-        raise ConfigError(
-            f"optimizer={config.optimizer['name']} differentiates the gradient again, which parallel="
-            f"{config.parallel['name']} does not allow: use parallel=none"
-        )
+    if differentiates_gradient(optimizer):
+        check_second_derivative(config)
     return optimizer
+
+
+def check_second_derivative(config: Config) -> None:
+    """Checks that the gradient can be differentiated again, as the run's optimizer does.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    name, parallel = config.optimizer["name"], config.parallel["name"]
+    cause = f"optimizer={name} differentiates the gradient again"
+    if strategy_of(config).min_ranks > 1:
+        raise ConfigError(f"{cause}, which parallel={parallel} does not allow: use parallel=none")
+    if config.loop.compile:
+        raise ConfigError(f"{cause}, which compiled models do not allow: use loop.compile=false")
+    if (
+        config.precision.name == "fp16"
+    ):  # the loss scale keeps the gradient in range, not what it is differentiated to
+        raise ConfigError(f"{cause}, which overflows in float16: use precision=bf16")
 
 
 def blocks_to_recompute(model: nn.Module, config: Config) -> list[nn.Module]:
