@@ -129,7 +129,7 @@ def test_a_failed_trial_is_not_chosen_and_a_failed_run_is_reported(
 @pytest.mark.slow
 def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "c"
-    options = ["loop.max_epochs=3", "loop.eval_every=5"]
+    options = ["loop.max_epochs=15", "loop.eval_every=5"]
     argv = ["optimizer=sgd,adamw,adam", *options]
 
     def interrupt() -> None:
