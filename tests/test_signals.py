@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -66,11 +67,12 @@ def test_signals_sent_within_are_delivered_on_exit() -> None:
 
 def test_a_signal_that_another_thread_receives_waits_for_the_exit() -> None:
     done = threading.Event()
-    other = threading.Thread(target=done.wait)  # it does not block the signals
+    other = threading.Thread(target=done.wait, daemon=True)  # it does not block the signals
     other.start()
     with StopSignal() as stop:
         with signals_blocked():
-            send(signal.SIGTERM)
+            signal.pthread_kill(other.ident or 0, signal.SIGTERM)
+            time.sleep(0.1)  # Python runs the handler in this thread, soon after the other one received it
             assert stop.received is None
         assert stop.received == signal.SIGTERM
     done.set()

@@ -12,6 +12,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from trainer.errors import DataError
+from trainer.options import flatten
+from trainer.report.read_runs import read_config
 from trainer.rundir.frozen_config import again, escaped, freeze, plugins_of, quote, read_frozen
 
 CONFIG = {"seed": 3, "optimizer": {"name": "sgd", "lr": 1e-7}, "loop": {"ema": None}}
@@ -30,6 +32,34 @@ def test_it_is_the_config_in_its_order_with_the_command(tmp_path: Path) -> None:
     assert head.startswith("# ")
     assert head.endswith(again(tmp_path))
     assert read(tmp_path / "overrides.yaml") == ["seed=3", "optimizer=sgd"]
+
+
+def test_no_change_of_a_byte_gives_another_value(tmp_path: Path) -> None:
+    freeze(tmp_path, CONFIG, [])
+    file = tmp_path / "config.yaml"
+    content, refused = file.read_bytes(), 0
+    for place in range(len(content)):
+        for change in (1, 4, 128):
+            file.write_bytes(content[:place] + bytes([content[place] ^ change]) + content[place + 1 :])
+            try:
+                # the checksum's own word may have changed: then it is a comment, or one more key
+                assert {key: value for key, value in read_frozen(file).items() if key in CONFIG} == CONFIG
+            except DataError:
+                refused += 1
+            config = read_config(tmp_path)
+            assert config is None or {**config, **flatten(CONFIG)} == config
+    assert refused > len(content)
+
+
+def test_a_change_that_is_meant_takes_the_checksum_away(tmp_path: Path) -> None:
+    freeze(tmp_path, CONFIG, [])
+    file = tmp_path / "config.yaml"
+    text = file.read_text().replace("seed: 3", "seed: 4")
+    file.write_text(text)
+    with pytest.raises(DataError, match="it is not what the run wrote: restore it, or remove its checksum"):
+        read_frozen(file)
+    file.write_text(text[: text.index("# checksum")])
+    assert read_frozen(file) == {**CONFIG, "seed": 4}
 
 
 def test_a_start_without_overrides_keeps_those_of_the_first(tmp_path: Path) -> None:

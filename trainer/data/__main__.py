@@ -3,6 +3,7 @@
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -179,25 +180,26 @@ def run_tokenize(options: Namespace) -> int:
         suffixes=options.suffixes,
         shard_tokens=options.shard_tokens,
     )
-    try:
-        with closing(Display("tokenizing")) as display:
-            manifest = tokenize(job, options.workers, display.tokens)
-    except KeyboardInterrupt:
-        print(f"interrupted: the same command goes on where {job.out} ends", file=sys.stderr)
-        return INTERRUPTED
-    print(f"{job.out}: {describe(manifest)}")
-    return FINISHED
+    return fill(
+        job.out, "tokenizing", lambda display: describe(tokenize(job, options.workers, display.tokens))
+    )
 
 
 def run_pack(options: Namespace) -> int:
     """Packs; returns the exit code."""
+    folder, out, size = options.folder, options.out, options.shard_mib
+    return fill(out, "packing", lambda display: describe_pack(pack(folder, out, size, display.files)))
+
+
+def fill(out: Path, title: str, make: Callable[[Display], str]) -> int:
+    """Fills a folder under a progress bar, and prints what ``make`` says of it; returns the exit code."""
     try:
-        with closing(Display("packing")) as display:
-            manifest = pack(options.folder, options.out, options.shard_mib, display.files)
+        with closing(Display(title)) as display:
+            made = make(display)
     except KeyboardInterrupt:
-        print(f"interrupted: the same command goes on where {options.out} ends", file=sys.stderr)
+        print(f"interrupted: the same command goes on where {out} ends", file=sys.stderr)
         return INTERRUPTED
-    print(f"{options.out}: {describe_pack(manifest)}")
+    print(f"{out}: {made}")
     return FINISHED
 
 

@@ -194,7 +194,7 @@ def test_a_state_of_another_optimizer_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["kfac", "foof", "eva", "shampoo", "adahessian"])
 def test_sharded_parameters_are_refused_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("sgd", "adahessian"):
+    for module in ("preconditioned_sgd", "adahessian"):
         monkeypatch.setattr(f"trainer.optim.kronecker.{module}.is_sharded", lambda groups: True)
     with pytest.raises(ConfigError, match=rf"^optimizer={name} .*: use parallel=(ddp|none)$"):
         build(network(), name)

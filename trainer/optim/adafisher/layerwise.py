@@ -17,7 +17,7 @@ from .roles import CALIBRATED, Role, roles_of
 from .rules import RULES, RuleName
 from .sources import Sources
 from .state import StateLayout, Tracked, Use, gradient_use
-from .updates import Update
+from .step import Update
 from .warn import Warnings
 
 

@@ -15,7 +15,7 @@ from .loss_scale import loss_scale
 from .rules import RULES, RuleName
 from .saved import SavedOptimizer
 from .state import Tracked
-from .updates import make_updates, take_step
+from .step import make_updates, take_step
 from .usual_words import check_words
 
 

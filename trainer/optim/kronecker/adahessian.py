@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from trainer.errors import ConfigError, one_line
 from trainer.optim.adafisher.loss_scale import loss_scale
 from trainer.optim.base import OPTIMIZERS, Groups, is_sharded
-from trainer.optim.kronecker.sgd import Coverage, StateLayout
+from trainer.optim.kronecker.preconditioned_sgd import Coverage, StateLayout
 from trainer.options import Fraction, NonNegative, Positive
 
 

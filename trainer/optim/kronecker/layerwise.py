@@ -13,8 +13,8 @@ from trainer.optim.adafisher.hooks import Capture, Rows
 from trainer.optim.adafisher.layers import Layer, own_parameters
 from trainer.optim.adafisher.loss_scale import loss_scale
 from trainer.optim.adafisher.mean_squares import factor_dtype
+from trainer.optim.kronecker.preconditioned_sgd import PreconditionedSGD
 from trainer.optim.kronecker.rows import MatrixLayer, columns_of, is_matrix_layer
-from trainer.optim.kronecker.sgd import PreconditionedSGD
 
 
 class Watched(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from trainer.optim.adafisher.mean_squares import factor_dtype
 from trainer.optim.base import OPTIMIZERS, Groups
 from trainer.optim.kronecker.inverses import inverse_root
-from trainer.optim.kronecker.sgd import PreconditionedSGD
+from trainer.optim.kronecker.preconditioned_sgd import PreconditionedSGD
 from trainer.options import Count, Fraction, NonNegative, Positive
 
 NORMS = (
