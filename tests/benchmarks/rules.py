@@ -1,4 +1,4 @@
-"""AdaFisher's four rules against AdamW, SGD and Muon on three small tasks, at equal steps and at equal seconds.
+"""AdaFisher's four rules against AdamW, SGD and Muon on small tasks, at equal steps and at equal seconds.
 
     python tests/benchmarks/rules.py --text tinyshakespeare.txt
 
@@ -13,25 +13,22 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script
+
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
-from trainer.data.fashion_mnist import fashion_mnist
-from trainer.models.autoencoder import Autoencoder
-from trainer.models.cnn import CNN
-from trainer.models.gpt import GPT
+from tests.benchmarks.tasks import TASKS
 from trainer.optim import OPTIMIZERS, AdaFisher, param_groups
 from trainer.optim.adafisher.rules import RULES
 from trainer.report.statistics import mean_interval
@@ -64,111 +61,6 @@ VARIANTS: list[Run] = [
 ]
 
 
-@dataclass(frozen=True)
-class Task:
-    model: Callable[[], nn.Module]
-    batch: Callable[[torch.Generator], tuple[Tensor, Tensor]]
-    loss: Callable[[Tensor, Tensor], Tensor]
-    evaluate: Callable[[nn.Module], float]
-    metric: str
-    lower_is_better: bool
-    steps: int
-    weight_decay: float
-    clip: float = math.inf
-
-
-@cache
-def text_task(path: str) -> Task:
-    """A character model, validated on the last tenth of the text."""
-    text = Path(path).read_text()
-    characters = sorted(set(text))
-    tokens = torch.tensor([characters.index(c) for c in text])
-    train, validation = tokens[: len(tokens) * 9 // 10], tokens[len(tokens) * 9 // 10 :]
-    context = 64
-
-    def cut(source: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-        window = source[starts[:, None] + torch.arange(context + 1)]  # [B, T + 1]
-        return window[:, :-1], window[:, 1:]
-
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-    def evaluate(model: nn.Module) -> float:
-        starts = torch.arange(0, len(validation) - context - 1, context).split(256)
-        return mean(loss(model(x), y).item() for x, y in (cut(validation, part) for part in starts))
-
-    return Task(
-        model=lambda: GPT(layers=4, width=128, heads=4, vocab_size=len(characters), context_length=context),
-        batch=lambda generator: cut(
-            train, torch.randint(len(train) - context - 1, (16,), generator=generator)
-        ),
-        loss=loss,
-        evaluate=evaluate,
-        metric="validation loss",
-        lower_is_better=True,
-        steps=300,
-        weight_decay=0.1,
-        clip=1.0,
-    )
-
-
-@cache
-def images_task() -> Task:
-    """A BatchNorm CNN that classifies Fashion-MNIST."""
-    data = fashion_mnist(torch.device("cpu"), 0)
-    test = data.evals["test"]
-
-    def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return data.train.batch(torch.randint(len(data.train), (128,), generator=generator), None)
-
-    def evaluate(model: nn.Module) -> float:
-        batches = (test.batch(part, None) for part in torch.arange(len(test)).split(1000))
-        return mean((model(x).argmax(1) == y).float().mean().item() for x, y in batches) * 100
-
-    return Task(
-        model=lambda: CNN(num_classes=10, in_channels=1, image_size=28),
-        batch=batch,
-        loss=F.cross_entropy,
-        evaluate=evaluate,
-        metric="test accuracy %",
-        lower_is_better=False,
-        steps=300,
-        weight_decay=0.01,
-    )
-
-
-@cache
-def autoencoder_task() -> Task:
-    """A deep autoencoder of Fashion-MNIST's pixels in [0, 1]."""
-    data = fashion_mnist(torch.device("cpu"), 0, normalize=False)
-    test = data.evals["test"]
-
-    def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x, _ = data.train.batch(torch.randint(len(data.train), (256,), generator=generator), None)
-        return x, x
-
-    def evaluate(model: nn.Module) -> float:
-        batches = (test.batch(part, None)[0] for part in torch.arange(len(test)).split(1000))
-        return mean(F.mse_loss(model(x), x).item() for x in batches) * 1000
-
-    return Task(
-        model=lambda: Autoencoder(in_channels=1, image_size=28),
-        batch=batch,
-        loss=F.mse_loss,
-        evaluate=evaluate,
-        metric="test MSE x 1000",
-        lower_is_better=True,
-        steps=250,
-        weight_decay=0.01,
-    )
-
-
-def task_of(name: str, text: str | None) -> Task:
-    return {"text": lambda: text_task(text or ""), "images": images_task, "autoencoder": autoencoder_task}[
-        name
-    ]()
-
-
 def optimizer_of(model: nn.Module, run: Run, weight_decay: float) -> torch.optim.Optimizer:
     name, options = run["contender"], run["options"]
     if name in RULES:
@@ -187,7 +79,7 @@ def optimizer_of(model: nn.Module, run: Run, weight_decay: float) -> torch.optim
 def train(run: Run, text: str | None) -> Run:
     """Trains with a warm-up over a tenth of the steps and a cosine over the rest."""
     torch.set_num_threads(1)
-    task = task_of(run["task"], text)
+    task = TASKS[run["task"]](text or "")
     torch.manual_seed(run["seed"])
     generator = torch.Generator().manual_seed(run["seed"])
     model = task.model()
@@ -246,7 +138,7 @@ class Study:
 
     def best_rate(self, task: str, contender: str) -> float | None:
         runs = [r for r in self.of(self.tuning(task, contender)) if not math.isnan(r["metric"])]
-        sign = 1 if task_of(task, self.args.text).lower_is_better else -1
+        sign = 1 if TASKS[task](self.args.text).lower_is_better else -1
         return min(runs, key=lambda run: sign * run["metric"])["lr"] if runs else None
 
     def seeds(
@@ -266,11 +158,18 @@ class Study:
         return [{**run, "steps": steps} for run in self.seeds(task, contender)]
 
     def _steps(self, task: str) -> int:
-        return self.args.steps or task_of(task, self.args.text).steps
+        return self.args.steps or TASKS[task](self.args.text).steps
 
     def _run(self, task: str, contender: str, lr: float, seed: int, options: Run | None = None) -> Run:
         run = {"task": task, "contender": contender, "lr": lr, "seed": seed, "steps": self._steps(task)}
         return {**run, "options": options or {}}
+
+
+def near_best(tried: list[Run], lower_is_better: bool) -> int:
+    """How many of the rates that were tried lead to a metric within 1 % of the best one."""
+    metrics = [run["metric"] for run in tried if not math.isnan(run["metric"])]
+    best = (min if lower_is_better else max)(metrics)
+    return sum(abs(metric - best) <= 0.01 * best for metric in metrics)
 
 
 def summary(runs: list[Run]) -> str:
@@ -305,12 +204,13 @@ def differences(study: Study) -> Table:
 
 def tables(study: Study) -> Iterator[Table]:
     for task in study.args.tasks:
-        metric = task_of(task, study.args.text).metric
-        table = Table(title=f"{task}: {metric}, mean ± standard deviation over seeds")
+        definition = TASKS[task](study.args.text)
+        table = Table(title=f"{task}: {definition.metric}, mean ± standard deviation over seeds")
         for column in (
             "contender",
             "rates tried: metric",
             "best",
+            "within 1 %",
             "equal steps",
             "seconds",
             "equal seconds",
@@ -325,6 +225,7 @@ def tables(study: Study) -> Iterator[Table]:
                 contender,
                 ", ".join(f"{run['lr']:g}: {run['metric']:.3f}" for run in tried),
                 f"{study.best_rate(task, contender)}",
+                str(near_best(tried, definition.lower_is_better)) if tried else "–",
                 summary(runs),
                 f"{mean(run['seconds'] for run in runs):.1f}" if runs else "–",
                 summary(timed),
@@ -335,7 +236,9 @@ def tables(study: Study) -> Iterator[Table]:
             if runs:
                 name = ", ".join(f"{k}={v}" for k, v in variant.items())
                 seconds = f"{mean(run['seconds'] for run in runs):.1f}"
-                table.add_row(f"calibrated {name}", "", "", f"{summary(runs)} ({len(runs)})", seconds, "", "")
+                table.add_row(
+                    f"calibrated {name}", "", "", "", f"{summary(runs)} ({len(runs)})", seconds, "", ""
+                )
         yield table
 
 
@@ -345,7 +248,7 @@ def main() -> None:
     )
     parser.add_argument("--text", help="a text file, for the task 'text'")
     parser.add_argument("--out", type=Path, default=Path("outputs/rules.jsonl"))
-    parser.add_argument("--tasks", nargs="+", default=["text", "images", "autoencoder"])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["text", "images", "autoencoder"])
     parser.add_argument("--contenders", nargs="+", choices=RATES, default=list(RATES))
     parser.add_argument("--rates", nargs="+", type=float, help="rates to try instead of each contender's own")
     parser.add_argument("--steps", type=int, help="steps of a run instead of the task's own number")
@@ -356,8 +259,8 @@ def main() -> None:
     )
     parser.add_argument("--only-table", action="store_true", help="print what is in the file")
     args = parser.parse_args()
-    if "text" in args.tasks and not args.text:
-        parser.error("--text PATH is needed for the task 'text'")
+    if not args.text and any("text" in task for task in args.tasks):
+        parser.error("--text PATH is needed for tasks on text")
     study = Study(args)
     if not args.only_table:
         pairs = [(task, contender) for task in args.tasks for contender in args.contenders]
