@@ -4,7 +4,7 @@
 
 All contenders train copies of the same network on the same batch, in turns: in each round each takes as many steps as
 lie between two refreshes of its factors, ten at most. A row has the median over rounds of the time of a step, forward
-and backward included, the median of its ratio to SGD's in the same round, and the state's bytes, also as a multiple of
+and backward included, the median of its ratios to SGD's (``--against``) in the same round, and the state's bytes, also as a multiple of
 the parameters'. On a CPU the time is that of this process, which other programs lengthen little: give it one thread.
 """
 
@@ -24,9 +24,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
 from trainer.models import MODELS
+from trainer.models.autoencoder import Autoencoder
 from trainer.models.gpt import GPT
 from trainer.optim import OPTIMIZERS, param_groups
 from trainer.training.step import twice_differentiable
@@ -71,7 +72,12 @@ def gpt(batch: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:
     return model, tokens[:, :-1], tokens[:, 1:].flatten()
 
 
-NETWORKS = {"ResNet-18 (CIFAR)": resnet, "GPT, 4 layers of 128": gpt}
+def autoencoder(batch: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:
+    images = torch.rand(batch, 1, 28, 28, device=device)
+    return Autoencoder(in_channels=1, image_size=28).to(device), images, images
+
+
+NETWORKS = {"ResNet-18 (CIFAR)": resnet, "GPT, 4 layers of 128": gpt, "autoencoder": autoencoder}
 
 
 def contender(model: nn.Module, x: Tensor, y: Tensor, config: dict[str, Any]) -> Contender:
@@ -84,7 +90,9 @@ def contender(model: nn.Module, x: Tensor, y: Tensor, config: dict[str, Any]) ->
     def step() -> None:
         optimizer.zero_grad()
         with twice_differentiable() if graph else nullcontext():
-            cross_entropy(model(x).flatten(0, -2), y).backward(create_graph=graph)
+            outputs = model(x)
+            loss = mse_loss(outputs, y) if y is x else cross_entropy(outputs.flatten(0, -2), y)
+            loss.backward(create_graph=graph)
         optimizer.step()
 
     intervals = ("update_interval", "factor_interval", "inverse_interval", "interval")
@@ -116,10 +124,10 @@ def measure(args: argparse.Namespace, network: str) -> Table:
             for _ in range(one.cycle):
                 one.step()
             seconds[name].append((now(args.device) - started) / one.cycle)
-    columns = ("optimizer", "ms a step", "against sgd", "state, MiB", "of parameters")
+    columns = ("optimizer", "ms a step", f"against {args.against}", "state, MiB", "of parameters")
     table = Table(*columns, title=f"{network}, batch {args.batch}, {size / 2**20:.1f} MiB of parameters")
     for name, one in contenders.items():
-        ratios = [a / b for a, b in zip(seconds[name], seconds["sgd"], strict=True)]
+        ratios = [a / b for a, b in zip(seconds[name], seconds[args.against], strict=True)]
         numbers = f"{median(seconds[name]) * 1e3:.1f}", f"{median(ratios):.2f}"
         table.add_row(name, *numbers, f"{one.state / 2**20:.1f}", f"{one.state / size:.2f}")
     return table
@@ -131,12 +139,13 @@ def main() -> None:
     )
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[*NETWORKS])
     parser.add_argument("--optimizers", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
+    parser.add_argument("--against", choices=CONTENDERS, default="sgd")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
-    args.optimizers = ["sgd", *(name for name in args.optimizers if name != "sgd")]
+    args.optimizers = [args.against, *(name for name in args.optimizers if name != args.against)]
     torch.set_num_threads(args.threads)
     for network in args.networks:
         Console(width=110).print(measure(args, network))
