@@ -4,8 +4,9 @@
 
 All contenders train copies of the same network on the same batch, in turns: in each round each takes as many steps as
 lie between two refreshes of its factors, ten at most. A row has the median over rounds of the time of a step, forward
-and backward included, the median of its ratios to SGD's (``--against``) in the same round, and the state's bytes, also as a multiple of
-the parameters'. On a CPU the time is that of this process, which other programs lengthen little: give it one thread.
+and backward included, the median of its ratios to SGD's (``--against``) in the same round, and the state's bytes, also
+as a multiple of the parameters'. On a CPU the time is that of this process, which other programs lengthen little: give
+it one thread. The two large networks are for a GPU and run if they are named.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script
 
 import torch
+import torchvision
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ from trainer.training.step import twice_differentiable
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in ("sgd", "adam", "adamw", "nadam", "adafactor", "muon", "adafisher")},
-    "adafisher_orthogonal": {"name": "adafisher", "rule": "orthogonal"},
+    "adafisher_calibrated": {"name": "adafisher", "rule": "calibrated"},
     "adafisher_paper": {"name": "adafisher", "rule": "paper"},
     "adafisher_released": {"name": "adafisher", "rule": "released"},
     "eva": {"name": "eva"},
@@ -60,29 +62,63 @@ class Contender(NamedTuple):
     """Bytes."""
 
 
-def resnet(batch: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:
-    images = torch.randn(batch, 3, 32, 32, device=device)
+class Network(NamedTuple):
+    """A model with a batch of inputs and targets."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    dtype: torch.dtype | None = None
+    """Of the products, by autocast."""
+
+    def loss(self, model: nn.Module) -> Tensor:
+        """Of a copy of the model."""
+        with torch.autocast(self.x.device.type, self.dtype, enabled=self.dtype is not None):
+            outputs = model(self.x)
+        if self.y is self.x:
+            return mse_loss(outputs, self.y)
+        return cross_entropy(outputs.float().flatten(0, -2), self.y)
+
+
+def resnet18(batch: int, device: str) -> Network:
     model = MODELS.build(MODELS.check({"name": "resnet18_cifar", "num_classes": 10, "in_channels": 3}))
-    return model.to(device), images, torch.randint(10, (batch,), device=device)
+    x = torch.randn(batch, 3, 32, 32, device=device)
+    return Network(model.to(device), x, torch.randint(10, (batch,), device=device))
 
 
-def gpt(batch: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:
-    model = GPT(layers=4, width=128, heads=4, vocab_size=256, context_length=128).to(device)
-    tokens = torch.randint(256, (batch, 129), device=device)
-    return model, tokens[:, :-1], tokens[:, 1:].flatten()
+def gpt(batch: int, device: str, context: int, dtype: torch.dtype | None = None, **options: int) -> Network:
+    tokens = torch.randint(options["vocab_size"], (batch, context + 1), device=device)
+    model = GPT(context_length=context, **options).to(device)
+    return Network(model, tokens[:, :-1], tokens[:, 1:].flatten(), dtype)
 
 
-def autoencoder(batch: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:
-    images = torch.rand(batch, 1, 28, 28, device=device)
-    return Autoencoder(in_channels=1, image_size=28).to(device), images, images
+def autoencoder(batch: int, device: str) -> Network:
+    x = torch.rand(batch, 1, 28, 28, device=device)
+    return Network(Autoencoder(in_channels=1, image_size=28).to(device), x, x)
 
 
-NETWORKS = {"ResNet-18 (CIFAR)": resnet, "GPT, 4 layers of 128": gpt, "autoencoder": autoencoder}
+def resnet50(batch: int, device: str) -> Network:
+    model = torchvision.models.resnet50().to(device, memory_format=torch.channels_last)
+    x = torch.randn(batch, 3, 224, 224, device=device).to(memory_format=torch.channels_last)
+    return Network(model, x, torch.randint(1000, (batch,), device=device), torch.bfloat16)
 
 
-def contender(model: nn.Module, x: Tensor, y: Tensor, config: dict[str, Any]) -> Contender:
+GPT2 = {"layers": 12, "width": 768, "heads": 12, "vocab_size": 50257}
+NETWORKS: dict[str, Callable[[int, str], Network]] = {
+    "ResNet-18 (CIFAR)": resnet18,
+    "GPT, 4 layers of 128": lambda batch, device: gpt(
+        batch, device, 128, layers=4, width=128, heads=4, vocab_size=256
+    ),
+    "autoencoder": autoencoder,
+    "GPT-2, 124 M, bf16": lambda batch, device: gpt(batch, device, 1024, torch.bfloat16, **GPT2),
+    "ResNet-50, bf16": resnet50,
+}
+ON_CPU = [*NETWORKS][:3]
+
+
+def contender(network: Network, config: dict[str, Any]) -> Contender:
     """One that has taken a whole cycle."""
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(network.model)
     checked = OPTIMIZERS.check({**config, "lr": LR})
     optimizer = OPTIMIZERS.build(checked, model, param_groups(model, True))
     graph = getattr(optimizer, "needs_create_graph", False)
@@ -90,9 +126,7 @@ def contender(model: nn.Module, x: Tensor, y: Tensor, config: dict[str, Any]) ->
     def step() -> None:
         optimizer.zero_grad()
         with twice_differentiable() if graph else nullcontext():
-            outputs = model(x)
-            loss = mse_loss(outputs, y) if y is x else cross_entropy(outputs.flatten(0, -2), y)
-            loss.backward(create_graph=graph)
+            network.loss(model).backward(create_graph=graph)
         optimizer.step()
 
     intervals = ("update_interval", "factor_interval", "inverse_interval", "interval")
@@ -111,25 +145,25 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
-def measure(args: argparse.Namespace, network: str) -> Table:
+def measure(args: argparse.Namespace, name: str) -> Table:
     """The table of a network."""
     torch.manual_seed(0)
-    model, x, y = NETWORKS[network](args.batch, args.device)
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    contenders = {name: contender(model, x, y, CONTENDERS[name]) for name in args.optimizers}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    network = NETWORKS[name](args.batch, args.device)
+    size = sum(p.numel() * p.element_size() for p in network.model.parameters())
+    contenders = {each: contender(network, CONTENDERS[each]) for each in args.optimizers}
+    seconds: dict[str, list[float]] = {each: [] for each in contenders}
     for _ in range(args.rounds):
-        for name, one in contenders.items():
+        for each, one in contenders.items():
             started = now(args.device)
             for _ in range(one.cycle):
                 one.step()
-            seconds[name].append((now(args.device) - started) / one.cycle)
+            seconds[each].append((now(args.device) - started) / one.cycle)
     columns = ("optimizer", "ms a step", f"against {args.against}", "state, MiB", "of parameters")
-    table = Table(*columns, title=f"{network}, batch {args.batch}, {size / 2**20:.1f} MiB of parameters")
-    for name, one in contenders.items():
-        ratios = [a / b for a, b in zip(seconds[name], seconds[args.against], strict=True)]
-        numbers = f"{median(seconds[name]) * 1e3:.1f}", f"{median(ratios):.2f}"
-        table.add_row(name, *numbers, f"{one.state / 2**20:.1f}", f"{one.state / size:.2f}")
+    table = Table(*columns, title=f"{name}, batch {args.batch}, {size / 2**20:.1f} MiB of parameters")
+    for each, one in contenders.items():
+        ratios = [a / b for a, b in zip(seconds[each], seconds[args.against], strict=True)]
+        numbers = f"{median(seconds[each]) * 1e3:.1f}", f"{median(ratios):.2f}"
+        table.add_row(each, *numbers, f"{one.state / 2**20:.1f}", f"{one.state / size:.2f}")
     return table
 
 
@@ -137,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[*NETWORKS])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=ON_CPU)
     parser.add_argument("--optimizers", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
     parser.add_argument("--against", choices=CONTENDERS, default="sgd")
     parser.add_argument("--batch", type=int, default=16)
@@ -147,8 +181,8 @@ def main() -> None:
     args = parser.parse_args()
     args.optimizers = [args.against, *(name for name in args.optimizers if name != args.against)]
     torch.set_num_threads(args.threads)
-    for network in args.networks:
-        Console(width=110).print(measure(args, network))
+    for name in args.networks:
+        Console(width=110).print(measure(args, name))
 
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ def zoo() -> nn.ModuleDict:
         "depthwise": nn.Conv1d(12, 12, 3, groups=12),
         "up": nn.ConvTranspose2d(8, 8, 2),
         "embedding": nn.Embedding(9, 16),
+        "position_embedding": nn.Embedding(5, 16),  # calibrated: none of its rows is rare
         "tied": nn.Linear(16, 9),
         "narrow": nn.Linear(16, 3),
         "norm": nn.LayerNorm(16),

@@ -109,6 +109,7 @@ class AdaFisherReference(torch.optim.Optimizer):
         self.steps = self.refreshes = 0
         self.captured: dict[nn.Module, Factors] = {}
         self.averages: dict[nn.Module, Factors] = {}
+        self.names = {layer: name for name, layer in model.named_modules()}
         self.uses: dict[Tensor, list[tuple[nn.Module, str]]] = {p: [] for p in model.parameters()}
         for layer in model.modules():
             own = dict(layer.named_parameters(recurse=False))
@@ -191,8 +192,9 @@ class OrthogonalReference(AdaFisherReference):
         O = U Vᵀ of every block U Σ Vᵀ of n         u = O / √((F₁ + 0.1) (F₂ + 0.1))
         W ← (1 − η κ) W − η 0.2 u / rms(u)
 
-    All others take calibrated steps of 2 η: norms, biases, and matrices of which a side is under 4. Those of
-    embeddings, also as output layers, are rooted: their F is √F₁ + λ, since a row's gradient is as rare as its token.
+    All others take calibrated steps of 2 η: norms, biases, tables of positions, and matrices of which a side is under 4.
+    Those of other embeddings, also as output layers, are rooted: their F is √F₁ + λ, since a row's gradient is as rare
+    as its token.
     """
 
     def descend(self, params: list[Tensor], lr: float, weight_decay: float) -> None:
@@ -221,7 +223,7 @@ class OrthogonalReference(AdaFisherReference):
 
     def preconditioner(self, p: Tensor, relative: Tensor) -> Tensor:
         """F of a parameter, from the first of its `curvature`."""
-        if not self.is_embedding(p):
+        if not self.is_embedding(p) or any("pos" in self.names[layer] for layer, _ in self.uses[p]):
             return super().preconditioner(p, relative)
         return relative.mean(1, keepdim=True).sqrt() + self.damping
 

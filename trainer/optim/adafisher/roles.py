@@ -23,6 +23,9 @@ SMALLEST_SIDE = 4
 FUSED = ("qkv", "in_proj", "c_attn")
 """Parts of a module's name that say that a linear layer is the queries, keys and values of attention."""
 
+POSITIONS = ("pos", "wpe")
+"""Parts of a module's name that say that an embedding is of positions, none of which is rarer than another."""
+
 
 class Role(NamedTuple):
     """What is done with a parameter."""
@@ -46,9 +49,9 @@ def roles_of(model: nn.Module, chosen: Mapping[str, Any]) -> dict[Tensor, Role]:
     """The roles of a model's parameters.
 
     Weights of linear layers and convolutions, and attention's input projections, are matrices. Their blocks end where
-    a group of a convolution does, and the queries, keys and values of a fused projection. Embeddings are rooted, and so
-    is the last linear layer if an embedding has its shape: the output layer of a language model, whether it shares its
-    weight or not. The rest is calibrated, and so is what has a side under `SMALLEST_SIDE`.
+    a group of a convolution does, and the queries, keys and values of a fused projection. Embeddings of tokens are
+    rooted, and so is the last linear layer if one of them has its shape: the output layer of a language model, whether
+    it shares its weight or not. The rest is calibrated, and so is what has a side under `SMALLEST_SIDE`.
 
     Args:
         chosen: other roles by patterns of names, of which the last one that fits counts: the most rows of a block,
@@ -73,8 +76,12 @@ def roles_of(model: nn.Module, chosen: Mapping[str, Any]) -> dict[Tensor, Role]:
 
 
 def _embeddings(model: nn.Module) -> set[Tensor]:
-    """The weights of embeddings, and that of the output layer of a language model."""
-    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    """The weights of embeddings, but for those of positions, and that of the output layer of a language model."""
+    embeddings = {
+        module.weight
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and not _is_called(path, POSITIONS)
+    }
     linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     shapes = {weight.shape for weight in embeddings}
     return embeddings | {weight for weight in linear[-1:] if not is_lazy(weight) and weight.shape in shapes}
@@ -110,7 +117,7 @@ def _parts(path: str, module: nn.Module, param: Tensor) -> Iterator[int]:
         yield from [rows // module.groups] * module.groups
     elif param.dim() == 3 and not isinstance(module, nn.Embedding):
         yield from [param.shape[1]] * rows
-    elif param.dim() == 2 and _is_fused(path.rpartition(".")[2], module):
+    elif param.dim() == 2 and (isinstance(module, nn.MultiheadAttention) or _is_called(path, FUSED)):
         queries = param.shape[1]
         rest, odd = divmod(rows - queries, 2)
         yield from (queries, rest, rest) if rest > 0 and not odd else (rows,)
@@ -118,8 +125,9 @@ def _parts(path: str, module: nn.Module, param: Tensor) -> Iterator[int]:
         yield rows
 
 
-def _is_fused(name: str, module: nn.Module) -> bool:
-    return isinstance(module, nn.MultiheadAttention) or any(word in name for word in FUSED)
+def _is_called(path: str, words: Sequence[str]) -> bool:
+    name = path.rpartition(".")[2]
+    return any(word in name for word in words)
 
 
 def _role(param: Tensor, parts: Sequence[int], chosen: int | str) -> Role:
