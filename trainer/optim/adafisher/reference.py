@@ -192,9 +192,9 @@ class OrthogonalReference(AdaFisherReference):
         O = U Vᵀ of every block U Σ Vᵀ of n         u = O / √((F₁ + 0.1) (F₂ + 0.1))
         W ← (1 − η κ) W − η 0.2 u / rms(u)
 
-    All others take calibrated steps of 2 η: norms, biases, tables of positions, and matrices of which a side is under 4.
-    Those of other embeddings, also as output layers, are rooted: their F is √F₁ + λ, since a row's gradient is as rare
-    as its token.
+    All others take calibrated steps of 2 η: norms, biases, positions, and matrices of which a side is under 4. Those of
+    other embeddings, also as output layers, are rooted: their F is √F₁ + λ, since a row's gradient is as rare as its
+    token.
     """
 
     def descend(self, params: list[Tensor], lr: float, weight_decay: float) -> None:

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Every test that needs a GPU, and every row of the tables in docs that is measured on one. On one GPU, within 40 minutes.
+#
+#     tests/benchmarks/gpu.sh
+#     DEVICE=cpu tests/benchmarks/gpu.sh       # tries the script itself: no tests, one round, small batches
+#
+# Each part also writes outputs/gpu/NAME.txt. One that fails leaves the others alone; then the script fails in the end.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-python}
+device=${DEVICE:-cuda}
+out=outputs/gpu
+failed=()
+mkdir -p "$out"
+
+part() { # NAME COMMAND...
+    echo "== ${*:2}"
+    "${@:2}" 2>&1 | tee "$out/$1.txt" || failed+=("$1")
+}
+
+costs() { # NAME NETWORK BATCH AGAINST OPTIMIZER...
+    part "$1" "$python" tests/benchmarks/costs.py --device "$device" --rounds "$rounds" --networks "$2" \
+        --batch "$(batch "$3")" --against "$4" --optimizers "${@:5}"
+}
+
+first_order=(sgd muon adafisher adafisher_calibrated)
+if [ "$device" = cuda ]; then
+    rounds=15
+    batch() { echo "$1"; }
+    part tests make test-gpu PYTHON="$python"
+    part optimizer "$python" tests/benchmarks/optimizer.py --device cuda --rounds "$rounds"
+    costs gpt2 'GPT-2, 124 M, bf16' 16 adamw "${first_order[@]}"
+    costs resnet50 'ResNet-50, bf16' 256 adamw "${first_order[@]}"
+else
+    rounds=1
+    batch() { echo 2; }
+    part optimizer "$python" tests/benchmarks/optimizer.py --device cpu --rounds 1 --batch 2 --rows state training
+fi
+costs resnet18 'ResNet-18 (CIFAR)' 512 sgd adamw "${first_order[@]:1}" adafisher_released kfac shampoo
+costs gpt 'GPT, 4 layers of 128' 64 adamw "${first_order[@]}" kfac shampoo
+
+[ ${#failed[@]} = 0 ] || { echo "failed: ${failed[*]}"; exit 1; }
