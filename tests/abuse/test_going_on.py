@@ -73,7 +73,7 @@ def test_one_optimizer_does_not_become_another(tmp_path: Path, capsys: pytest.Ca
     for first, then, said in (
         ("optimizer=adamw", "optimizer=adam", "optimizer=adamw there, adam here"),
         ("optimizer=adamw", "optimizer=sgd", "optimizer=adamw there, sgd here"),
-        ("optimizer=adafisher", "optimizer.rule=paper", "optimizer.rule=calibrated there, paper here"),
+        ("optimizer=adafisher", "optimizer.rule=paper", "optimizer.rule=orthogonal there, paper here"),
     ):
         run = tmp_path / first.partition("=")[2]
         assert go(run, first, "loop.max_steps=1") == 0

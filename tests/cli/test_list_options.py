@@ -45,7 +45,7 @@ def test_type_range_default_and_meaning() -> None:
 def test_a_preset_has_the_options_of_its_component_with_its_own_values() -> None:
     preset, component = cells("optimizer=adafisher_paper"), cells("optimizer=adafisher")
     assert preset.pop("optimizer.rule")[1] == "paper"
-    assert component.pop("optimizer.rule")[1] == "calibrated"
+    assert component.pop("optimizer.rule")[1] == "orthogonal"
     assert preset == component
     assert "small_images" in cells("data")
 

@@ -54,7 +54,7 @@ WRONG = [
     ("loop.accumulate=5", "does not divide"),
     ("loop.ema=1.0", "must be a number >= 0 and < 1 or null"),
     ("loop.label_smoothing=-1", "loop.label_smoothing=-1 is wrong"),
-    ("optimizer.decoupled=false", "rule='calibrated' always decouples weight decay"),
+    ("optimizer.decoupled=false", "rule='orthogonal' always decouples weight decay"),
     ("optimizer.update_interval=0", "optimizer.update_interval=0 is wrong"),
     ("model.dropout=1.5", "model.dropout=1.5 is wrong"),
     # unknown names inside a component

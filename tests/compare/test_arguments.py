@@ -34,7 +34,7 @@ def test_a_config_file_of_ones_own_is_a_contender(tmp_path) -> None:
     (tmp_path / "optimizer" / "paper.yaml").write_text("defaults: [adafisher]\nrule: paper\n")
     command = parse("optimizer=adafisher,paper", "--config-dir", str(tmp_path), "budget_from=paper")
     assert [c.label for c in command.contenders] == ["adafisher", "paper"]
-    assert [c.config.optimizer["rule"] for c in command.contenders] == ["calibrated", "paper"]
+    assert [c.config.optimizer["rule"] for c in command.contenders] == ["orthogonal", "paper"]
     assert command.reference == "paper"
 
 

@@ -139,9 +139,9 @@ def test_adafishers_options_mirror_its_constructor(name, missing):
     assert all(option.default == constructor[key].default for key, option in registered.items())
 
 
-def test_calibrated_adafisher_is_always_decoupled():
+def test_adafishers_own_rules_are_always_decoupled():
     message = (
-        r"^optimizer=adafisher: Invalid decoupled: False, rule='calibrated' always decouples weight decay$"
+        r"^optimizer=adafisher: Invalid decoupled: False, rule='orthogonal' always decouples weight decay$"
     )
     with pytest.raises(ConfigError, match=message):
         build(small_model(), name="adafisher", decoupled=False)

@@ -31,10 +31,11 @@ STEPS = 6
 FACTORS = "optimizer.factor_interval=2 optimizer.inverse_interval=2"
 OPTIMIZERS = {  # what is written behind optimizer=, and options that have something happen in so few steps
     "adafisher": "optimizer.update_interval=2",
-    "adafisher_orthogonal": "optimizer.update_interval=2",
+    "adafisher_calibrated": "optimizer.update_interval=2",
     "adafisher_paper": "optimizer.update_interval=2",
     "adafisher_released": "optimizer.update_interval=2",
     "adafisherw": "optimizer.update_interval=2",
+    "adafisherw_calibrated": "optimizer.update_interval=2",
     "adafisherw_paper": "optimizer.update_interval=2",
     "adafisherw_released": "optimizer.update_interval=2",
     "sgd": "",

@@ -73,7 +73,7 @@ class Soaked:
             if count > most or (count and not trains) or (row.state == "running" and not count):
                 since = self.doubtful.setdefault(row.name, time.monotonic())
                 if time.monotonic() - since > PATIENCE:
-                    problems.append(f"{name} is {row.state} with {count} processes")
+                    problems.append(f"{name} is {row.state} with {count} processes, job {row.job}")
             else:
                 self.doubtful.pop(row.name, None)
         return problems
@@ -250,8 +250,9 @@ def soak(minutes: float, seed: int) -> list[str]:
             soaked = Soak(folder, disk, seed)
             soaked.run(60 * minutes)
             soaked.finish(1800)
-            for shape, each in enumerate(calm):
-                soaked.verify(each, shape)
+            if not soaked.problems:  # else not all have finished
+                for shape, each in enumerate(calm):
+                    soaked.verify(each, shape)
             restarts = sum(row.restarts for each in soaked.sweeps for row in each.sweep.rows)
             print(f"{SEEDS * len(soaked.sweeps)} runs, restarted {restarts} times by their last jobs")
             print(f"disturbed: {dict(soaked.done)}")

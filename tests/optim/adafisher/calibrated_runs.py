@@ -70,7 +70,7 @@ def train(run: str) -> dict[str, Tensor]:
     model = make().double()
     for index, param in enumerate(model.parameters()):
         nn.init.ones_(param) if param.dim() < 2 else param.data.copy_(waves(tuple(param.shape), index) / 2)
-    optimizer = AdaFisher(model, lr=1e-2, update_interval=4)
+    optimizer = AdaFisher(model, lr=1e-2, rule="calibrated", update_interval=4)
     found = {}
     for step in range(1, STEPS + 1):
         x, y = batch(step)

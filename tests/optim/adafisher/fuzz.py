@@ -106,7 +106,9 @@ class Program:
         self.lr = 10 ** self.random.uniform(-3, -1)
         interval = self.random.choice([1, 2, 3, 7])
         self.optimizers: list[torch.optim.Optimizer] = [
-            AdaFisher(self.models[0], lr=self.lr, damping=DAMPING, update_interval=interval),
+            AdaFisher(
+                self.models[0], rule="calibrated", lr=self.lr, damping=DAMPING, update_interval=interval
+            ),
             ShortSGD(self.models[1].parameters(), lr=self.lr),
         ]
         self.is_fresh = True  # no gradient has been made since zero_grad

@@ -25,7 +25,7 @@ def test_scales_and_clipping_do_not_meet_the_floor(scale: float, reduction: str)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 4))
     lr = 1e-3
-    optimizer = AdaFisher(model, lr=lr, weight_decay=0.0, update_interval=2)
+    optimizer = AdaFisher(model, rule="calibrated", lr=lr, weight_decay=0.0, update_interval=2)
     x, y = scale * torch.randn(256, 20), torch.randint(4, (256,))
     for _ in range(5):
         before = [p.detach().clone() for p in model.parameters()]
@@ -39,7 +39,7 @@ def test_scales_and_clipping_do_not_meet_the_floor(scale: float, reduction: str)
 
 def noise_steps(model: nn.Module, x: torch.Tensor, bias: torch.Tensor, steps: int = 10) -> float:
     """The mean length of a bias's steps over the full length."""
-    optimizer = AdaFisher(model, lr=1e-2, weight_decay=0.0, update_interval=4)
+    optimizer = AdaFisher(model, rule="calibrated", lr=1e-2, weight_decay=0.0, update_interval=4)
     lengths = []
     for step in range(steps):
         before = bias.detach().clone()
@@ -78,7 +78,7 @@ def test_factors_that_overflow_do_not_stay(at: str, factor: float) -> None:
     """A finite loss with a finite gradient whose factors are squares beyond the range of float32."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
-    optimizer = AdaFisher(model, lr=1e-3, update_interval=1)
+    optimizer = AdaFisher(model, rule="calibrated", lr=1e-3, update_interval=1)
     x = torch.randn(32, 8)
     losses = []
     for step in range(6):

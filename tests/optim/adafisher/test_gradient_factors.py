@@ -26,7 +26,7 @@ class Experts(nn.Module):
 def test_each_matrix_of_a_stack_has_rows_and_columns_of_its_own() -> None:
     torch.manual_seed(0)
     model = Experts()
-    optimizer = AdaFisher(model, capture="gradient", damping=0.1)
+    optimizer = AdaFisher(model, rule="calibrated", capture="gradient", damping=0.1)
     before = model.weights.detach().clone()
     model(torch.randn(7, 4, dtype=torch.float64)).cos().sum().backward()
     assert model.weights.grad is not None

@@ -146,7 +146,7 @@ def test_tied_weight_adds_the_products_of_its_uses() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)).double()
     model[1].weight = model[0].weight
-    optimizer = AdaFisher(model, damping=0.1, update_interval=1)
+    optimizer = AdaFisher(model, rule="calibrated", damping=0.1, update_interval=1)
     cross_entropy(model(torch.randint(7, (6, 5))).flatten(0, 1), torch.randint(7, (30,))).backward()
     optimizer.step()
     state = optimizer.state[model[0].weight]
@@ -521,7 +521,7 @@ def test_diagnostics() -> None:
 
 def test_share_is_that_of_the_curvature_in_the_preconditioner() -> None:
     model = network()
-    optimizer = AdaFisher(model, damping=0.01)
+    optimizer = AdaFisher(model, rule="calibrated", damping=0.01)
     train(model, optimizer, 1)
     rows = optimizer.diagnostics()
     for name, param in model.named_parameters():
@@ -538,7 +538,7 @@ def test_share_is_that_of_the_curvature_in_the_preconditioner() -> None:
     ("options", "message"),
     [
         ({"rule": "papr"}, "Invalid rule: 'papr'"),
-        ({"roles": {"*": 64}}, "roles under rule='orthogonal' only"),
+        ({"rule": "calibrated", "roles": {"*": 64}}, "roles under rule='orthogonal' only"),
         (
             {"rule": "orthogonal", "roles": {"0.*": "flat"}},
             r"Invalid roles\['0.\*'\]: 'flat', must be a number",

@@ -176,7 +176,7 @@ def test_embeddings_are_divided_by_a_root_of_each_rows_curvature(capture: Any) -
     tokens = torch.tensor([[0, 0, 0, 0, 1, 1, 2, 3]])
     nn.functional.cross_entropy(model(tokens)[0], tokens[0].roll(1)).backward()
     optimizer.step()
-    plain = AdaFisher(model, capture=capture, damping=0.1)
+    plain = AdaFisher(model, rule="calibrated", capture=capture, damping=0.1)
     plain.load_state_dict({**optimizer.state_dict(), "rule": "calibrated"})
     F = plain.preconditioner(model[0].weight) - 0.1
     expected = (F.mean(1, keepdim=True).sqrt() + 0.1).expand_as(F)

@@ -23,7 +23,7 @@ class AdaFisherW(AdaFisher):
         damping: Positive | None = None,
         gamma: Fraction | None = None,
         weight_decay: NonNegative | None = None,
-        rule: RuleName = "calibrated",
+        rule: RuleName = "orthogonal",
         roles: dict[str, Any] = {},  # noqa: B006 (an option's default; it is copied, never changed)
         update_interval: Count | None = None,
         capture: Literal["hooks", "gradient"] = "hooks",

@@ -22,7 +22,7 @@ from .usual_words import check_words
 class AdaFisher(SavedOptimizer):
     r"""Momentum preconditioned by two diagonals of the Fisher information for each layer.
 
-    To understand or change the rule, read ``reference.py`` in this folder first: the default rule and the orthogonal
+    To understand or change the rule, read ``reference.py`` in this folder first: the default rule and the calibrated
     one on one device, in plain code, with which this class is tested to agree.
 
     For a layer, h are the rows that its weight multiplies (samples, tokens, patches of a convolution; with a bias,
@@ -34,7 +34,7 @@ class AdaFisher(SavedOptimizer):
     At every ``update_interval``-th step both are refreshed and averaged with weight γ of the old value. Every step
     divides the momentum by F̃[i, j] = S'[i] H'[j] + λ, without a square root. The rules differ in the rest:
 
-    ``"calibrated"``, the default, makes each scale relative to the layer: H' and S' are the bias-corrected averages
+    ``"calibrated"`` makes each scale relative to the layer: H' and S' are the bias-corrected averages
     over their means, λ is relative to a curvature of mean one, and an update has a length of its own:
 
         m ← β m + (1 − β) g        n = β m + (1 − β) g        u = n / F̃
@@ -43,13 +43,13 @@ class AdaFisher(SavedOptimizer):
     ε is met by gradients that are 3e-4 times smaller than H and S say of real ones, if others in the group are not: by
     rounding noise, such as that of a convolution's bias before a batch norm, which therefore stays.
 
-    ``"orthogonal"`` takes the step of a matrix, [rows, ...] of a linear layer or convolution, along the polar factors
-    U Vᵀ of the blocks U Σ Vᵀ of at most 128 rows of n, divided by the root of the same curvature:
+    ``"orthogonal"``, the default, takes the step of a matrix, [rows, ...] of a linear layer or convolution, along the
+    polar factors U Vᵀ of the blocks U Σ Vᵀ of at most 128 rows of n, divided by the root of the same curvature:
 
         O = the blocks' polar factors        u = O / √((S' + 0.1) (H' + 0.1))        θ ← (1 − η κ) θ − η 0.2 u / rms(u)
 
-    Embeddings, also those that are output layers too, have for F̃ the root of its means over columns, plus λ. They and
-    all other parameters take the calibrated step of 2 η. `coverage` tells what each parameter takes.
+    Embeddings of tokens, also those that are output layers too, have for F̃ the root of its means over columns, plus λ.
+    They and all other parameters take the calibrated step of 2 η. `coverage` tells what each parameter takes.
 
     ``"paper"`` (Algorithm 1): H' and S' are the bias-corrected averages, min-max normalized; a vector whose range is
     under 1 % of its maximum gives ones. ``"released"`` (the authors' code): new factors are min-max normalized, then
@@ -69,18 +69,18 @@ class AdaFisher(SavedOptimizer):
         model: the model that owns the parameters. It runs in training mode under gradients; what runs in ``eval()``,
             without gradients, or again for activation checkpointing (``use_reentrant=False``) counts for nothing.
         params: parameters, named parameters or groups with options of their own; all of the model's if left out.
-        lr: learning rate η ≥ 0. Calibrated and orthogonal: 1e-2, on the scale of AdamW's; else 1e-3.
+        lr: learning rate η ≥ 0. Orthogonal and calibrated: 1e-2, on the scale of AdamW's; else 1e-3.
         momentum: its decay β, 0 ≤ β < 1. `OneCycleLR` and `CyclicLR` cycle it by this name.
-        damping: λ > 0. Calibrated and orthogonal: 0.01, relative; λ → ∞ is plain momentum. Else 1e-3, absolute.
-        gamma: weight γ of the old factors, 0 ≤ γ < 1. Calibrated and orthogonal: 0.95; else 0.8. (In one reading of
+        damping: λ > 0. Orthogonal and calibrated: 0.01, relative; λ → ∞ is plain momentum. Else 1e-3, absolute.
+        gamma: weight γ of the old factors, 0 ≤ γ < 1. Orthogonal and calibrated: 0.95; else 0.8. (In one reading of
             the paper γ weights the new ones; not here.)
         weight_decay: κ ≥ 0. Decoupled: 1e-2; else 5e-4.
-        decoupled: whether weight decay bypasses the preconditioner. Always under ``"calibrated"``, ``"orthogonal"``.
-        rule: ``"calibrated"``, ``"orthogonal"``, ``"paper"`` or ``"released"``.
+        decoupled: whether weight decay bypasses the preconditioner. Always under ``"orthogonal"``, ``"calibrated"``.
+        rule: ``"orthogonal"``, ``"calibrated"``, ``"paper"`` or ``"released"``.
         roles: under ``"orthogonal"``, by patterns of parameters' names, of which the last that fits counts: the most
             rows of a block, ``"whole"`` (a matrix, or each part of a fused one, is one block), ``"rooted"`` (as
             embeddings) or ``"calibrated"``.
-        update_interval: steps between refreshes, ≥ 1. Calibrated and orthogonal: 10, paper: 1, released: 100.
+        update_interval: steps between refreshes, ≥ 1. Orthogonal and calibrated: 10, paper: 1, released: 100.
         capture: ``"hooks"`` on the layers, or ``"gradient"``: row and column means of the squared gradient for every
             parameter, without any hook, for models whose layers are hidden or compiled as a whole.
         fused: None and True update all parameters of a group at once by kernels of Triton, on a GPU where it is
@@ -126,7 +126,7 @@ class AdaFisher(SavedOptimizer):
         RuntimeError: in ``step``, if no layer was captured before the first one.
 
     Sources: "AdaFisher: Adaptive Second Order Optimization via Fisher Information", ICLR 2025, arXiv 2405.16397v3;
-    the calibrated and the orthogonal rule are this project's own. Orthogonal steps are Muon's
+    the orthogonal and the calibrated rule are this project's own. Orthogonal steps are Muon's
     (https://kellerjordan.github.io/posts/muon/), in blocks as in arXiv 2510.16981.
     """
 
@@ -141,7 +141,7 @@ class AdaFisher(SavedOptimizer):
         gamma: Fraction | None = None,
         weight_decay: NonNegative | None = None,
         decoupled: bool | None = None,
-        rule: RuleName = "calibrated",
+        rule: RuleName = "orthogonal",
         roles: dict[str, Any] = {},  # noqa: B006 (an option's default; it is copied, never changed)
         update_interval: Count | None = None,
         capture: Literal["hooks", "gradient"] = "hooks",

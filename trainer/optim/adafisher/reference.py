@@ -1,4 +1,4 @@
-"""The calibrated and the orthogonal rule to be read: one device, no shards, no kernels, every row in memory.
+"""The orthogonal and the calibrated rule to be read: one device, no shards, no kernels, every row in memory.
 
 Change a rule here first. `AdaFisher` must then take the same steps: ``tests/optim/adafisher/test_reference.py``.
 The notation is that of arXiv 2405.16397: a layer's weight W multiplies the rows h, and s are the rows of the gradient
