@@ -73,6 +73,5 @@ def show(sweep: Sweep) -> None:
         table.add_row(run.name, Text(printable(" ".join(run.overrides))))
     console.print(table)
     if isinstance(sweep.options, SlurmOptions):
-        console.print(
-            slurm_executor.script(sweep, len(sweep.runs)), highlight=False, markup=False, soft_wrap=True
-        )
+        jobs = len(slurm_executor.groups_of(sweep, sweep.runs))
+        console.print(slurm_executor.script(sweep, jobs), highlight=False, markup=False, soft_wrap=True)

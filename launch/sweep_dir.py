@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from submitit.core.utils import JobPaths
+
 from launch.options import LaunchOptions, check_launch
 from trainer.errors import ConfigError, DataError, UserError
 from trainer.options import build_dataclass, check_options, options_of, to_dict
@@ -83,6 +85,13 @@ class Sweep:
     def directory(self, run: SweepRun) -> Path:
         """The run directory."""
         return self.path / run.name
+
+    def logs(self, run: SweepRun) -> list[Path]:
+        """The output of each process of the run's newest job; where runs share a job, its number 0 is the job's own."""
+        job = run.jobs[-1]
+        together = [each.name for each in self.runs if job in each.jobs]
+        first = 0 if self.options.runs_per_job == 1 else 1 + together.index(run.name)
+        return [JobPaths(self.jobs, job, first + rank).stdout for rank in range(self.options.tasks)]
 
     def command(self, run: SweepRun) -> list[str]:
         """The module that the processes of a run execute, and its arguments."""
