@@ -11,7 +11,7 @@ from rich.console import Console
 from launch import local_executor, slurm_executor
 from launch.display import follow, table, wait_for_end, watch
 from launch.run_states import RunState, run_states
-from launch.sweep_dir import Sweep, SweepRun, read_sweep
+from launch.sweep_dir import Sweep, SweepRun, executor_of, read_sweep
 from trainer.errors import ConfigError, UserError, nearest
 from trainer.rundir.status import CRASHED, FINISHED
 from trainer.rundir.strict_json import dumps
@@ -109,7 +109,7 @@ def cancel(args: Namespace) -> int:
 
 def ends_as_one(job: str, is_slurm: bool) -> object:
     """What a cancelled job ends with: Slurm's job, or the process that executes it and others on this machine."""
-    return job if is_slurm else local_executor.executor_of(job)
+    return job if is_slurm else executor_of(job)
 
 
 def chosen_runs(sweep: Sweep, names: Sequence[str]) -> set[str]:

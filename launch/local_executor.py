@@ -2,19 +2,19 @@
 
 import contextlib
 import os
-import re
 import signal
 import socket
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 
+from launch.notify import notify
 from launch.options import LocalOptions
 from launch.pool import Pool
 from launch.start import Share, core_shares
-from launch.sweep_dir import LOCAL_ID, Sweep, SweepRun
+from launch.sweep_dir import Sweep, SweepRun, executor_of
 from trainer.errors import UserError
-from trainer.rundir.status import process_is_alive, start_time
+from trainer.rundir.status import PREEMPTED, process_is_alive, start_time
 
 
 def execute(sweep: Sweep, runs: Sequence[SweepRun]) -> int:
@@ -25,7 +25,10 @@ def execute(sweep: Sweep, runs: Sequence[SweepRun]) -> int:
         run.jobs.append(f"{socket.gethostname()}.{process}.{run.name.partition('_')[0]}")
     sweep.write()
     assert isinstance(sweep.options, LocalOptions)
-    return Pool(sweep, [(run, 0) for run in runs], machine_shares(sweep.options)).execute()
+    code = Pool(sweep, [(run, 0) for run in runs], machine_shares(sweep.options)).execute()
+    if code != PREEMPTED:
+        notify(sweep)
+    return code
 
 
 def cancel(jobs: Sequence[str]) -> None:
@@ -40,13 +43,6 @@ def cancel(jobs: Sequence[str]) -> None:
         if process_is_alive(host, pid, started):  # another process may have its number by now
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-
-
-def executor_of(job: str) -> tuple[str, int, int | None]:
-    """The process that executes a local job: host, number and start time, as `process_is_alive` takes them."""
-    found = re.fullmatch(LOCAL_ID, job)
-    assert found is not None, "read_sweep refuses others"
-    return found["host"], int(found["pid"]), int(found["started"]) if found["started"] else None
 
 
 def visible_gpus() -> list[str]:

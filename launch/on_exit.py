@@ -29,6 +29,7 @@ from pathlib import Path
 from submitit.core.utils import JobPaths
 from submitit.helpers import DelayedSubmission
 
+from launch.notify import notify_once
 from launch.pack import Pack
 from launch.worker import Task
 from trainer.cli.common import exit_code
@@ -65,6 +66,8 @@ def main(folder: Path, code: int) -> int:
     assert isinstance(task, Task | Pack)
     if task.record_exit(job, code):
         requeue(job)
+    else:
+        notify_once(folder.parent)
     states = {read_status(run).get("state") for run in task.directories()}
     return FINISHED if states <= {"finished"} else CRASHED
 

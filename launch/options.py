@@ -25,6 +25,8 @@ class CommonOptions:
     """Largest number of jobs at a time; None: no limit."""
     max_requeues: Natural = 10
     """Largest number of restarts of a run that was preempted, timed out or killed."""
+    notify: list[str] = field(default_factory=list)
+    """URLs of apprise that get a message when all runs have ended; with references such as ${oc.env:NAME} in them."""
 
     nodes = 1
 

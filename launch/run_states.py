@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch import local_executor, slurm_executor
+from launch import slurm_executor
 from launch.records import JobRecord, read_job
-from launch.sweep_dir import Sweep, SweepRun
+from launch.sweep_dir import Sweep, SweepRun, executor_of
 from trainer.errors import UserError
 from trainer.rundir.status import process_is_alive, read_status
 
@@ -81,7 +81,7 @@ def run_states(sweep: Sweep) -> tuple[list[RunState], str | None]:
 def local_entry(sweep: Sweep, run: SweepRun) -> QueueEntry:
     """The queue entry of a run that a process on this machine executes."""
     job, status = read_files(sweep.directory(run))
-    if not run.jobs or not process_is_alive(*local_executor.executor_of(run.jobs[-1])):
+    if not run.jobs or not process_is_alive(*executor_of(run.jobs[-1])):
         return QueueEntry(None)
     if job is None or job.job != run.jobs[-1]:
         return QueueEntry(("PENDING", "waiting for a free slot"))

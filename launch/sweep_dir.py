@@ -146,6 +146,13 @@ def read_sweep(path: Path) -> Sweep:
     return Sweep(path, Path(record.cwd), options, record.runs, record.comparison)
 
 
+def executor_of(job: str) -> tuple[str, int, int | None]:
+    """The process that executes a local job: host, number and start time, as `process_is_alive` takes them."""
+    found = re.fullmatch(LOCAL_ID, job)
+    assert found is not None, "read_sweep refuses others"
+    return found["host"], int(found["pid"]), int(found["started"]) if found["started"] else None
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[None]:
     """Makes a directory that only its owner may enter; removes it, and parents made for it, if the context fails.

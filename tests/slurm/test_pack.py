@@ -2,11 +2,13 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from launch.cli import main
+from tests.launch.receiver import SECRET, Server
 from tests.slurm.cluster import GATED, TINY, slurm, submit, until
 from tests.slurm.conftest import UNGATED
 from tests.slurm.plugins import opened, reached
@@ -15,6 +17,12 @@ from tests.training.kill_and_resume import compare
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 LINE = f"{TINY} {GATED} launch.gpus_per_node=0 launch.cpus_per_task=3 launch.runs_per_job=3"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
 
 
 def process_of(run: Path) -> int:
@@ -90,3 +98,20 @@ def test_runs_that_share_jobs(cluster: None, tmp_path: Path, capsys: pytest.Capt
     again = sweep.wait()
     assert [row.state for row in again] == ["finished"] * 4
     assert again[2].job == again[3].job != rows[2].job
+
+
+def test_the_last_job_of_a_sweep_sends_one_message(
+    cluster: None, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("apprise")
+    monkeypatch.setenv("NOTIFY_URL", server.url())  # the jobs have it, and no file has
+    here = tmp_path / "here.txt"
+    here.write_text("to be or not to be " * 200)
+    line = f"{TINY} launch.gpus_per_node=0 loop.max_steps=2 data.path={here},{tmp_path / 'missing.txt'}"
+    sweep = submit(tmp_path / "sweep", f'{line} launch.notify=["${{oc.env:NOTIFY_URL}}"]')
+    until(lambda: {row.slurm for row in sweep.rows} == {"COMPLETED", "FAILED"}, 400, sweep.directory)
+    [post] = server.posts
+    assert (post["title"], post["password"]) == ("sweep: 1 finished, 1 failed", SECRET)
+    assert "missing.txt" in post["message"]
+    files = [path for path in sweep.directory.rglob("*") if path.is_file()]
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
