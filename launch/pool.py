@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from launch.records import set_status
 from launch.start import Share, Start
 from launch.sweep_dir import Sweep, SweepRun
 from trainer.formatting import printable
@@ -58,9 +59,17 @@ class Pool:
 
     def _start(self) -> None:
         while self._queue and not self._is_stopping and self._free:
-            start = Start(self._sweep, *self._queue.popleft(), self._free.pop(0))
+            run, restarts = self._queue.popleft()
+            try:
+                start = Start(self._sweep, run, restarts, self._free[0])
+            except OSError as error:  # of its files: the other runs go on
+                reason = f"cannot be started: {error.strerror}"
+                set_status(self._sweep.directory(run), "failed", reason)
+                print_if_read(f"failed {run.name}: {reason}")
+                continue
+            self._free.pop(0)
             self._starts.append(start)
-            print_if_read(f"start {start.run.name}, log {start.logs[0]}")
+            print_if_read(f"start {run.name}, log {start.logs[0]}")
 
     def _end(self, start: Start) -> None:
         self._starts.remove(start)

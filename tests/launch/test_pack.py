@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
@@ -14,14 +15,15 @@ from launch import local_executor, pack, slurm_executor
 from launch.cli import main
 from launch.options import LocalOptions, SlurmOptions
 from launch.pack import shares_of_job
+from launch.pool import Pool
 from launch.records import write_job
 from launch.run_states import RunState, run_states
-from launch.start import core_shares
+from launch.start import Share, core_shares
 from launch.sweep_dir import Sweep, SweepRun, read_sweep
 from tests.slurm.cluster import GATED, TINY
 from tests.slurm.plugins import opened, reached
 from trainer._private import SUBMITIT_WORKER
-from trainer.rundir.status import read_status, write_status
+from trainer.rundir.status import CRASHED, read_status, write_status
 
 LINE = f"{TINY} {GATED} launch.snapshot=false launch.gpus_per_node=0 launch.cpus_per_task=4 launch.runs_per_job=2"
 
@@ -248,7 +250,6 @@ def test_a_run_that_was_submitted_again_is_no_longer_the_old_jobs(slurm: Path, t
     assert read_status(first)["error"] == "bad"
     assert read_status(second)["error"] == "a task was killed by SIGTERM; restart 1 of at most 1"
     assert [run.name for run in job._open("7")[1]] == [second.name]
-    assert [run.name for run in job._open("8")[1]] == [first.name, second.name]
 
 
 def test_restarts_are_bounded_whoever_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,6 +258,20 @@ def test_restarts_are_bounded_whoever_made_them(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("SLURM_RESTART_COUNT", "10")
     assert not job.record_exit("7", 75)
     assert [read_status(tmp_path / name)["state"] for name in job.names] == ["failed", "failed"]
+
+
+def test_a_run_that_cannot_be_started_leaves_the_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its directory is gone; what the other one executes prints a poem."""
+    sweep = made(tmp_path, ["7", "7"])
+    first, second = map(sweep.directory, sweep.runs)
+    monkeypatch.setattr(Sweep, "command", lambda *_: ["this"])
+    write_status(second, "finished")
+    rmtree(first)
+    assert Pool(sweep, [(run, 0) for run in sweep.runs], [Share()]).execute() == CRASHED
+    assert f"failed {first.name}: cannot be started: No such file" in capsys.readouterr().out
+    assert "Beautiful is better than ugly" in sweep.logs(sweep.runs[1])[0].read_text()
 
 
 # On this machine -------------------------------------------------------------------------------------------------
