@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from shutil import rmtree
@@ -20,7 +19,7 @@ from launch.records import write_job
 from launch.run_states import RunState, run_states
 from launch.start import Share, core_shares
 from launch.sweep_dir import Sweep, SweepRun, read_sweep
-from tests.slurm.cluster import GATED, TINY
+from tests.slurm.cluster import GATED, TINY, until
 from tests.slurm.plugins import opened, reached
 from trainer._private import SUBMITIT_WORKER
 from trainer.rundir.status import CRASHED, read_status, write_status
@@ -172,10 +171,7 @@ class Job:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 250
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: bool(condition()), 250, "a run")
 
 
 def process_of(run: Path) -> int:
