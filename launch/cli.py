@@ -26,10 +26,14 @@ Options of the launcher begin with "launch." and are listed in conf/launch; all 
   python -m launch status DIR [--json] show the state of every run of a sweep
   python -m launch logs DIR RUN [-f]   print the output of a run; RUN: its number or the name of its directory
   python -m launch wait DIR            wait until all runs have ended; exit code 0 if all of them finished
-  python -m launch cancel DIR          cancel all runs; those that are training save a checkpoint first
-  python -m launch rerun DIR [--failed | --incomplete]
+  python -m launch cancel DIR [RUN ...]
+                                       cancel all runs, or these and those that share a job with them; those that are
+                                       training save a checkpoint first
+  python -m launch rerun DIR [RUN ...] [--failed | --incomplete]
                                        submit failed runs again, or all that are not finished, queued or running
 """
+
+RUN = "number of a run, or name of its directory"
 
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "status": status,
@@ -79,11 +83,14 @@ def parse(argv: list[str]) -> Namespace:
         case "status":
             parser.add_argument("--json", action="store_true", help="print JSON")
         case "logs":
-            parser.add_argument("run", metavar="RUN", help="number of a run, or name of its directory")
+            parser.add_argument("run", metavar="RUN", help=RUN)
             parser.add_argument(
                 "-f", "--follow", action="store_true", help="print new output until the run has ended"
             )
+        case "cancel":
+            parser.add_argument("runs", metavar="RUN", nargs="*", help=RUN)
         case "rerun":
+            parser.add_argument("runs", metavar="RUN", nargs="*", help=RUN)
             which = parser.add_mutually_exclusive_group()
             which.add_argument("--failed", action="store_true", help="only failed runs")
             which.add_argument(

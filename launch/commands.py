@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.console import Console
 from launch import local_executor, slurm_executor
 from launch.display import follow, table, wait_for_end, watch
 from launch.run_states import RunState, run_states
-from launch.sweep_dir import Sweep, SweepRun, read_sweep
+from launch.sweep_dir import Sweep, SweepRun, executor_of, read_sweep
 from trainer.errors import ConfigError, UserError, nearest
 from trainer.rundir.status import CRASHED, FINISHED
 from trainer.rundir.strict_json import dumps
@@ -77,34 +78,64 @@ def find_run(sweep: Sweep, name: str) -> SweepRun:
 
 
 def cancel(args: Namespace) -> int:
-    """Cancels all runs that have not ended, and notes in sweep.json that its user did it."""
+    """Cancels runs that have not ended, and notes in sweep.json that its user did it.
+
+    A job ends as a whole: runs that share it with one that is named are cancelled with it, and the command says so.
+
+    Raises:
+        UserError: there is no such run, or the jobs cannot be cancelled.
+    """
     sweep = read_sweep(args.directory)
     active = {state.name for state in run_states(sweep)[0] if state.is_active or state.state == "unknown"}
     runs = [run for run in sweep.runs if run.name in active and run.jobs]
+    named = chosen_runs(sweep, args.runs)
+    is_slurm = sweep.options.name == "slurm"
+    ended = {ends_as_one(run.jobs[-1], is_slurm) for run in runs if run.name in named}
+    runs = [run for run in runs if ends_as_one(run.jobs[-1], is_slurm) in ended]
     if runs:
-        executor = slurm_executor if sweep.options.name == "slurm" else local_executor
+        executor = slurm_executor if is_slurm else local_executor
         executor.cancel([run.jobs[-1] for run in runs])
     for run in runs:
         run.cancelled = run.jobs[-1]
     sweep.write()
     print(f"cancelled {len(runs)} of {len(sweep.runs)} runs")
+    if others := [run.name for run in runs if run.name not in named]:
+        print(
+            f"among them, in the same {'job' if is_slurm else 'launcher'}: {', '.join(others)}; these go on by "
+            f"python -m launch rerun {args.directory} {' '.join(name.partition('_')[0] for name in others)}"
+        )
     return FINISHED
 
 
-def rerun(args: Namespace) -> int:
-    """Submits again the failed runs, or all that are not finished, queued or running.
+def ends_as_one(job: str, is_slurm: bool) -> object:
+    """What a cancelled job ends with: Slurm's job, or the process that executes it and others on this machine."""
+    return job if is_slurm else executor_of(job)
+
+
+def chosen_runs(sweep: Sweep, names: Sequence[str]) -> set[str]:
+    """The names of the runs that a command line names; all, if it names none.
 
     Raises:
-        UserError: the states of the runs cannot be found out, or Slurm refuses the jobs.
+        ConfigError: one of them is unknown.
+    """
+    return {find_run(sweep, name).name for name in names} or {run.name for run in sweep.runs}
+
+
+def rerun(args: Namespace) -> int:
+    """Submits again the failed runs, or all that are not finished, queued or running; of those that are named, if any.
+
+    Raises:
+        UserError: there is no such run, the states of the runs cannot be found out, or Slurm refuses the jobs.
     """
     sweep = read_sweep(args.directory)
+    named = chosen_runs(sweep, args.runs)
     states, problem = run_states(sweep)
     if problem:
         raise UserError(problem)
     chosen = {
         state.name for state in states if (state.state == "failed" if args.failed else is_incomplete(state))
     }
-    runs = [run for run in sweep.runs if run.name in chosen]
+    runs = [run for run in sweep.runs if run.name in chosen & named]
     if not runs:
         print("nothing to rerun")
         return FINISHED

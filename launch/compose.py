@@ -112,9 +112,14 @@ def launch_options(args: Namespace, overrides: list[str]) -> LaunchOptions:
     group = [f"+{text}" if text.startswith("launch=") else text for text in overrides]
     with hydra_session(args) as hydra:
         config = compose(hydra, args, group if named else ["+launch=slurm", *group])
-    values = OmegaConf.to_container(config.launch, resolve=True)
+    unresolved = OmegaConf.to_container(config.launch, resolve=False)
+    assert isinstance(unresolved, dict)
+    notify = unresolved[
+        "notify"
+    ]  # its references may stand for secrets, which no file of the sweep shall hold
+    values = OmegaConf.to_container(OmegaConf.merge(config, {"launch": {"notify": []}}).launch, resolve=True)
     assert isinstance(values, dict)
-    return check_launch({str(key): value for key, value in values.items()})
+    return check_launch({**{str(key): value for key, value in values.items()}, "notify": notify})
 
 
 def point_names(points: list[list[str]]) -> list[str]:

@@ -32,6 +32,10 @@ def compose_comparison(arguments: list[str]) -> tuple[LaunchOptions, list[SweepP
             f"launch.nodes={options.nodes} and launch.gpus_per_node={options.gpus_per_node} give a job "
             f"{options.tasks} processes: a comparison trains its contenders in one, one after another"
         )
+    if options.runs_per_job > 1:
+        raise ConfigError(
+            f"launch.runs_per_job={options.runs_per_job}: a comparison measures seconds, so that its jobs share nothing"
+        )
     command = parse_command(words)
     for contender in command.contenders:
         parallel = contender.config.parallel["name"]

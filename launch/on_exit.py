@@ -3,8 +3,8 @@
     python -m launch.on_exit JOBS CODE
 
 is the last command of a job's script on Slurm, executed once, on the job's first node. CODE is the exit code of srun:
-the highest of all tasks, and 128 + N for a task that signal N ended. `launch.local_executor` does the same on this
-machine.
+the highest of all tasks, and 128 + N for a task that signal N ended. `launch.pool` does the same for the runs that it
+starts, on this machine or side by side in a job.
 
 The way of a stop signal, from Slurm to the next start:
 
@@ -21,84 +21,23 @@ The way of a stop signal, from Slurm to the next start:
 """
 
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from submitit.core.utils import JobPaths
 from submitit.helpers import DelayedSubmission
 
-from launch.worker import Task, read_job, restart_count
+from launch.notify import notify_once
+from launch.pack import Pack
+from launch.worker import Task
 from trainer.cli.common import exit_code
-from trainer.rundir.logs import last_error, last_lines
-from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, read_status, write_status
+from trainer.rundir.status import CRASHED, FINISHED, read_status
 
 REQUEUE_TRIES = 5
 REQUEUE_WAIT = 10.0
 """Seconds between two tries, while Slurm's controller does not answer."""
-
-
-def record_exit(run: Path, code: int, logs: Sequence[Path], restarts: int, limit: int) -> bool:
-    """Writes into status.json how a start of a run ended, unless the run has finished.
-
-    Args:
-        run: the run directory.
-        code: the highest exit code of its tasks.
-        logs: the logs of its tasks.
-        restarts: how many restarts the run has had.
-        limit: how many it may have.
-
-    Returns:
-        Whether to start it again.
-
-    Raises:
-        DataError: another version of the code wrote job.json.
-    """
-    status = read_status(run)
-    if status.get("state") == "finished":
-        return False
-    if code < PREEMPTED:
-        job = read_job(run)
-        is_recorded = status.get("state") == "failed" and (job is None or status.get("time", 0) >= job.time)
-        set_status(run, "failed", (is_recorded and status.get("error")) or last_error_line(logs))
-        return False
-    reason = str(status.get("error") or "stopped") if code == PREEMPTED else describe_death(code)
-    if restarts < limit:
-        set_status(run, "preempted", f"{reason}; restart {restarts + 1} of at most {limit}")
-        return True
-    if limit:
-        set_status(run, "failed", f"{reason}; reached launch.max_requeues={limit}")
-    else:
-        set_status(run, "preempted", reason)
-    return False
-
-
-def describe_death(code: int) -> str:
-    """An exit code from 76 on in words: the name of the signal, if it stands for one."""
-    names = {128 + number: number.name for number in signal.Signals}
-    return f"a task was killed by {names[code]}" if code in names else f"a task exited with code {code}"
-
-
-def last_error_line(logs: Sequence[Path]) -> str:
-    """The last error in the first log that has one; otherwise the last line that a task wrote."""
-    tails = [last_lines(log) for log in logs]
-    errors = [error for tail in tails if (error := last_error(tail))]
-    written = [line for tail in tails for line in tail[::-1] if not line.startswith(("srun: ", "slurmstepd"))]
-    others = [line for tail in tails for line in tail[::-1]]
-    return next(iter([*errors, *written, *others]), f"see {logs[0]}")
-
-
-def set_status(run: Path, state: str, reason: str) -> None:
-    """Sets state and reason in status.json, and keeps step, newest checkpoint and metrics."""
-    status = read_status(run)
-    kept = {key: status[key] for key in ("step", "saved", "metrics", "primary", "declared") if key in status}
-    try:
-        write_status(run, state, **kept, error=reason)
-    except OSError as error:
-        print(f"cannot write status.json in {run}: {error.strerror}", file=sys.stderr)
 
 
 def requeue(job: str) -> None:
@@ -112,23 +51,25 @@ def requeue(job: str) -> None:
 
 
 def main(folder: Path, code: int) -> int:
-    """Records the end of this Slurm job, and requeues it if the run is to be started again.
+    """Records the end of this Slurm job, and requeues it if a run is to be started again.
 
     Args:
         folder: of the sweep's jobs.
         code: exit code of srun.
 
     Returns:
-        `FINISHED` if the run has finished, otherwise `CRASHED`: the exit code of the job.
+        `FINISHED` if its runs have finished, otherwise `CRASHED`: the exit code of the job.
     """
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{index}" if array else os.environ["SLURM_JOB_ID"]
     task = DelayedSubmission.load(JobPaths(folder, job).submitted_pickle).function
-    assert isinstance(task, Task)
-    logs = [JobPaths(folder, job, rank).stdout for rank in range(task.tasks)]
-    if record_exit(task.run, code, logs, restart_count(), task.max_requeues):
+    assert isinstance(task, Task | Pack)
+    if task.record_exit(job, code):
         requeue(job)
-    return FINISHED if read_status(task.run).get("state") == "finished" else CRASHED
+    else:
+        notify_once(folder.parent)
+    states = {read_status(run).get("state") for run in task.directories()}
+    return FINISHED if states <= {"finished"} else CRASHED
 
 
 if __name__ == "__main__":

@@ -19,10 +19,14 @@ class CommonOptions:
     """Copy the code into the sweep's directory and execute the copy."""
     gpus_per_node: Natural = 1
     """One process per GPU; with 0 a node runs one process, on the CPU."""
+    runs_per_job: Count = 1
+    """Runs of one process that share a job: each has an equal part of its cores, and all have its GPU."""
     array_parallelism: Count | None = None
-    """Largest number of runs at a time; None: no limit."""
+    """Largest number of jobs at a time; None: no limit."""
     max_requeues: Natural = 10
     """Largest number of restarts of a run that was preempted, timed out or killed."""
+    notify: list[str] = field(default_factory=list)
+    """URLs of apprise that get a message when all runs have ended; with references such as ${oc.env:NAME} in them."""
 
     nodes = 1
 
@@ -57,6 +61,7 @@ class SlurmOptions(CommonOptions):
     nodes: Count = 1
     """Nodes of one run."""
     cpus_per_task: Count = 4
+    """Cores of one process, or of all runs that share a job."""
     mem: str | int | None = None
     """Memory per node, such as 64G; None: the partition's default."""
     time: str | int | None = None
@@ -88,9 +93,29 @@ def check_launch(values: Mapping[str, Any]) -> LaunchOptions:
     if name not in KINDS:
         raise ConfigError(f"unknown launch.name {name!r}{nearest(str(name), KINDS)}")
     options = KINDS[name](**check_options(options_of(KINDS[name]), values, "launch"))
+    check_pack(options)
     if isinstance(options, SlurmOptions):
         check_script(options)
     return options
+
+
+def check_pack(options: LaunchOptions) -> None:
+    """Refuses runs in one job that need more than they would have there.
+
+    Raises:
+        ConfigError: a run has several processes, or there are fewer cores than runs.
+    """
+    packed = options.runs_per_job
+    if packed > 1 and options.tasks > 1:
+        raise ConfigError(
+            f"launch.runs_per_job={packed} is for runs of one process, but launch.nodes={options.nodes} and "
+            f"launch.gpus_per_node={options.gpus_per_node} give a run {options.tasks}: set launch.runs_per_job=1"
+        )
+    if isinstance(options, SlurmOptions) and options.cpus_per_task < packed:
+        raise ConfigError(
+            f"launch.runs_per_job={packed} needs a core for each run, but the job has "
+            f"launch.cpus_per_task={options.cpus_per_task}: set at least {packed}"
+        )
 
 
 def check_script(options: SlurmOptions) -> None:

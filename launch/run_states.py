@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from submitit.core.utils import JobPaths
-
-from launch import local_executor, slurm_executor
-from launch.sweep_dir import Sweep, SweepRun
-from launch.worker import JobRecord, read_job
+from launch import slurm_executor
+from launch.records import JobRecord, read_job
+from launch.sweep_dir import Sweep, SweepRun, executor_of
 from trainer.errors import UserError
 from trainer.rundir.status import process_is_alive, read_status
 
@@ -83,7 +81,7 @@ def run_states(sweep: Sweep) -> tuple[list[RunState], str | None]:
 def local_entry(sweep: Sweep, run: SweepRun) -> QueueEntry:
     """The queue entry of a run that a process on this machine executes."""
     job, status = read_files(sweep.directory(run))
-    if not run.jobs or not process_is_alive(*local_executor.executor_of(run.jobs[-1])):
+    if not run.jobs or not process_is_alive(*executor_of(run.jobs[-1])):
         return QueueEntry(None)
     if job is None or job.job != run.jobs[-1]:
         return QueueEntry(("PENDING", "waiting for a free slot"))
@@ -108,19 +106,22 @@ def state_of(sweep: Sweep, run: SweepRun, entry: QueueEntry | None) -> RunState:
     started = start is not None
     current = start is not None and status.get("time", 0) >= start.time
     cancelled = newest is not None and run.cancelled == newest
+    slurm = entry.slurm_state if entry and sweep.options.name == "slurm" else None
+    if sweep.options.runs_per_job > 1 and current and entry and status.get("state") == "failed":
+        entry = QueueEntry(None)  # the run has ended, whatever its job still does for the others
     state, reason = resolve_state(status, entry, started=started, current=current, cancelled=cancelled)
     metric = status.get("primary")
     return RunState(
         name=run.name,
         state=state,
         job=newest,
-        slurm=entry.slurm_state if entry and sweep.options.name == "slurm" else None,
+        slurm=slurm,
         step=status.get("step"),
         metric=metric,
         value=(status.get("metrics") or {}).get(metric),
         restarts=start.restarts if start else 0,
         reason=reason,
-        log=JobPaths(sweep.jobs, newest, 0).stdout if newest else None,
+        log=sweep.logs(run)[0] if newest else None,
     )
 
 

@@ -17,6 +17,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmInfoWatcher
 
 from launch.options import SlurmOptions
+from launch.pack import Pack
 from launch.sweep_dir import Sweep, SweepRun
 from launch.worker import STRAGGLER_SECONDS, Task
 from trainer._private import SUBMITIT_WORKER, _make_sbatch_string
@@ -51,7 +52,7 @@ def check_path(path: Path) -> None:
 
 
 def submit(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
-    """Submits runs, as one job array if there are several, and notes the job of each in sweep.json.
+    """Submits runs, as one job array if there are several jobs, and notes the job of each in sweep.json.
 
     Raises:
         UserError: Slurm is not installed, does not answer, or refuses the jobs; with Slurm's own message.
@@ -62,15 +63,15 @@ def submit(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
         )
     executor = SlurmExecutor(sweep.jobs)
     executor.update_parameters(**parameters(sweep))
-    count, limit = sweep.options.tasks, sweep.options.max_requeues
-    tasks = [Task(sweep.directory(run), sweep.cwd, sweep.command(run), count, limit) for run in runs]
+    groups = groups_of(sweep, runs)
     try:
         with without_job_variables(), contextlib.redirect_stderr(io.StringIO()):
-            jobs = executor.submit_array(tasks)
+            jobs = executor.submit_array([job_of(sweep, group) for group in groups])
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(explain(one_line(error))) from None
-    for run, job in zip(runs, jobs, strict=True):
-        run.jobs.append(job.job_id)
+    for group, job in zip(groups, jobs, strict=True):
+        for run in group:
+            run.jobs.append(job.job_id)
     try:
         sweep.write()
     except OSError:
@@ -78,8 +79,24 @@ def submit(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
         raise
 
 
+def groups_of(sweep: Sweep, runs: Sequence[SweepRun]) -> list[Sequence[SweepRun]]:
+    """The runs of each job, in their order; the last job may have fewer than the others."""
+    size = sweep.options.runs_per_job
+    return [runs[first : first + size] for first in range(0, len(runs), size)]
+
+
+def job_of(sweep: Sweep, runs: Sequence[SweepRun]) -> Task | Pack:
+    """What a job executes for its runs."""
+    options = sweep.options
+    if options.runs_per_job > 1:
+        return Pack(sweep.path, [run.name for run in runs])
+    [run] = runs
+    command = sweep.command(run)
+    return Task(sweep.directory(run), sweep.jobs, sweep.cwd, command, options.tasks, options.max_requeues)
+
+
 def script(sweep: Sweep, count: int) -> str:
-    """The text of the script that `submit` gives to sbatch for a number of runs."""
+    """The text of the script that `submit` gives to sbatch for a number of jobs."""
     command = f"{shlex.quote(sys.executable)} -u -m {SUBMITIT_WORKER} {shlex.quote(str(sweep.jobs))}"
     several: dict[str, Any] = {"map_count": count} if count > 1 else {}
     text: str = _make_sbatch_string(command=command, folder=sweep.jobs, **parameters(sweep), **several)
@@ -196,7 +213,7 @@ def cancel(jobs: Sequence[str]) -> None:
     Raises:
         UserError: Slurm refuses or does not answer.
     """
-    answer = call(["scancel", *jobs])
+    answer = call(["scancel", *dict.fromkeys(jobs)])
     if answer.returncode and "Invalid job id" not in answer.stderr:
         raise UserError(f"Slurm did not cancel the jobs: {one_line(RuntimeError(answer.stderr))}")
 

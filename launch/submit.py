@@ -10,6 +10,7 @@ from rich.text import Text
 from launch import local_executor, slurm_executor
 from launch.compose import SweepPoint, compose_sweep
 from launch.compose_comparison import compose_comparison
+from launch.notify import check_urls
 from launch.options import SlurmOptions
 from launch.snapshot import take_snapshot
 from launch.sweep_dir import Sweep, SweepRun, new_directory
@@ -42,6 +43,7 @@ def launch(arguments: list[str]) -> int:
     if is_dry_run:
         show(sweep)
         return FINISHED
+    check_urls(options.notify)
     with signals_blocked():  # Ctrl-C must not take the directory away from jobs that are queued already
         with new_directory(sweep.path):
             prepare(sweep, points)
@@ -73,6 +75,5 @@ def show(sweep: Sweep) -> None:
         table.add_row(run.name, Text(printable(" ".join(run.overrides))))
     console.print(table)
     if isinstance(sweep.options, SlurmOptions):
-        console.print(
-            slurm_executor.script(sweep, len(sweep.runs)), highlight=False, markup=False, soft_wrap=True
-        )
+        jobs = len(slurm_executor.groups_of(sweep, sweep.runs))
+        console.print(slurm_executor.script(sweep, jobs), highlight=False, markup=False, soft_wrap=True)

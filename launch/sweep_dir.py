@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from submitit.core.utils import JobPaths
+
 from launch.options import LaunchOptions, check_launch
 from trainer.errors import ConfigError, DataError, UserError
 from trainer.options import build_dataclass, check_options, options_of, to_dict
@@ -84,6 +86,13 @@ class Sweep:
         """The run directory."""
         return self.path / run.name
 
+    def logs(self, run: SweepRun) -> list[Path]:
+        """The output of each process of the run's newest job; where runs share a job, its number 0 is the job's own."""
+        job = run.jobs[-1]
+        together = [each.name for each in self.runs if job in each.jobs]
+        first = 0 if self.options.runs_per_job == 1 else 1 + together.index(run.name)
+        return [JobPaths(self.jobs, job, first + rank).stdout for rank in range(self.options.tasks)]
+
     def command(self, run: SweepRun) -> list[str]:
         """The module that the processes of a run execute, and its arguments."""
         directory = str(self.directory(run))
@@ -135,6 +144,13 @@ def read_sweep(path: Path) -> Sweep:
         if not re.fullmatch(r"[0-9]+_[\w.,=+-]+", run.name):
             raise DataError(f"{file} is damaged: {run.name!r} is not the name of a run")
     return Sweep(path, Path(record.cwd), options, record.runs, record.comparison)
+
+
+def executor_of(job: str) -> tuple[str, int, int | None]:
+    """The process that executes a local job: host, number and start time, as `process_is_alive` takes them."""
+    found = re.fullmatch(LOCAL_ID, job)
+    assert found is not None, "read_sweep refuses others"
+    return found["host"], int(found["pid"]), int(found["started"]) if found["started"] else None
 
 
 @contextmanager

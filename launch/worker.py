@@ -4,31 +4,24 @@ The process starts in the directory of the code, so that this code is imported b
 the directory in which the user launched the sweep, so that relative paths in the config keep their meaning.
 """
 
-import json
 import os
 import runpy
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from submitit import JobEnvironment
+from submitit.core.utils import JobPaths
 from submitit.helpers import DelayedSubmission
 
+from launch.records import record_exit, write_job
 from launch.snapshot import plugin_paths
-from trainer.errors import ConfigError, DataError
-from trainer.options import Natural, NonNegative, build_dataclass, check_options, options_of, to_dict
-from trainer.rundir.files import FORMAT, atomic_write_text, check_format
-from trainer.rundir.foreign import parse_json, read_text
 from trainer.rundir.provenance import CODE
 from trainer.rundir.status import PREEMPTED
 from trainer.signals import StopSignal
-
-JOB = "job.json"
-"""In a run directory: the job that trains there, and how many restarts it has had."""
 
 STRAGGLER_SECONDS = 60
 """Once the first task of a run has ended, the others are killed after this time."""
@@ -55,48 +48,6 @@ def execute(cwd: Path, module: str, arguments: Sequence[str]) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-@dataclass(frozen=True)
-class JobRecord:
-    """Content of job.json: the job that trains in a run directory."""
-
-    format: int
-    job: str
-    """Its id."""
-    restarts: Natural
-    """Earlier starts of the same job."""
-    time: NonNegative
-    """Of the start, in seconds since 1970."""
-
-
-def write_job(run: Path, job: str, restarts: int) -> None:
-    """Notes in a run directory that a job starts there.
-
-    Args:
-        run: the run directory.
-        job: id of the job.
-        restarts: earlier starts of the same job.
-    """
-    record = JobRecord(FORMAT, job, restarts, time.time())
-    atomic_write_text(run / JOB, json.dumps(to_dict(record)))
-
-
-def read_job(run: Path) -> JobRecord | None:
-    """The record of `write_job`; None before the first start.
-
-    Raises:
-        DataError: another version wrote it, or it is damaged.
-    """
-    try:
-        values = parse_json(read_text(run / JOB))
-    except (OSError, ValueError):
-        return None
-    check_format(values, run / JOB)
-    try:
-        return build_dataclass(JobRecord, check_options(options_of(JobRecord), values, ""))
-    except ConfigError as error:
-        raise DataError(f"{run / JOB} is damaged: {str(error)[:200]}; remove it") from None
-
-
 def restart_count() -> int:
     """Number of times that Slurm has restarted this job, for whatever reason."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
@@ -107,6 +58,8 @@ class Task:
     """A job for submitit, which pickles it and calls it in each task."""
 
     run: Path
+    jobs: Path
+    """The directory of the sweep's jobs."""
     cwd: Path
     command: list[str]
     """A module and its arguments."""
@@ -123,6 +76,23 @@ class Task:
         if environment.global_rank == 0:
             write_job(self.run, environment.job_id, restart_count())
         execute(self.cwd, self.command[0], self.command[1:])
+
+    def directories(self) -> list[Path]:
+        """The run directory, alone."""
+        return [self.run]
+
+    def record_exit(self, job: str, code: int) -> bool:
+        """Writes into status.json how the job ended.
+
+        Args:
+            job: id of the job.
+            code: its exit code.
+
+        Returns:
+            Whether to start it again.
+        """
+        logs = [JobPaths(self.jobs, job, rank).stdout for rank in range(self.tasks)]
+        return record_exit(self.run, code, logs, restart_count(), self.max_requeues)
 
     def checkpoint(self) -> DelayedSubmission:
         """What submitit requeues if a signal arrives before `__call__` blocks it: the same task."""

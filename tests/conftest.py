@@ -21,11 +21,13 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, here and i
 
 SLOWEST = [
     "slurm/test_jobs.py",
+    "slurm/test_pack.py",
     "distributed/test_checkpoints.py",
     "training/test_resume.py",
     "training/test_recipes.py",
     "optim/adafisher/test_optimizer.py",
     "launch/test_local_executor.py",
+    "launch/test_pack.py",
     "compare/test_comparison.py",
     "distributed/test_adafisher.py",
     "distributed/test_failures.py",

@@ -9,7 +9,7 @@ From a signal to the run's next start on a cluster, in the order in which it hap
 4. ``trainer/training/loop.py`` saves a checkpoint and raises `Preempted`.
 5. ``trainer/training/run.py`` writes ``preempted`` into status.json and returns 75, which is the exit code.
 6. ``launch/on_exit.py``, the last command of the script that ``launch/slurm_executor.py`` writes, sees the 75 and puts
-   the job back into the queue, up to ``launch.max_requeues`` times. Without Slurm ``launch/local_executor.py`` does so.
+   the job back into the queue, up to ``launch.max_requeues`` times. Without Slurm ``launch/pool.py`` starts it again.
 7. The job starts again on the same run directory, and ``trainer/checkpoint/restore.py`` loads the newest checkpoint.
 """
 

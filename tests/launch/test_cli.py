@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from launch.options import LocalOptions
+from launch.records import write_job
 from launch.sweep_dir import Sweep, SweepRun
-from launch.worker import write_job
 from trainer.rundir.status import write_status
 
 ROOT = Path(__file__).parents[2]

@@ -13,9 +13,9 @@ import pytest
 
 from launch.cli import main
 from launch.options import LocalOptions
+from launch.records import write_job
 from launch.run_states import run_states
 from launch.sweep_dir import Sweep, SweepRun, read_sweep
-from launch.worker import write_job
 from trainer.rundir.status import start_time, write_status
 
 NOBODY = f"{socket.gethostname()}.999999999-1"

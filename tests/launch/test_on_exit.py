@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from launch.on_exit import record_exit
-from launch.worker import write_job
+from launch.records import record_exit, write_job
 from trainer.rundir.status import read_status, write_status
 
 LOG = "epoch 1\nerror: /data does not exist\nsubmitit: done\n"

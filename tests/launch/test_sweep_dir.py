@@ -11,8 +11,8 @@ import pytest
 from launch import slurm_executor
 from launch.cli import main
 from launch.options import LocalOptions, SlurmOptions
+from launch.records import read_job, write_job
 from launch.sweep_dir import Sweep, SweepRun, new_directory, read_sweep
-from launch.worker import read_job, write_job
 from trainer.errors import UserError
 from trainer.options import to_dict
 from trainer.rundir.status import INTERRUPTED

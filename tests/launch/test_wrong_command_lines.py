@@ -23,6 +23,13 @@ WRONG = [
     ("--no-such-flag", "--no-such-flag"),
     ("launch.nodes=2", "choose parallel=ddp"),
     ("parallel=fsdp", "set launch.gpus_per_node"),
+    (
+        "launch.runs_per_job=2 launch.gpus_per_node=2",
+        "launch.gpus_per_node=2 give a run 2: set launch.runs_per_job=1",
+    ),
+    ("launch.runs_per_job=2 launch.nodes=2 parallel=ddp", "launch.runs_per_job=2 is for runs of one process"),
+    ("launch=local launch.runs_per_job=2 launch.gpus_per_node=2", "is for runs of one process"),
+    ("launch.runs_per_job=8", "the job has launch.cpus_per_task=4: set at least 8"),
     # a run, as python -m trainer says it
     ("modell=cnn", "unknown option modell; did you mean model"),
     ("optimizer=adafisher,adamm", "unknown option optimizer=adamm; did you mean"),
@@ -34,6 +41,7 @@ WRONG = [
     ("compare optimizer=sgd,adamw tune.lr=log(1,2)", "tune.lr"),
     ("compare optimizer=sgd,adamw compare.dir=x", "the launcher chooses the folders"),
     ("compare optimizer=sgd,adamw launch.gpus_per_node=2", "2 processes"),
+    ("compare optimizer=sgd,adamw launch.runs_per_job=2", "its jobs share nothing"),
     ("compare optimizer=sgd,adamw parallel=ddp", "use parallel=none"),
     ("compare optimizer=sgd,adamw launch.partitionn=x", "unknown option launch.partitionn"),
     # the other commands

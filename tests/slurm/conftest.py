@@ -1,4 +1,4 @@
-"""One test cluster for all tests of this folder, to which all sweeps are submitted at once.
+"""One test cluster for all tests of a worker, to which all sweeps of test_jobs.py are submitted at once.
 
 The tests then wait for theirs, while those of the other tests go through the queue.
 """
@@ -56,7 +56,7 @@ def cluster(disks: tuple[Path, Path]) -> Iterator[None]:
     before = dict(os.environ)
     os.environ["SLURM_LAB_CPUS"] = "3"  # a node's: more jobs at a time would only slow each other down
     try:
-        start(directory, port=17100)
+        start(directory, port=17100 + 20 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
         yield
     finally:
         stop()
