@@ -118,6 +118,11 @@ def read_declarations(record: Any) -> dict[str, Metric]:
     }
 
 
+STEP_PARTS = ("forward_backward", "collectives", "optimizer", "refresh")
+"""Shares of the training time under ``profile=parts``. ``refresh`` is the optimizer's step where it refreshes its
+curvature, ``optimizer`` the others; ``collectives`` the trainer's all-reduce, in which ranks wait for the slowest one.
+What DDP and FSDP send is a part of ``forward_backward``, with which it overlaps."""
+
 register_metric("accuracy", higher_is_better=True, format="percent")
 register_metric("top5_accuracy", higher_is_better=True, format="percent")
 register_metric("loss")
@@ -129,5 +134,10 @@ register_metric("samples_per_second", higher_is_better=True, format="integer")
 register_metric("data_wait", format="percent")
 register_metric("flops_per_second", higher_is_better=True, format="significant")
 register_metric("mfu", higher_is_better=True, format="percent")
+for _part in STEP_PARTS:
+    register_metric(_part, format="percent")
 register_metric("memory_mib", format="integer")
+register_metric("gpu_utilization", format="percent")
+register_metric("gpu_watts", format="integer")
+register_metric("gpu_memory_mib", format="integer")
 register_metric("eval_seconds")

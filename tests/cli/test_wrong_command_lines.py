@@ -60,7 +60,7 @@ WRONG = [
     # unknown names inside a component
     ("optimizer.rule=fisher", "must be one of"),
     ("model=torchvision model.arch=resnet19", "resnet18"),
-    ("monitor.sinks=[wandb]", "unknown sink 'wandb'"),
+    ("monitor.sinks=[neptune]", "unknown sink 'neptune'"),
     ("optimizer=pytorch_optimizer optimizer.algorithm=soup", "did you mean soap"),
     # missing data
     ("data=cifar10 data.root=/nonexistent", "data.download=true"),

@@ -12,6 +12,7 @@ from tests.distributed.runs import assert_same, outcome, steps
 from tests.distributed.runs import parts_of as parts_on
 from tests.training.helpers import MLP, parts_of
 from trainer.distributed.ranks import Ranks
+from trainer.optim import OPTIMIZERS, param_groups
 from trainer.training.step import TrainStep
 
 LINE = [*MLP, "model.widths=[6]", "loop.accumulate=2", "loop.clip_norm=0.7"]
@@ -22,7 +23,33 @@ BASES: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_steps_are_those_of_another_package(name: str) -> None:
+def test_twenty_steps_are_those_of_another_package(name: str) -> None:
+    sam = pytest.importorskip("pytorch_optimizer").SAM
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    twin = copy.deepcopy(model)
+    inputs, targets = torch.randn(20, 7, 5, dtype=torch.float64), torch.randint(3, (20, 7))
+    base, options = BASES[name]
+    theirs = sam(twin.parameters(), base_optimizer=base, rho=0.2, **options)
+    checked = OPTIMIZERS.check({"name": name, "rho": 0.2, **options})
+    optimizer = OPTIMIZERS.build(checked, model, param_groups(model, True))
+    for batch, classes in zip(inputs, targets, strict=True):
+        nn.functional.cross_entropy(model(batch), classes).backward()
+        optimizer.climb(nn.utils.get_total_norm([p.grad for p in model.parameters()]).item())
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(batch), classes).backward()
+        optimizer.descend()
+        optimizer.step()
+        optimizer.zero_grad()
+        for finish in (theirs.first_step, theirs.second_step):
+            nn.functional.cross_entropy(twin(batch), classes).backward()
+            finish(zero_grad=True)
+        for ours, expected in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_steps_of_the_trainer_are_those_of_another_package(name: str) -> None:
     """With micro-batches and a clipped norm, which is that of the second gradient."""
     sam = pytest.importorskip("pytorch_optimizer").SAM
     parts = parts_of(*LINE, f"optimizer={name}", "optimizer.rho=0.2")

@@ -1,4 +1,4 @@
-"""Schedule-free optimizers against another package and plain formulas; what is evaluated and saved is the average."""
+"""Schedule-free optimizers against the authors' package and formulas; what is evaluated and saved is the average."""
 
 import copy
 import signal
@@ -20,6 +20,7 @@ from trainer.data import Batch, TrainLoader
 from trainer.distributed.ranks import Ranks
 from trainer.optim import OPTIMIZERS, param_groups
 from trainer.optim.schedule_free import ScheduleFree
+from trainer.optim.schedules import SCHEDULES, Schedule
 from trainer.training.evaluation import evaluate_with_average
 
 MODES = (
@@ -47,29 +48,41 @@ def backward(model: nn.Module, number: int) -> None:
     model(inputs).square().mean().backward()
 
 
+def assert_close(model: nn.Module, twin: nn.Module) -> None:
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("warmup", [0, 7])
 @pytest.mark.parametrize("name", ["schedulefree_adamw", "schedulefree_sgd"])
-def test_steps_are_those_of_another_package(name: str) -> None:
-    theirs_of = pytest.importorskip("pytorch_optimizer").load_optimizer(name.replace("_", ""))
+def test_steps_are_those_of_the_authors_package(name: str, warmup: int, foreach: bool) -> None:
+    package = pytest.importorskip("schedulefree")
     model = network()
     twin = copy.deepcopy(model)
     options = {"lr": 0.05, "weight_decay": 0.1}
-    optimizer = ours(model, name, **options)
+    optimizer = ours(model, name, beta=0.8, **options)
+    rates = Schedule(optimizer, SCHEDULES.build({"name": "constant"}), warmup)
     if name.endswith("sgd"):
-        theirs = theirs_of(twin.parameters(), momentum=0.9, warmup_steps=0, **options)
+        theirs = package.SGDScheduleFree(
+            twin.parameters(), momentum=0.8, warmup_steps=warmup, foreach=foreach, **options
+        )
     else:
-        theirs = theirs_of(twin.parameters(), betas=(0.9, 0.999), warmup_steps=0, **options)
-    theirs.train()
-    for number in range(12):
+        theirs = package.AdamWScheduleFree(
+            twin.parameters(), betas=(0.8, 0.999), warmup_steps=warmup, foreach=foreach, **options
+        )
+    for number in range(20):
+        optimizer.train()
+        theirs.train()
+        rates.update(number / 20, number)
         backward(model, number)
         backward(twin, number)
         optimizer.step()
         theirs.step()
-        for one, other in zip(model.parameters(), twin.parameters(), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
-    optimizer.eval()
-    theirs.eval()
-    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+        assert_close(model, twin)
+        optimizer.eval()
+        theirs.eval()
+        assert_close(model, twin)
 
 
 def test_the_average_weighs_steps_by_the_square_of_their_rate() -> None:

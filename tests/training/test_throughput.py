@@ -11,7 +11,7 @@ from torch import nn
 from trainer.models.gpt import GPT
 from trainer.training.flops import peak_flops, skeleton_of, training_flops
 from trainer.training.precision import Precision
-from trainer.training.throughput import Speed, memory_mib
+from trainer.training.throughput import GpuReadings, Speed, memory_mib
 
 
 def test_speed_since_it_was_last_asked() -> None:
@@ -22,7 +22,32 @@ def test_speed_since_it_was_last_asked() -> None:
     speed.add(0.25, 0.0)
     found = speed.take(flops=1e9, peak=480e9)
     assert found == {"samples_per_second": 120, "data_wait": 0, "flops_per_second": 120e9, "mfu": 0.25}
-    assert speed.take()["samples_per_second"] == 0
+    assert speed.take() == {"samples_per_second": 0}
+    speed.add(0.5, 0.1, {"optimizer": 0.25})
+    speed.add(1.5, 0.4, {"optimizer": 0.25, "refresh": 0.5})
+    assert speed.take() == {"samples_per_second": 30, "data_wait": 0.25, "optimizer": 0.25, "refresh": 0.25}
+
+
+def test_readings_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(device: torch.device) -> int:
+        asked.append(device)
+        raise RuntimeError("not supported")
+
+    asked: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 75)
+    monkeypatch.setattr(torch.cuda, "power_draw", refused)
+    monkeypatch.setattr(torch.cuda, "device_memory_used", lambda device: 3 * 2**20)
+    gpu = GpuReadings(torch.device("cuda", 1))
+    for _ in range(2):
+        assert gpu.read() == {"gpu_utilization": 0.75, "gpu_memory_mib": 3}
+    assert asked == [torch.device("cuda", 1)]  # once
+    assert GpuReadings(torch.device("cpu")).read() == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_driver_there_are_no_readings(capfd: pytest.CaptureFixture[str]) -> None:
+    assert GpuReadings(torch.device("cuda", 0)).read() == {}
+    assert capfd.readouterr() == ("", "")
 
 
 def test_flops_of_a_gpt_are_those_of_its_formula() -> None:

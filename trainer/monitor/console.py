@@ -163,6 +163,8 @@ class LiveConsole(_Console):
             numbers["samples/s"] = f"{self._clock['samples_per_second']:,.0f}"
         if "mfu" in self._clock:
             numbers["MFU"] = percent(self._clock["mfu"])
+        if "gpu_utilization" in self._clock:
+            numbers["GPU"] = percent(self._clock["gpu_utilization"])
         if "memory_mib" in self._clock:
             numbers["memory"] = memory(self._clock["memory_mib"])
         return numbers

@@ -9,7 +9,8 @@ leaves the same bytes as one that was not interrupted::
     {"kind": "evaluation", "step": 100, "epoch": 1.0, "test/loss": 0.25, "test/accuracy": 0.92}
 
 ``clock.jsonl`` holds what differs: for the same train and evaluation records ``seconds`` (of training, summed
-over restarts), ``samples_per_second``, ``data_wait``, ``flops_per_second``, ``mfu``, ``memory_mib``.
+over restarts), ``samples_per_second``, ``data_wait``, ``flops_per_second``, ``mfu``, ``memory_mib``, of a GPU
+``gpu_utilization``, ``gpu_watts`` and ``gpu_memory_mib``, and the shares of a step's parts under ``profile=parts``.
 
 JSON has no numbers that are not finite: nan and the infinities are null. The last entry of a line is its ``checksum``:
 the CRC-32 of the bytes before it.

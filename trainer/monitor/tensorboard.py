@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from trainer._private import _AsyncWriterThread, event_file_writer
+from trainer.metrics import STEP_PARTS
 from trainer.monitor.base import SINKS, Progress, RunInfo, Sink, Status
 from trainer.monitor.pictures import grid, predicted_grid
 from trainer.options import flatten
@@ -211,7 +212,7 @@ def layout(primary: str) -> dict[str, dict[str, list[Any]]]:
         "speed": {
             "samples per second": ["Multiline", ["^speed/samples_per_second$"]],
             "model FLOP per second": ["Multiline", ["^speed/flops_per_second$"]],
-            "share of the time that waits for data": ["Multiline", ["^speed/data_wait$"]],
+            "shares of the time": ["Multiline", [f"^speed/({'|'.join(['data_wait', *STEP_PARTS])})$"]],
             "memory (MiB)": ["Multiline", ["^speed/memory_mib$"]],
         },
     }

@@ -7,13 +7,7 @@ from typing import Any
 
 from trainer.monitor.base import SINKS, Progress, RunInfo, Sink, Status
 from trainer.options import flatten
-from trainer.trackers.base import TrackedRun, Tracker, need_tracker, open_tracker, tracked
-
-
-@SINKS.register("mlflow", check=partial(need_tracker, "mlflow", "monitor.sinks: mlflow"))
-def mlflow(run: RunInfo) -> Sink:
-    """The run in MLflow, see `trainer.trackers.mlflow`."""
-    return TrackerSink(run, "mlflow")
+from trainer.trackers.base import TRACKERS, TrackedRun, Tracker, need_tracker, open_tracker, tracked
 
 
 class TrackerSink(Sink):
@@ -77,3 +71,13 @@ class TrackerSink(Sink):
         except Exception:
             self._failed, self._tracker = True, None
             raise
+
+
+def _register(name: str) -> None:
+    @SINKS.register(name, check=partial(need_tracker, name, f"monitor.sinks: {name}"))
+    def sink(run: RunInfo) -> Sink:
+        return TrackerSink(run, name)
+
+
+for _name in TRACKERS:
+    _register(_name)

@@ -8,6 +8,9 @@ gradients are those at ``y = (1 - β) z + β x``::
 
 d is the gradient, which AdamW divides by ``sqrt(v / (1 - β₂^t)) + eps``, v the average of its square. Use
 ``schedule=constant``, with a warm-up, which c gives less weight. Running statistics of batch norms are those at y.
+
+So far it is the authors' package, ``schedulefree``. Two things differ: where a schedule lowers the rate, c has that
+rate, as in the paper, not the largest so far; a parameter counts its own steps, as in torch's Adam, not its group's.
 """
 
 from collections.abc import Callable

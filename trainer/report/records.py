@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from trainer.metrics import STEP_PARTS
 from trainer.options import is_number
 from trainer.rundir.files import CHECKSUM, check_line
 from trainer.rundir.foreign import MAX_NUMBER, parse_json, read_lines
@@ -90,7 +91,7 @@ def seconds_per_step(clock: Iterable[Record]) -> float | None:
     return (last.values["seconds"] - first.values["seconds"]) / (last.step - first.step)
 
 
-SPEEDS = ("flops_per_second", "mfu", "data_wait")
+SPEEDS = ("flops_per_second", "mfu", "data_wait", *STEP_PARTS, "gpu_utilization", "gpu_watts")
 """Numbers of the clock of which a run has a median."""
 
 

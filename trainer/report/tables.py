@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.formatting import duration, memory
-from trainer.metrics import Metric, metric_of
+from trainer.metrics import STEP_PARTS, Metric, metric_of
 from trainer.report.formatting import NONE, basis, difference, interval, p_value, remark
 from trainer.report.grouping import config_text
 from trainer.report.read_runs import STATES
@@ -13,7 +13,17 @@ from trainer.report.records import SPEEDS
 from trainer.report.sensitivity import Curve, Sensitivity
 from trainer.report.summary import Report, Summary
 
-HEADS = {"flops_per_second": "FLOP/s", "mfu": "MFU", "data_wait": "waits for data"}
+HEADS = {
+    "flops_per_second": "FLOP/s",
+    "mfu": "MFU",
+    "data_wait": "waits for data",
+    "forward_backward": "forward, backward",
+    "collectives": "collectives",
+    "optimizer": "optimizer",
+    "refresh": "refreshes",
+    "gpu_utilization": "GPU",
+    "gpu_watts": "watts",
+}
 """Of the columns of `trainer.report.records.SPEEDS`."""
 
 
@@ -29,6 +39,8 @@ class Table:
 def tables(report: Report) -> list[Table]:
     """The tables of results, costs, sensitivities, differences and unfinished runs; without those that are empty."""
     found = [result_table(report), cost_table(report)]
+    if any(name in s.speeds for s in report.summaries for name in STEP_PARTS):
+        found.append(parts_table(report))
     found += [sensitivity_table(each) for each in report.sensitivities]
     if report.comparisons:
         found.append(comparison_table(report))
@@ -61,7 +73,7 @@ def states(summary: Summary) -> str:
 
 def cost_table(report: Report) -> Table:
     """Each group's steps, times and memory and, where there is a target, when its runs reached it."""
-    names = [name for name in SPEEDS if any(name in s.speeds for s in report.summaries)]
+    names = [n for n in SPEEDS if n not in STEP_PARTS and any(n in s.speeds for s in report.summaries)]
     heads = ["group", "steps", "training time", "time/step", "overhead", "memory", *(HEADS[n] for n in names)]
     if report.target is not None:
         heads += [f"reached {report.metric.text(report.target)}", "after steps", "after time"]
@@ -85,7 +97,7 @@ def cost_row(summary: Summary, fastest: float | None, names: Sequence[str]) -> l
         duration(speed) if speed is not None else NONE,
         f"× {speed / fastest:.2f}" if speed and fastest else NONE,
         memory(peak) if peak is not None else NONE,
-        *(metric_of(name).text(summary.speeds[name]) if name in summary.speeds else NONE for name in names),
+        *speed_cells(summary, names),
     ]
     if reached is None:
         return row
@@ -95,6 +107,18 @@ def cost_row(summary: Summary, fastest: float | None, names: Sequence[str]) -> l
         "not reached" if reached.steps is None else f"{reached.steps:.0f}",
         "not reached" if reached.seconds is None else duration(reached.seconds),
     ]
+
+
+def parts_table(report: Report) -> Table:
+    """The shares of each group's training time that the parts of its steps take."""
+    names = ["data_wait", *STEP_PARTS]
+    rows = [[summary.group.label, *speed_cells(summary, names)] for summary in report.summaries]
+    return Table("Shares of the training time", ["group", *(HEADS[name] for name in names)], rows)
+
+
+def speed_cells(summary: Summary, names: Sequence[str]) -> list[str]:
+    """A group's numbers of `trainer.report.records.SPEEDS`, those of these names."""
+    return [metric_of(name).text(summary.speeds[name]) if name in summary.speeds else NONE for name in names]
 
 
 def sensitivity_table(sensitivity: Sensitivity) -> Table:

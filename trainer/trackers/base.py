@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.errors import MissingExtra
 
-TRACKERS = {"mlflow": ("mlflow", "sqlalchemy")}
+TRACKERS = {"mlflow": ("mlflow", "sqlalchemy"), "wandb": ("wandb",)}
 """Their names, which are those of the extras, of the modules here and of the sinks; and the packages each needs."""
 
 PROJECT = "adafisher-trainer"
@@ -45,12 +45,14 @@ class Tracker(ABC):
 
     id: str
     """The tracker's own name of the run."""
+    steps: dict[str, set[int]]
+    """At which the tracker has a value, by name: set as the run is opened. No tracker can remove a point again, so
+    that a resumed run and a push leave out those that are there, which are the same."""
 
     @abstractmethod
     def __init__(self, run: TrackedRun, id: str | None, anew: bool) -> None:
         """Opens the run in the tracker."""
 
-    @abstractmethod
     def log(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
         """Adds the values at a step that the tracker does not have yet.
 
@@ -59,6 +61,15 @@ class Tracker(ABC):
             seconds: of training until then, summed over restarts.
             values: by name; they may be nan or infinite.
         """
+        new = {name: value for name, value in values.items() if step not in self.steps.get(name, ())}
+        for name in new:
+            self.steps.setdefault(name, set()).add(step)
+        if new:
+            self.add(step, seconds, new)
+
+    @abstractmethod
+    def add(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        """Adds values that the tracker does not have; the arguments are those of `log`."""
 
     @abstractmethod
     def flush(self) -> None:

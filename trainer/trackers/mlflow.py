@@ -3,8 +3,8 @@
 The run goes to the server or file of MLFLOW_TRACKING_URI. Where that is not set it goes to mlflow's default, in a Slurm
 job to ``mlflow.db`` in the run directory: the node may reach no server, and a SQLite file wants one writer.
 
-The server numbers its runs, so the run's identity is a tag. A point cannot be removed again: a resumed run leaves out
-those that the server has already, which are the same. The axis of time counts training seconds from the run's start.
+The server numbers its runs, so the run's identity is a tag. The axis of time counts training seconds from the run's
+start.
 """
 
 import logging
@@ -52,20 +52,16 @@ class Mlflow(Tracker):
         opened = (self._stored(id) if id else None) or self._find_or_create(run, anew)
         self.id = opened.info.run_id
         self._start = opened.info.start_time
-        self._seen = {name: self._steps(name) for name in opened.data.metrics}
+        self.steps = {name: self._stored_steps(name) for name in opened.data.metrics}
         self._waiting: list[Metric] = []
         self._sent = time.monotonic()
         self._client.update_run(self.id, status="RUNNING")
         self._add_params({key: value for key, value in run.options.items() if key not in opened.data.params})
 
-    def log(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Adds the values that the server does not have yet, with the next request."""
+    def add(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        """Adds the values with the next request."""
         timestamp = self._start + round(1000 * seconds)
-        for name, value in values.items():
-            seen = self._seen.setdefault(name, set())
-            if step not in seen:
-                seen.add(step)
-                self._waiting.append(Metric(name, value, timestamp, step))
+        self._waiting += [Metric(name, value, timestamp, step) for name, value in values.items()]
         if len(self._waiting) >= METRICS_AT_ONCE or time.monotonic() - self._sent >= SECONDS:
             self.flush()
 
@@ -106,7 +102,7 @@ class Mlflow(Tracker):
         found = self._client.get_experiment_by_name(name)
         return found.experiment_id if found else self._client.create_experiment(name)
 
-    def _steps(self, metric: str) -> set[int]:
+    def _stored_steps(self, metric: str) -> set[int]:
         return {point.step for point in self._client.get_metric_history(self.id, metric)}
 
     def _add_params(self, options: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from trainer.training.flops import peak_flops, training_flops
 from trainer.training.parts import RunParts
 from trainer.training.step import StepOutcome, TrainStep
 from trainer.training.step_sync import Requests
-from trainer.training.throughput import Speed, memory_mib
+from trainer.training.throughput import GpuReadings, Speed, memory_mib
 
 
 class Trainer:
@@ -46,6 +46,7 @@ class Trainer:
         number, unit = self.options.eval_interval
         self.eval_every = number if unit == "steps" else number * parts.state.loader.batches_per_epoch
         self.speed = Speed(parts.state.loader.batch_size)
+        self.gpu = GpuReadings(parts.device)
         self.curvature: CurvatureOptimizer | None = None
         if monitors.options.curvature and isinstance(parts.optimizer, CurvatureOptimizer):
             self.curvature = parts.optimizer
@@ -131,10 +132,11 @@ class Trainer:
         """Reports a step, and every ``loop.log_every`` steps the training metrics since the last time."""
         if outcome.warning is not None:
             self.monitors.message(outcome.warning, "warning")
-        self.speed.add(outcome.seconds, outcome.waited)
+        self.speed.add(outcome.seconds, outcome.waited, outcome.parts)
         self.monitors.tick(self.parts.progress())
         if self.counters.step % self.options.log_every == 0:
-            clock = {**self.speed.take(*self.flops), "memory_mib": memory_mib(self.parts.device)}
+            memory = {"memory_mib": memory_mib(self.parts.device)}
+            clock = {**self.speed.take(*self.flops), **memory, **self.gpu.read()}
             self.monitors.train(self.parts.progress(), self.take_metrics(), clock)
 
     @cached_property

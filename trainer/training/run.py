@@ -151,7 +151,7 @@ def open_monitors(parts: RunParts, status: StatusFile, resumed_step: int) -> Mon
     if not parts.ranks.is_rank0:
         return Monitors(info, dataclasses.replace(config.monitor, sinks=[]))
     extra: dict[str, Sink] = {}
-    if config.profile:
+    if config.profile is True:
         extra["profile"] = Profile(info, config.monitor.profile_steps)
     extra["status"] = StatusSink(status)
     try:

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -15,12 +15,14 @@ from trainer.checkpoint.state import random_state, set_random_state
 from trainer.data import Batch
 from trainer.distributed.dtensor import local_tensor
 from trainer.optim.protocols import (
+    CurvatureOptimizer,
     TakesTwoGradients,
     differentiates_gradient,
     evaluation_weights,
 )
 from trainer.training.nonfinite import count_skipped_step
 from trainer.training.parts import RunParts
+from trainer.training.step_parts import StepParts
 from trainer.training.step_sync import Requests, StepResults, StepSync, sync_step
 
 
@@ -36,6 +38,8 @@ class StepOutcome:
     """How long it took on this rank."""
     waited: float
     """Of these, until its batch was there."""
+    parts: Mapping[str, float]
+    """Of these, in each of `trainer.metrics.STEP_PARTS`; empty without ``profile=parts``."""
 
 
 class TrainStep:
@@ -49,6 +53,8 @@ class TrainStep:
     def __init__(self, parts: RunParts, requests: Callable[[], Requests] = Requests) -> None:
         self.parts = parts
         self.requests = requests
+        self._curvature = parts.optimizer if isinstance(parts.optimizer, CurvatureOptimizer) else None
+        self._timed = StepParts(parts.device, on=parts.config.profile == "parts")
         self._create_graph = differentiates_gradient(parts.optimizer)
         self._buffers = list(parts.model.buffers())
         self._statistics = [buffer for buffer in self._buffers if buffer.is_floating_point()]
@@ -72,9 +78,11 @@ class TrainStep:
         self.is_under_way = True
         saved_buffers = [buffer.clone() for buffer in self._buffers]
 
-        losses, totals = self._gradients(batches)
+        with self._timed("forward_backward"):
+            losses, totals = self._gradients(batches)
         parts.precision.scaler.unscale_(parts.optimizer)
-        sync = self._sync(losses, totals, start)
+        with self._timed("collectives"):
+            sync = self._sync(losses, totals, start)
         warning = None
         if sync.finite:
             self._update(sync)
@@ -91,7 +99,7 @@ class TrainStep:
         self.is_under_way = False
         end = time.perf_counter()
         self._time_since_sync = end - self._synced_at
-        return StepOutcome(sync.requests, warning, end - start, waited)
+        return StepOutcome(sync.requests, warning, end - start, waited, self._timed.take())
 
     def settle_ddp_buckets(self) -> None:
         """One forward and backward pass on the next batch whose results are discarded.
@@ -171,7 +179,9 @@ class TrainStep:
             parameters = [p for p in parts.model.parameters() if p.grad is not None]
             norm = torch.tensor(sync.grad_norm, dtype=parameters[0].dtype)
             clip_grads_with_norm_(parameters, clip_norm, norm)
-        parts.precision.scaler.step(parts.optimizer)
+        refreshes = self._curvature is not None and self._curvature.needs_refresh
+        with self._timed("refresh" if refreshes else "optimizer"):
+            parts.precision.scaler.step(parts.optimizer)
         if parts.state.ema is not None:
             with evaluation_weights(parts.optimizer):
                 parts.state.ema.update()
