@@ -121,10 +121,17 @@ class Pool:
                     start.send_signal(signal.SIGKILL)
 
     def _fill_slots(self) -> None:
-        while self._queue and not self.is_stopping and len(self._starts) < self._slots:
-            start = Start(self._sweep, *self._queue.popleft(), self._free_gpus.pop(0))
+        while not self.is_stopping and len(self._starts) < self._slots and (found := self._next()):
+            self._queue.remove(found)
+            start = Start(self._sweep, *found, self._free_gpus.pop(0))
             self._starts.append(start)
             print_if_read(f"start {start.run.name}, log {start.logs[0]}")
+
+    def _next(self) -> tuple[SweepRun, int] | None:
+        """The first run in the queue of the earliest stage, unless a run of an earlier one is still executed."""
+        found = min(self._queue, key=lambda queued: queued[0].stage, default=None)
+        earlier = found is not None and any(start.run.stage < found[0].stage for start in self._starts)
+        return None if earlier else found
 
     def _end(self, start: Start) -> None:
         self._starts.remove(start)

@@ -34,7 +34,7 @@ from submitit.helpers import DelayedSubmission
 from launch.worker import Task, read_job, restart_count
 from trainer.cli.common import exit_code
 from trainer.rundir.logs import last_error, last_lines
-from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, read_status, write_status
+from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, change_state, read_status
 
 REQUEUE_TRIES = 5
 REQUEUE_WAIT = 10.0
@@ -92,11 +92,9 @@ def last_error_line(logs: Sequence[Path]) -> str:
 
 
 def set_status(run: Path, state: str, reason: str) -> None:
-    """Sets state and reason in status.json, and keeps step, newest checkpoint and metrics."""
-    status = read_status(run)
-    kept = {key: status[key] for key in ("step", "saved", "metrics", "primary", "declared") if key in status}
+    """As `change_state`; a failure of it is a message."""
     try:
-        write_status(run, state, **kept, error=reason)
+        change_state(run, state, reason)
     except OSError as error:
         print(f"cannot write status.json in {run}: {error.strerror}", file=sys.stderr)
 
