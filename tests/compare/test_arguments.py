@@ -150,7 +150,7 @@ def test_a_variant_has_one_budget() -> None:
         ),
         (
             "tune.search=tpe tune.trials=1,2 tune.lr=log(1,2)",
-            "tune.trials='1,2' is wrong: it must be an integer",
+            "tune.trials=1,2 is wrong: it must be an integer",
         ),
         ("tune.search=tpe tune.lr=log(1,2)", "tune.search=tpe needs tune.trials=NUMBER"),
         ("tune.search=tpe tune.trials=3", "adafisher has nothing to search: say where"),

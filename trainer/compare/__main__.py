@@ -121,9 +121,9 @@ def compare_in(folder: Path, command: Command) -> int:
 
 def search_only(comparison: ComparisonRun, runner: Runner) -> int:
     """Makes trials of a search, whose comparisons are other processes' task, until none is left to be made."""
-    tried = comparison.searched(runner, to_the_end=False)
+    search = comparison.search(runner, to_the_end=False)
     write_status(comparison.folder, "finished")
-    print_if_read(f"{len(tried)} trials, of which others may still train some")
+    print_if_read(f"no trial is left to be made in {search.folder}")
     return FINISHED
 
 

@@ -3,13 +3,14 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.compare.arguments import Command
 from trainer.compare.contenders import rotated, variant
 from trainer.compare.planning import plan
 from trainer.compare.runner import Runner
 from trainer.compare.sentences import protocol_sentences
-from trainer.compare.tuning import TriedOptions, Tuned, best_of, try_grid
+from trainer.compare.tuning import Tuned, best_of, try_grid
 from trainer.compare.tuning_options import corners
 from trainer.config.schema import Config
 from trainer.errors import UserError
@@ -19,6 +20,9 @@ from trainer.report.grouping import group_keys
 from trainer.report.metric_choice import choose_metric
 from trainer.report.read_runs import RecordedRun
 from trainer.report.summary import Report, make_report
+
+if TYPE_CHECKING:
+    from trainer.compare.search import SearchRun
 
 
 @dataclass(frozen=True)
@@ -128,10 +132,10 @@ class ComparisonRun:
         """
         if self.command.search is None:
             return best_of(self.command, self.keys, try_grid(self.command, self.folder, seconds, runner))
-        return best_of(self.command, self.keys, self.searched(runner, to_the_end=True))
+        return best_of(self.command, self.keys, self.search(runner, to_the_end=True).tried())
 
-    def searched(self, runner: Runner, to_the_end: bool) -> list[TriedOptions]:
-        """Makes trials of the search as `SearchRun.run` does; returns those that were made by then."""
+    def search(self, runner: Runner, to_the_end: bool) -> "SearchRun":
+        """Makes trials of the search, as `SearchRun.run` does."""
         from trainer.compare.search import REFERENCE, SearchRun  # it imports Optuna, which is an extra
 
         assert self.command.search is not None
@@ -141,4 +145,4 @@ class ComparisonRun:
             with search.locked(REFERENCE):  # one process measures the budget of all trials
                 seconds = self.measure(runner, search.folder)
         search.run(seconds, to_the_end)
-        return search.tried()
+        return search

@@ -29,6 +29,9 @@ CHOOSING, REFERENCE = "choosing", "reference"
 PATIENCE = 0.5
 """Seconds between two looks at what another process does."""
 
+KILLED_TOGETHER = 2.0
+"""Seconds within which the processes of a job are killed."""
+
 
 @dataclass(frozen=True)
 class Claimed:
@@ -127,6 +130,10 @@ class SearchRun:
             (run,) = self.runner.run([planned], "tune", Verdict(trial, planned.path, pruner))
         else:
             (run,) = self.runner.run([planned], "tune")
+        if (
+            run.state == "vanished"
+        ):  # whoever killed it may be about to end this process too, and the trial goes on
+            self.runner.pause(KILLED_TOGETHER)
         if run.state == "pruned":
             trial.tell_pruned()
         else:

@@ -28,13 +28,13 @@ def protocol_sentences(
             f"Each contender trained for {seconds:g} s, as long as {command.reference} took for its budget."
         ]
     if command.trials_of_each:
-        trials = command.search.sentence() if command.search else f"{command.trials_of_each} trials"
         metric = tuned.curves[0].metric.name if tuned.curves else "the validation split"
         sentences.append(
-            f"{' and '.join(command.tuned_options)} of each: the best of {trials}, by {metric}, with "
-            f"seed {command.tuning_seed}, on {command.contenders[0].config.loader.holdout:.0%} of the "
+            f"{' and '.join(command.tuned_options)} of each: the best of {command.trials_of_each} trials by {metric}, "
+            f"with seed {command.tuning_seed}, on {command.contenders[0].config.loader.holdout:.0%} of the "
             f"training set, held out in all runs."
         )
+    sentences += [command.search.sentence()] if command.search else []
     sentences += [search_sentence(name, tuned.best.get(name), cost) for name, cost in tuned.costs.items()]
     sentences += [failed_trials(name) for name in untuned]
     return [*sentences, f"Command: python -m trainer.compare {shlex.join(command.words)}"]

@@ -42,9 +42,9 @@ class Search:
     """That processes on several machines share, absolute; None: the comparison's."""
 
     def sentence(self) -> str:
-        """``30 trials by tpe, pruned by asha``."""
-        pruned = f", pruned by {self.pruner}" if self.pruner else ""
-        return f"{self.trials} trials by {self.sampler}{pruned}"
+        """Who made the trials, and who ended them early."""
+        pruned = f", and pruned by {self.pruner}" if self.pruner else ""
+        return f"The trials were chosen by {self.sampler}{pruned}."
 
 
 def split(tunes: Mapping[str, str], contenders: Sequence[Contender]) -> tuple[dict[str, str], Search | None]:
