@@ -132,10 +132,10 @@ def test_asha_lets_the_best_quarter_go_on(tmp_path: Path) -> None:
     found = best_of(asked, ["optimizer.name"], run.tried())
     cost = found.costs["sgd"]
     of_pruned = [len(t.run.evaluations["val/loss"]) for t in run.tried() if t.run.state == "pruned"]
-    assert (cost["trials"], cost["pruned"], cost["failed"]) == (30, len(of_pruned), 0)
+    assert (cost.trials, cost.pruned, cost.failed) == (30, len(of_pruned), 0)
     assert len(of_pruned) > 15
-    assert cost["seconds"] == sum(of_pruned) + 6 * (30 - len(of_pruned))
-    assert cost["pruned_share"] == pytest.approx(sum(of_pruned) / cost["seconds"])
+    assert cost.seconds == sum(of_pruned) + 6 * (30 - len(of_pruned))
+    assert cost.pruned_share == pytest.approx(sum(of_pruned) / cost.seconds)
     assert abs(math.log10(found.best["sgd"]["lr"]) + 2) < 0.5
 
 
@@ -160,7 +160,7 @@ def test_failures_are_infinitely_bad_and_do_not_end_it(tmp_path: Path) -> None:
         assert tried.run.state == ("failed" if lr > 0.1 else "finished")
         assert trial.value == (math.inf if lr > 0.03 else pytest.approx(-lr))
     found = best_of(asked, ["optimizer.name"], run.tried())
-    assert found.costs["sgd"]["failed"] == sum(t.options["lr"] > 0.1 for t in run.tried()) > 0
+    assert found.costs["sgd"].failed == sum(t.options["lr"] > 0.1 for t in run.tried()) > 0
     assert found.best["sgd"]["lr"] == max(t.options["lr"] for t in run.tried() if t.options["lr"] <= 0.03)
 
 

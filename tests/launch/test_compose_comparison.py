@@ -8,7 +8,7 @@ import yaml
 from launch.cli import main
 from launch.run_states import run_states
 from launch.sweep_dir import read_sweep
-from trainer.report.read_runs import RecordedRun, read_runs
+from trainer.report.read_runs import read_runs
 from trainer.rundir.status import read_status
 
 pytestmark = pytest.mark.slow
@@ -38,27 +38,22 @@ def test_jobs_search_together_before_the_seeds_run(
 ) -> None:
     pytest.importorskip("optuna")
     sweep = tmp_path / "sweep"
-    words = ["optimizer=sgd,adamw", "seed=3,4", "loop.max_steps=6", "budget_from=sgd", "tune.search=random"]
+    words = ["optimizer=sgd", "seed=3,4", "loop.max_steps=6", "budget_from=sgd", "tune.search=random"]
     words += ["tune.trials=2", "tune.lr=log(1e-3,0.1)", "tune.parallel=2", "launch.array_parallelism=2"]
     assert main([*LOCAL, *TINY, *words, f"launch.dir={sweep}"]) == 0
     started = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("start ")]
     assert started == ["0_search,", "1_search,", "2_seed=3,", "3_seed=4,"]
     assert [row.state for row in run_states(read_sweep(sweep))[0]] == ["finished"] * 4
     trials = read_runs([sweep / "search" / "tune"])
-    assert [run.state for run in trials] == ["finished"] * 4
+    assert [run.state for run in trials] == ["finished"] * 2
     assert len({run.config["loop.max_time"] for run in trials}) == 1
     assert {run.seed for run in trials} == {5}
-    began = [read_status(sweep / name)["time"] for name in ("0_search", "1_search")]
+    ended = [read_status(sweep / name)["time"] for name in ("0_search", "1_search")]
     for number, seed in enumerate((3, 4)):
         runs = read_runs([sweep / f"{number + 2}_seed={seed}" / "runs"])
-        assert [(run.state, run.seed) for run in runs] == [("finished", seed)] * 2
-        rates = {run.config["optimizer.name"]: run.config["optimizer.lr"] for run in runs}
-        assert all((name, lr) in tried(trials) for name, lr in rates.items())
-        assert all(run.updated > max(began) for run in runs)
-
-
-def tried(trials: list[RecordedRun]) -> set[tuple[str, float]]:
-    return {(run.config["optimizer.name"], run.config["optimizer.lr"]) for run in trials}
+        assert [(run.state, run.seed) for run in runs] == [("finished", seed)]
+        assert runs[0].config["optimizer.lr"] in [run.config["optimizer.lr"] for run in trials]
+        assert runs[0].updated > max(ended)
 
 
 @pytest.mark.parametrize(

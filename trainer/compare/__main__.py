@@ -133,7 +133,7 @@ def record(outcome: Outcome, folder: Path) -> dict:
         "folder": str(folder),
         "seconds": outcome.seconds,
         "tuned": outcome.tuned.best,
-        "search": outcome.tuned.costs,
+        "search": {name: dataclasses.asdict(cost) for name, cost in outcome.tuned.costs.items()},
         "untuned": outcome.untuned,
         **as_json(outcome.report),
     }

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from trainer.compare.study import Trial
 from trainer.errors import DataError
 from trainer.metrics import METRICS, Metric, metric_of, read_declarations
 from trainer.report.metric_choice import declared_by
@@ -77,16 +78,6 @@ class Evaluations:
         return lines
 
 
-class Judged(Protocol):
-    """A trial to whose pruner evaluations are reported."""
-
-    decided: int | None
-    """The number of evaluations after which it is to be pruned."""
-
-    def report(self, values: list[float]) -> None:
-        """Reports all evaluations until now."""
-
-
 class Verdict:
     """Says, while a trial's run trains and once it has ended, whether it is pruned.
 
@@ -99,7 +90,7 @@ class Verdict:
         pruner: its name.
     """
 
-    def __init__(self, trial: Judged, run: Path, pruner: str) -> None:
+    def __init__(self, trial: Trial, run: Path, pruner: str) -> None:
         self._trial, self._run, self._pruner = trial, run, pruner
         self._evaluations = Evaluations(run)
 

@@ -40,7 +40,7 @@ LEAVE_SECONDS = 30.0
 """How long the process of a run may live on after it has written how the run ended."""
 
 
-Verdict = Callable[[], str | None]
+WhyPruned = Callable[[], str | None]
 
 
 class Interrupted(Exception):
@@ -93,7 +93,7 @@ class Runner:
             self._wait(build_all, list(configs), Path(log.name))
 
     def run(
-        self, planned: Sequence[PlannedRun], what: str, verdict: Verdict = lambda: None
+        self, planned: Sequence[PlannedRun], what: str, verdict: WhyPruned = lambda: None
     ) -> list[RecordedRun]:
         """Trains those that have not ended yet, from where they stopped; returns all of them in this order.
 
@@ -151,7 +151,7 @@ class Runner:
         argument: Any,
         log: Path,
         planned: PlannedRun | None = None,
-        verdict: Verdict = lambda: None,
+        verdict: WhyPruned = lambda: None,
     ) -> None:
         """Calls a function in a new process, whose output goes to the end of a log, and waits for it to end.
 

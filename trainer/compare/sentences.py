@@ -1,12 +1,11 @@
 """Sentences on how a comparison was made, for its report."""
 
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from trainer.compare.arguments import Command
 from trainer.compare.contenders import Options
-from trainer.compare.tuning import Tuned
+from trainer.compare.tuning import Cost, Tuned
 from trainer.formatting import duration, percent
 
 
@@ -40,18 +39,18 @@ def protocol_sentences(
     return [*sentences, f"Command: python -m trainer.compare {shlex.join(command.words)}"]
 
 
-def search_sentence(name: str, best: Options | None, cost: Mapping[str, Any]) -> str:
+def search_sentence(name: str, best: Options | None, cost: Cost) -> str:
     """What the search of a contender has found, and what it has cost.
 
     Args:
         name: the contender's label.
         best: its best options; None: no trial finished.
-        cost: of the search, as in `Tuned`.
+        cost: of its search.
     """
     found = " ".join(f"{key}={value}" for key, value in best.items()) if best else "nothing"
-    trials = f"{cost['trials']} trials in {duration(cost['seconds'])} of training"
-    pruned = f"{cost['pruned']} pruned, with {percent(cost['pruned_share'])} of the training time"
-    return f"{name}: {found}; {trials}, {pruned}, {cost['failed']} failed."
+    trials = f"{cost.trials} trials in {duration(cost.seconds)} of training"
+    pruned = f"{cost.pruned} pruned, with {percent(cost.pruned_share)} of the training time"
+    return f"{name}: {found}; {trials}, {pruned}, {cost.failed} failed."
 
 
 def failed_trials(label: str) -> str:

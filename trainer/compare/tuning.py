@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from trainer.compare.arguments import Command
 from trainer.compare.contenders import Contender, Options, rotated
@@ -26,6 +25,19 @@ class TriedOptions:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What the search of a contender has cost."""
+
+    trials: int
+    pruned: int
+    failed: int
+    seconds: float
+    """Of training, in all trials."""
+    pruned_share: float
+    """Of these seconds, in the trials that were pruned."""
+
+
+@dataclass(frozen=True)
 class Tuned:
     """What the tuning has found."""
 
@@ -33,9 +45,8 @@ class Tuned:
     """The best options of each contender, by its label; one whose trials have all failed is missing."""
     curves: list[Sensitivity] = field(default_factory=list)
     """How the metric depends on the tuned options."""
-    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Of a search, by contender: numbers of trials, of those that were pruned or failed, training seconds, and the
-    share of the seconds that the pruned ones took."""
+    costs: dict[str, Cost] = field(default_factory=dict)
+    """Of a search, by the contender's label."""
 
 
 def try_grid(command: Command, folder: Path, seconds: float | None, runner: Runner) -> list[TriedOptions]:
@@ -87,15 +98,15 @@ def best_of(command: Command, keys: Sequence[str], tried: Sequence[TriedOptions]
     )
 
 
-def cost_of(each: Contender, tried: Sequence[TriedOptions]) -> dict[str, Any]:
-    """What the search of a contender has cost, as in `Tuned`."""
+def cost_of(each: Contender, tried: Sequence[TriedOptions]) -> Cost:
+    """What the search of a contender has cost, of all trials."""
     runs = [trial.run for trial in tried if trial.label == each.label]
     pruned = [run for run in runs if run.state == "pruned"]
     seconds, of_pruned = (math.fsum(run.seconds for run in some) for some in (runs, pruned))
-    return {
-        "trials": len(runs),
-        "pruned": len(pruned),
-        "failed": sum(run.state not in ("finished", "pruned") for run in runs),
-        "seconds": seconds,
-        "pruned_share": of_pruned / seconds if seconds else 0.0,
-    }
+    return Cost(
+        trials=len(runs),
+        pruned=len(pruned),
+        failed=sum(run.state not in ("finished", "pruned") for run in runs),
+        seconds=seconds,
+        pruned_share=of_pruned / seconds if seconds else 0.0,
+    )
