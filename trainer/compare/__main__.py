@@ -121,7 +121,7 @@ def compare_in(folder: Path, command: Command) -> int:
 
 def search_only(comparison: ComparisonRun, runner: Runner) -> int:
     """Makes trials of a search, whose comparisons are other processes' task, until none is left to be made."""
-    search = comparison.search(runner, to_the_end=False)
+    search = comparison.search(runner, None, to_the_end=False)
     write_status(comparison.folder, "finished")
     print_if_read(f"no trial is left to be made in {search.folder}")
     return FINISHED

@@ -132,17 +132,20 @@ class ComparisonRun:
         """
         if self.command.search is None:
             return best_of(self.command, self.keys, try_grid(self.command, self.folder, seconds, runner))
-        return best_of(self.command, self.keys, self.search(runner, to_the_end=True).tried())
+        return best_of(self.command, self.keys, self.search(runner, seconds, to_the_end=True).tried())
 
-    def search(self, runner: Runner, to_the_end: bool) -> "SearchRun":
-        """Makes trials of the search, as `SearchRun.run` does."""
+    def search(self, runner: Runner, seconds: float | None, to_the_end: bool) -> "SearchRun":
+        """Makes trials of the search, as `SearchRun.run` does.
+
+        In a folder that several processes share, one of them measures the budget of all trials.
+        """
         from trainer.compare.search import REFERENCE, SearchRun  # it imports Optuna, which is an extra
 
         assert self.command.search is not None
-        search = SearchRun(self.command, self.command.search.folder or self.folder, runner)
-        seconds = None
-        if self.command.reference is not None:
-            with search.locked(REFERENCE):  # one process measures the budget of all trials
-                seconds = self.measure(runner, search.folder)
+        shared = self.command.search.folder
+        search = SearchRun(self.command, shared or self.folder, runner)
+        if shared is not None and self.command.reference is not None:
+            with search.locked(REFERENCE):
+                seconds = self.measure(runner, shared)
         search.run(seconds, to_the_end)
         return search
