@@ -27,6 +27,8 @@ class Curve:
     """Of the values of the option at which no run has diverged."""
     best: float | None
     """The value of the option with the best mean."""
+    pruned: frozenset[float]
+    """Values of which a run was pruned."""
 
     @property
     def at_edge(self) -> bool:
@@ -63,7 +65,8 @@ def curve_of(group: Group, key: str, metric: Metric) -> Curve:
     means = {value: fmean(found) for value, found in tried.items() if found}
     means = {value: mean for value, mean in means.items() if math.isfinite(mean)}
     best = (max if metric.higher_is_better else min)(means, key=means.__getitem__, default=None)
-    return Curve(group.label, tried, means, best)
+    pruned = frozenset(run.config[key] for run in group.runs if run.state == "pruned")
+    return Curve(group.label, tried, means, best, pruned)
 
 
 def finals(runs: Sequence[RecordedRun], key: str, metric: str) -> dict[float, list[float]]:
