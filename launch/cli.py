@@ -21,7 +21,8 @@ Options of the launcher begin with "launch." and are listed in conf/launch; all 
   python -m launch launch=local optimizer.lr=1e-3,3e-3 launch.array_parallelism=2
 
   python -m launch compare ...         submit a comparison, with the options of python -m trainer.compare: one job per
-                                       seed, which trains all contenders on one node on a budget measured there
+                                       seed, which trains all contenders on one node on a budget measured there;
+                                       with tune.search=tpe, tune.parallel=6 jobs before them make its trials
   --dry-run                            print the runs and the job script, and submit nothing
   python -m launch status DIR [--json] show the state of every run of a sweep
   python -m launch logs DIR RUN [-f]   print the output of a run; RUN: its number or the name of its directory

@@ -30,6 +30,8 @@ class SweepPoint:
     """The modules that its config names."""
     freeze: Callable[[Path], None]
     """Writes into the run's directory what the run will read."""
+    stage: int = 0
+    """It starts once all runs of earlier stages have ended."""
 
 
 def compose_sweep(arguments: list[str]) -> tuple[LaunchOptions, list[SweepPoint]]:

@@ -1,12 +1,17 @@
-"""Comparisons as jobs: one for each seed, in which all contenders train on one node, on a budget measured there."""
+"""Comparisons as jobs: one for each seed, in which all contenders train on one node, on a budget measured there.
+
+With a search there are jobs before them that make its trials, in a folder that all jobs share.
+"""
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 
 from launch.compose import SweepPoint, launch_options
 from launch.options import LaunchOptions
-from trainer.compare.arguments import BUDGET, FOLDER, TUNE, parse_command
+from trainer.compare.arguments import BUDGET, FOLDER, SEEDS, Command, parse_command
 from trainer.compare.resume import write_record
+from trainer.compare.tuning_options import PARALLEL, SEARCH, SEARCH_FOLDER, TUNE, count
 from trainer.config.command_line import parse_arguments
 from trainer.distributed.strategies import STRATEGIES
 from trainer.errors import ConfigError
@@ -19,12 +24,16 @@ def compose_comparison(arguments: list[str]) -> tuple[LaunchOptions, list[SweepP
         UserError: an option is wrong, for one of the contenders or for a comparison.
     """
     launch = [word for word in arguments if word.partition("=")[0].partition(".")[0] == "launch"]
-    words = [word for word in arguments if word not in launch]
+    parallel = [word for word in arguments if word.startswith(f"{PARALLEL}=")]
+    words = [word for word in arguments if word not in [*launch, *parallel]]
     for word in words:
-        if word == "--json" or word.startswith(f"{FOLDER}="):
+        if word == "--json" or word.partition("=")[0] in (FOLDER, SEEDS, SEARCH_FOLDER):
             raise ConfigError(
-                f"{word}: the launcher chooses the folders, below launch.dir, and prints nothing else"
+                f"{word}: the launcher chooses the folders, below launch.dir, and the seeds of each job, and prints "
+                f"nothing else"
             )
+    if len(parallel) > 1:
+        raise ConfigError(f"{PARALLEL} is given twice")
     args = parse_arguments([word for word in words if not word.startswith((f"{BUDGET}=", TUNE))])
     options = launch_options(args, launch)
     if options.tasks > 1:
@@ -38,17 +47,45 @@ def compose_comparison(arguments: list[str]) -> tuple[LaunchOptions, list[SweepP
         )
     command = parse_command(words)
     for contender in command.contenders:
-        parallel = contender.config.parallel["name"]
-        if STRATEGIES.get(parallel).target.min_ranks > 1:
+        strategy = contender.config.parallel["name"]
+        if STRATEGIES.get(strategy).target.min_ranks > 1:
             raise ConfigError(
-                f"parallel={parallel} needs more than one process, and a comparison "
+                f"parallel={strategy} needs more than one process, and a comparison "
                 "trains its contenders in one: use parallel=none"
             )
+    if command.search:
+        jobs = [count(PARALLEL, word.partition("=")[2]) for word in parallel]
+        return options, with_search(command, Path(options.dir).absolute() / "search", *jobs)
+    if parallel:
+        raise ConfigError(f"{parallel[0]} needs {SEARCH}=tpe: the job of a seed tries its grid by itself")
     without_seed = [word for word in words if word.partition("=")[0] != "seed"]
+    return options, [
+        point(f"{number}_seed={seed}", command, [*without_seed, f"seed={seed}"])
+        for number, seed in enumerate(command.seeds)
+    ]
+
+
+def with_search(command: Command, folder: Path, jobs: int = 1) -> list[SweepPoint]:
+    """The jobs of a comparison with a search: those that make its trials, and after them those of the seeds.
+
+    Args:
+        command: the comparison.
+        folder: of the search.
+        jobs: the number of those that search.
+    """
+    shares: list[tuple[str, list[int]]] = [
+        ("search", []),
+        *((f"seed={seed}", [seed]) for seed in command.seeds),
+    ]
+    points: list[SweepPoint] = []
+    for name, seeds in [*shares[:1] * jobs, *shares[1:]]:
+        words = [*command.words, f"{SEARCH_FOLDER}={folder}", f"{SEEDS}={seeds}"]
+        points.append(point(f"{len(points)}_{name}", command, words, stage=len(seeds)))
+    return points
+
+
+def point(name: str, command: Command, words: list[str], stage: int = 0) -> SweepPoint:
+    """A job of a comparison, whose contenders are frozen as they are now."""
     plugins = list(dict.fromkeys(module for c in command.contenders for module in c.config.plugins))
-    points = []
-    for number, seed in enumerate(command.seeds):
-        own = [*without_seed, f"seed={seed}"]
-        one = dataclasses.replace(command, words=own, seeds=[seed])
-        points.append(SweepPoint(f"{number}_seed={seed}", own, plugins, partial(write_record, one)))
-    return options, points
+    freeze = partial(write_record, dataclasses.replace(command, words=words))
+    return SweepPoint(name, words, plugins, freeze, stage)

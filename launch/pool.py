@@ -58,8 +58,9 @@ class Pool:
         return FINISHED if states <= {"finished"} else CRASHED
 
     def _start(self) -> None:
-        while self._queue and not self._is_stopping and self._free:
-            run, restarts = self._queue.popleft()
+        while not self._is_stopping and self._free and (found := self._next()):
+            self._queue.remove(found)
+            run, restarts = found
             try:
                 start = Start(self._sweep, run, restarts, self._free[0])
             except OSError as error:  # of its files: the other runs go on
@@ -70,6 +71,12 @@ class Pool:
             self._free.pop(0)
             self._starts.append(start)
             print_if_read(f"start {run.name}, log {start.logs[0]}")
+
+    def _next(self) -> tuple[SweepRun, int] | None:
+        """The first run in the queue of the earliest stage, unless a run of an earlier one is still executed."""
+        found = min(self._queue, key=lambda queued: queued[0].stage, default=None)
+        earlier = found is not None and any(start.run.stage < found[0].stage for start in self._starts)
+        return None if earlier else found
 
     def _end(self, start: Start) -> None:
         self._starts.remove(start)

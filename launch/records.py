@@ -13,7 +13,7 @@ from trainer.options import Natural, NonNegative, build_dataclass, check_options
 from trainer.rundir.files import FORMAT, atomic_write_text, check_format
 from trainer.rundir.foreign import parse_json, read_text
 from trainer.rundir.logs import last_error, last_lines
-from trainer.rundir.status import PREEMPTED, read_status, write_status
+from trainer.rundir.status import PREEMPTED, change_state, read_status
 
 JOB = "job.json"
 """In a run directory: the job that trains there, and how many restarts it has had."""
@@ -116,10 +116,8 @@ def last_error_line(logs: Sequence[Path]) -> str:
 
 
 def set_status(run: Path, state: str, reason: str) -> None:
-    """Sets state and reason in status.json, and keeps step, newest checkpoint and metrics."""
-    status = read_status(run)
-    kept = {key: status[key] for key in ("step", "saved", "metrics", "primary", "declared") if key in status}
+    """As `change_state`; a failure of it is a message."""
     try:
-        write_status(run, state, **kept, error=reason)
+        change_state(run, state, reason)
     except OSError as error:
         print(f"cannot write status.json in {run}: {error.strerror}", file=sys.stderr)

@@ -18,7 +18,7 @@ from submitit.slurm.slurm import SlurmInfoWatcher
 
 from launch.options import SlurmOptions
 from launch.pack import Pack
-from launch.sweep_dir import Sweep, SweepRun
+from launch.sweep_dir import Sweep, SweepRun, by_stage
 from launch.worker import STRAGGLER_SECONDS, Task
 from trainer._private import SUBMITIT_WORKER, _make_sbatch_string
 from trainer.errors import ConfigError, UserError, one_line
@@ -52,7 +52,7 @@ def check_path(path: Path) -> None:
 
 
 def submit(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
-    """Submits runs, as one job array if there are several jobs, and notes the job of each in sweep.json.
+    """Submits runs, the jobs of a stage as one array if they are several, and notes the job of each in sweep.json.
 
     Raises:
         UserError: Slurm is not installed, does not answer, or refuses the jobs; with Slurm's own message.
@@ -61,22 +61,40 @@ def submit(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
         raise UserError(
             "sbatch is not installed here: launch from a node of a Slurm cluster, or with launch=local"
         )
+    jobs: list[str] = []
+    try:
+        for stage in by_stage(runs):
+            submitted = submit_stage(sweep, stage, jobs)
+            for group, job in zip(groups_of(sweep, stage), submitted, strict=True):
+                for run in group:
+                    run.jobs.append(job)
+            jobs += submitted
+        sweep.write()
+    except (UserError, OSError):
+        if jobs:
+            cancel(jobs)
+        raise
+
+
+def submit_stage(sweep: Sweep, runs: Sequence[SweepRun], earlier: Sequence[str]) -> list[str]:
+    """Submits the runs of a stage; returns the jobs, one for each of `groups_of`.
+
+    Args:
+        sweep: of the runs.
+        runs: of one stage.
+        earlier: jobs that must have ended, in whatever way, before they start.
+
+    Raises:
+        UserError: as in `submit`.
+    """
     executor = SlurmExecutor(sweep.jobs)
-    executor.update_parameters(**parameters(sweep))
-    groups = groups_of(sweep, runs)
+    executor.update_parameters(**parameters(sweep, earlier))
     try:
         with without_job_variables(), contextlib.redirect_stderr(io.StringIO()):
-            jobs = executor.submit_array([job_of(sweep, group) for group in groups])
+            jobs = executor.submit_array([job_of(sweep, group) for group in groups_of(sweep, runs)])
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(explain(one_line(error))) from None
-    for group, job in zip(groups, jobs, strict=True):
-        for run in group:
-            run.jobs.append(job.job_id)
-    try:
-        sweep.write()
-    except OSError:
-        cancel([job.job_id for job in jobs])
-        raise
+    return [job.job_id for job in jobs]
 
 
 def groups_of(sweep: Sweep, runs: Sequence[SweepRun]) -> list[Sequence[SweepRun]]:
@@ -95,16 +113,24 @@ def job_of(sweep: Sweep, runs: Sequence[SweepRun]) -> Task | Pack:
     return Task(sweep.directory(run), sweep.jobs, sweep.cwd, command, options.tasks, options.max_requeues)
 
 
-def script(sweep: Sweep, count: int) -> str:
-    """The text of the script that `submit` gives to sbatch for a number of jobs."""
+def script(sweep: Sweep, count: int, earlier: Sequence[str] = ()) -> str:
+    """The text of the script that `submit` gives to sbatch for a number of jobs, which start after earlier ones."""
     command = f"{shlex.quote(sys.executable)} -u -m {SUBMITIT_WORKER} {shlex.quote(str(sweep.jobs))}"
     several: dict[str, Any] = {"map_count": count} if count > 1 else {}
-    text: str = _make_sbatch_string(command=command, folder=sweep.jobs, **parameters(sweep), **several)
+    text: str = _make_sbatch_string(
+        command=command, folder=sweep.jobs, **parameters(sweep, earlier), **several
+    )
     return text
 
 
-def parameters(sweep: Sweep) -> dict[str, Any]:
-    """The parameters of submitit's executor; it leaves those that are None out of the script."""
+def parameters(sweep: Sweep, earlier: Sequence[str]) -> dict[str, Any]:
+    """The parameters of submitit's executor; it leaves those that are None out of the script.
+
+    Args:
+        sweep: which is submitted.
+        earlier: jobs that must have ended before.
+    """
+    after = {"dependency": f"afterany:{':'.join(main_ids(earlier))}"} if earlier else {}
     options = sweep.options
     assert isinstance(options, SlurmOptions)
     python = shlex.quote(sys.executable)
@@ -123,7 +149,7 @@ def parameters(sweep: Sweep) -> dict[str, Any]:
         "constraint": options.constraint,
         "exclude": options.exclude,
         "signal_delay_s": options.signal_seconds,
-        "additional_parameters": {"requeue": True, **(options.sbatch or {})},
+        "additional_parameters": {"requeue": True, **(options.sbatch or {}), **after},
         "setup": [*options.setup, f"cd {shlex.quote(str(sweep.code))} || exit 1"],
         "srun_args": [f"--wait={STRAGGLER_SECONDS}", f"--cpus-per-task={options.cpus_per_task}"],
         "teardown": [f"{python} -m launch.on_exit {shlex.quote(str(sweep.jobs))} $?"],

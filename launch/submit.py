@@ -13,7 +13,7 @@ from launch.compose_comparison import compose_comparison
 from launch.notify import check_urls
 from launch.options import SlurmOptions
 from launch.snapshot import take_snapshot
-from launch.sweep_dir import Sweep, SweepRun, new_directory
+from launch.sweep_dir import Sweep, SweepRun, by_stage, new_directory
 from trainer.config.plugins import announced_modules
 from trainer.formatting import printable
 from trainer.rundir.status import FINISHED
@@ -36,7 +36,7 @@ def launch(arguments: list[str]) -> int:
     rest = [argument for argument in arguments if argument != "--dry-run"]
     is_dry_run, is_comparison = rest != arguments, rest[:1] == ["compare"]
     options, points = compose_comparison(rest[1:]) if is_comparison else compose_sweep(rest)
-    runs = [SweepRun(point.name, point.overrides) for point in points]
+    runs = [SweepRun(point.name, point.overrides, stage=point.stage) for point in points]
     sweep = Sweep(Path(options.dir).absolute(), Path.cwd(), options, runs, is_comparison)
     if isinstance(options, SlurmOptions):
         slurm_executor.check_path(sweep.path)
@@ -68,12 +68,16 @@ def prepare(sweep: Sweep, points: Sequence[SweepPoint]) -> None:
 
 
 def show(sweep: Sweep) -> None:
-    """Prints the runs and, for Slurm, the job script."""
+    """Prints the runs and, for Slurm, the job script of each stage."""
     console = Console()
     table = Table("run", "overrides", title=Text(printable(f"{len(sweep.runs)} runs in {sweep.path}")))
     for run in sweep.runs:
         table.add_row(run.name, Text(printable(" ".join(run.overrides))))
     console.print(table)
     if isinstance(sweep.options, SlurmOptions):
-        jobs = len(slurm_executor.groups_of(sweep, sweep.runs))
-        console.print(slurm_executor.script(sweep, jobs), highlight=False, markup=False, soft_wrap=True)
+        earlier: list[str] = []
+        for stage, runs in enumerate(by_stage(sweep.runs)):
+            jobs = len(slurm_executor.groups_of(sweep, runs))
+            text = slurm_executor.script(sweep, jobs, earlier)
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            earlier.append(f"JOB{stage}")

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from submitit.core.utils import JobPaths
 
 from launch.options import LaunchOptions, check_launch
 from trainer.errors import ConfigError, DataError, UserError
-from trainer.options import build_dataclass, check_options, options_of, to_dict
+from trainer.options import Natural, build_dataclass, check_options, options_of, to_dict
 from trainer.rundir.files import (
     CHECKSUM,
     FORMAT,
@@ -47,6 +47,8 @@ class SweepRun:
     """Ids of its jobs, the newest last; none before it is submitted."""
     cancelled: str | None = None
     """The job that ``python -m launch cancel`` cancelled."""
+    stage: Natural = 0
+    """It starts once all runs of earlier stages, which are submitted with it, have ended."""
 
 
 @dataclass
@@ -108,6 +110,11 @@ class Sweep:
         """
         record = SweepRecord(FORMAT, str(self.cwd), self.comparison, to_dict(self.options), self.runs)
         atomic_write_text(self.path / RECORD, json.dumps(with_checksum(to_dict(record)), indent=1))
+
+
+def by_stage(runs: Sequence[SweepRun]) -> list[list[SweepRun]]:
+    """The runs of each stage, in the order in which the stages start."""
+    return [[run for run in runs if run.stage == stage] for stage in sorted({run.stage for run in runs})]
 
 
 def read_sweep(path: Path) -> Sweep:

@@ -128,6 +128,16 @@ def test_hydra_internals_are_imported_nowhere_else(file: Path) -> None:
     assert not [module for module in imported if "._" in module and not module.startswith("trainer.")]
 
 
+def test_a_trial_is_reopened() -> None:
+    optuna = pytest.importorskip("optuna")
+    study = optuna.create_study()
+    for number in range(2):
+        study.ask().report(number, step=1)
+    again = _private.reopened_trial(study, 1)
+    again.report(5.0, step=2)
+    assert [trial.intermediate_values for trial in study.trials] == [{1: 0.0}, {1: 1.0, 2: 5.0}]
+
+
 def test_timm_has_a_registry() -> None:
     timm = pytest.importorskip("timm.optim")
     assert isinstance(_private.timm_registry(), timm.OptimizerRegistry)

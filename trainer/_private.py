@@ -75,3 +75,13 @@ def event_file_writer(writer: Any) -> Any:
 def timm_registry() -> Any:
     """Returns the registry of timm's optimizers: timm exports functions that read it, but none that adds to it."""
     return importlib.import_module("timm.optim._optim_factory").default_registry
+
+
+# optuna
+
+
+def reopened_trial(study: Any, number: int) -> Any:
+    """Returns an unfinished trial of a study: Optuna hands it out only once, when it makes it."""
+    storage = study._storage
+    trial = importlib.import_module("optuna.trial").Trial
+    return trial(study, storage.get_trial_id_from_study_id_trial_number(study._study_id, number))

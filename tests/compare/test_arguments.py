@@ -1,11 +1,15 @@
 """What a command line asks for, without running it."""
 
 import re
+from pathlib import Path
 
 import pytest
 
-from trainer.compare.arguments import Command, parse_command, variant
-from trainer.errors import ConfigError
+from trainer.compare.arguments import Command, parse_command
+from trainer.compare.contenders import variant
+from trainer.compare.grids import Interval
+from trainer.compare.tuning_options import Search, corners
+from trainer.errors import ConfigError, MissingExtra
 
 
 def parse(*argv: str) -> Command:
@@ -65,6 +69,53 @@ def test_what_is_tuned_leaves_something_to_tune_on() -> None:
     assert parse("optimizer=adamw").contenders[0].config.data["holdout"] == 0
 
 
+def test_a_search() -> None:
+    pytest.importorskip("optuna")
+    command = parse(
+        "optimizer=adamw,sgd",
+        "seed=1,2",
+        "tune.search=tpe",
+        "tune.trials=30",
+        "tune.prune=asha",
+        "tune.lr=log(1e-4,1e-1)",
+        "tune.lr.sgd=lin(0,1)",
+        "tune.weight_decay=[0,0.1]",
+        "tune.dir=x",
+        "compare.seeds=[2]",
+    )
+    assert command.search == Search(
+        sampler="tpe",
+        trials=30,
+        pruner="asha",
+        spaces={
+            "adamw": {"lr": Interval("log", 1e-4, 0.1), "weight_decay": [0, 0.1]},
+            "sgd": {"lr": Interval("lin", 0.0, 1.0), "weight_decay": [0, 0.1]},
+        },
+        folder=Path("x").absolute(),
+    )
+    assert command.trials == {}
+    assert command.tuned_options == ["optimizer.lr", "optimizer.weight_decay"]
+    assert (command.seeds, command.own_seeds, command.tuning_seed) == ([1, 2], [2], 3)
+    assert command.runs == 60 + 2
+    assert command.contenders[0].config.data["holdout"] == 0.1
+
+
+def test_a_search_is_checked_at_its_corners() -> None:
+    space = {"lr": Interval("log", 1e-4, 0.1), "betas": ["a", "b"]}
+    assert list(corners(space)) == [
+        {"lr": 1e-4, "betas": "a"},
+        {"lr": 0.1, "betas": "a"},
+        {"lr": 1e-4, "betas": "a"},
+        {"lr": 1e-4, "betas": "b"},
+    ]
+
+
+def test_optuna_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.cli.common.find_spec", lambda package: None)
+    with pytest.raises(MissingExtra, match=r"^tune.search=tpe needs the package optuna: .*\[search\]"):
+        parse("tune.search=tpe", "tune.trials=3", "tune.lr=log(1,2)")
+
+
 def test_a_variant_has_one_budget() -> None:
     (only,) = parse("loop.max_epochs=3").contenders
     timed = variant(only.config, {"lr": 0.5}, 7, 1.5)
@@ -92,6 +143,47 @@ def test_a_variant_has_one_budget() -> None:
         ),
         ("optimizer=adamw,sgd tune.lr.sgd=[1,2,3]", "the same number of trials, not adamw 0, sgd 3"),
         ("optimizer=adamw,sgd tune.lr=0.1", "tune.lr=0.1 is wrong: it must be log"),
+        ("tune.search=tpee tune.trials=3 tune.lr=log(1,2)", "unknown tune.search=tpee; did you mean tpe?"),
+        (
+            "tune.search=tpe tune.trials=0 tune.lr=log(1,2)",
+            "tune.trials=0 is wrong: it must be an integer >= 1",
+        ),
+        (
+            "tune.search=tpe tune.trials=1,2 tune.lr=log(1,2)",
+            "tune.trials=1,2 is wrong: it must be an integer",
+        ),
+        ("tune.search=tpe tune.lr=log(1,2)", "tune.search=tpe needs tune.trials=NUMBER"),
+        ("tune.search=tpe tune.trials=3", "adafisher has nothing to search: say where"),
+        (
+            "tune.search=tpe tune.trials=3 tune.lr.sgd=log(1,2) optimizer=adamw,sgd",
+            "adamw has nothing to search: say where",
+        ),
+        (
+            "tune.search=tpe tune.trials=3 tune.lr=log(1,2) tune.prune=hyperband",
+            "unknown tune.prune=hyperband (known: asha, median)",
+        ),
+        ("tune.prune=asha tune.lr=[1,2]", "tune.prune needs tune.search=tpe"),
+        ("tune.trials=3 tune.lr=[1,2]", "tune.trials needs tune.search=tpe"),
+        (
+            "tune.search=tpe tune.trials=3 tune.lr=log(1e-4,1,9)",
+            "tune.lr=log(1e-4,1,9) is a grid, but tune.search chooses the values itself: write log(1e-4,1)",
+        ),
+        (
+            "tune.search=tpe tune.trials=3 tune.lr=log(0,1)",
+            "tune.lr=log(0,1) is wrong: it must be log(low,high)",
+        ),
+        ("tune.search=tpe tune.trials=3 tune.lr=0.1", "tune.lr=0.1 is wrong: it must be log(low,high)"),
+        (
+            "tune.search=tpe tune.trials=3 tune.lr=log(1,2) monitor.sinks=[]",
+            "tune.search=tpe reads metrics.jsonl: monitor.sinks must have jsonl in it",
+        ),
+        (
+            "tune.search=tpe tune.trials=3 tune.lr=log(1,2) tune.parallel=2",
+            "tune.parallel is for python -m launch",
+        ),
+        ("seed=1,2 compare.seeds=[3]", "compare.seeds=[3]: the comparison has no seed 3 (known: [1, 2])"),
+        ("seed=1,2 compare.seeds=3", "compare.seeds=3 is wrong: it must be a list of seeds of [1, 2]"),
+        ("compare.seeds=[]", "compare.seeds=[] leaves only a search to be made, and needs tune.dir=FOLDER"),
         ("optimizer=adamw,adamw", "duplicate contender: adamw"),
         ("seed=1,1", "duplicate seed: seed=1"),
         ("seed=a,b", "seed=a is wrong: it must be an integer"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from trainer.compare.__main__ import main
-from trainer.compare.protocol import rotated
+from trainer.compare.contenders import rotated
 from trainer.compare.runner import has_ended
 from trainer.report.read_runs import RecordedRun, read_run, read_runs
 from trainer.rundir.status import read_status
@@ -158,8 +159,65 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, capsys: pytest.Capt
     assert interrupted["final_mean"] == undisturbed["final_mean"]
 
 
+@pytest.mark.slow
+def test_a_search_prunes_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first trial is stopped and goes on as the same: others with its rate have the same values."""
+    pytest.importorskip("optuna")
+    folder = tmp_path / "c"
+    argv = [
+        *("optimizer=sgd", "plugins=[tests.slurm.plugins]", "loop.max_steps=50", "loop.eval_every=10"),
+        *(
+            "tune.search=random",
+            "tune.trials=4",
+            "tune.prune=asha",
+            "tune.lr=[1e-9,0.1]",
+            "data.batch_size=32",
+        ),
+    ]
+    words = [*TINY, *argv, "monitor.sinks=[jsonl,slow]", f"compare.dir={folder}"]
+
+    def interrupt() -> None:
+        while not any(read_status(run).get("metrics") for run in (folder / "tune").glob("0_*")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert main(words) == 75
+    capsys.readouterr()
+    (stopped,) = (folder / "tune").iterdir()
+    assert read_status(stopped)["state"] == "preempted"
+    assert main([*words, "--json"]) == 0, capsys.readouterr().err
+    found = json.loads(capsys.readouterr().out)
+    runs = read_runs([folder / "tune"])
+    assert runs[0].path == stopped
+    assert len(json.loads((stopped / "environment.json").read_text())["sessions"]) == 1
+    assert [run.state for run in runs].count("pruned") == found["search"]["sgd"]["pruned"] > 0
+    assert found["search"]["sgd"]["trials"] == len(runs) == 4
+    values = [[point.value for point in run.evaluations["val/accuracy"]] for run in runs]
+    for run, own in zip(runs, values, strict=True):
+        status = read_status(run.path)
+        assert (run.path / "checkpoints" / f"step_{status['step']:08d}").is_dir()
+        if run.state == "pruned":
+            (decided,) = re.findall(r"by asha, after (1|4) evaluations?$", status["error"])
+            others = [other[int(decided) - 1] for other in values if len(other) >= int(decided)]
+            assert own[int(decided) - 1] < max(others)
+        else:
+            assert len(own) == 5
+        twins = [
+            v
+            for v, other in zip(values, runs, strict=True)
+            if other.config["optimizer.lr"] == run.config["optimizer.lr"]
+        ]
+        assert all(a == b for twin in twins for a, b in zip(own, twin, strict=False))
+    assert len({run.config["optimizer.lr"] for run in runs}) < 4
+    page = (folder / "report" / "report.md").read_text()
+    assert f"sgd: lr={found['tuned']['sgd']['lr']}; 4 trials in " in page
+    assert f" {found['search']['sgd']['pruned']} pruned, with " in page
+
+
 def test_what_has_ended() -> None:
     assert has_ended({"state": "finished"})
+    assert has_ended({"state": "pruned"})
     assert has_ended({"state": "failed", "error": "10 steps in a row were not finite"})
     assert not has_ended({"state": "failed", "error": "KeyboardInterrupt: "})
     assert not any(has_ended({"state": state}) for state in ("running", "preempted"))

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from trainer.compare import __main__ as command
-from trainer.compare.runner import PlannedRun
+from trainer.compare.planning import PlannedRun
 from trainer.report.read_runs import RecordedRun, read_run
 from trainer.rundir.status import read_status, write_status
 

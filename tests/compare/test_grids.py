@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from trainer.compare.grids import grid_values
+from trainer.compare.grids import Interval, grid_values, search_domain
 from trainer.errors import ConfigError
 
 
@@ -47,3 +47,15 @@ def test_anything_else_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^tune\.lr=.* is wrong: it must be log\(low,high,n\).*") as error:
         grid_values("tune.lr", text)
     assert "\n" not in str(error.value)
+
+
+def test_domains_of_a_search() -> None:
+    assert search_domain("tune.lr", "log(1e-4, 1)") == Interval("log", 1e-4, 1.0)
+    assert search_domain("tune.lr", "lin(-1,1)") == Interval("lin", -1.0, 1.0)
+    assert search_domain("tune.lr", "[null,0.1]") == [None, 0.1]
+
+
+def test_a_value_has_four_digits_and_stays_in_its_interval() -> None:
+    interval = Interval("lin", 0.123456, 0.654321)
+    assert [interval.rounded(value) for value in (0.123456, 0.2000049, 0.654321)] == [0.1235, 0.2, 0.6543]
+    assert Interval("lin", 0.123456, 0.98769).rounded(0.98769) == 0.98769

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from tests.data.pictures import cats_and_dogs
 from trainer.compare import runner
-from trainer.compare.runner import PlannedRun, Runner
+from trainer.compare.planning import PlannedRun
+from trainer.compare.runner import Runner
 from trainer.report.read_runs import read_runs
 from trainer.rundir.status import read_status, write_status
 

@@ -9,6 +9,7 @@ from launch.cli import main
 from launch.run_states import run_states
 from launch.sweep_dir import read_sweep
 from trainer.report.read_runs import read_runs
+from trainer.rundir.status import read_status
 
 pytestmark = pytest.mark.slow
 LOCAL = ["compare", "launch=local", "launch.gpus_per_node=0", "launch.snapshot=false", "device=cpu"]
@@ -30,6 +31,51 @@ def test_each_job_measures_its_own_budget(tmp_path: Path, capsys: pytest.Capture
         assert all(run.config["loop.max_time"] == budget for run in runs)
     assert main(["rerun", str(sweep)]) == 0
     assert "nothing to rerun" in capsys.readouterr().out
+
+
+def test_jobs_search_together_before_the_seeds_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna")
+    sweep = tmp_path / "sweep"
+    words = ["optimizer=sgd", "seed=3,4", "loop.max_steps=6", "budget_from=sgd", "tune.search=random"]
+    words += ["tune.trials=2", "tune.lr=log(1e-3,0.1)", "tune.parallel=2", "launch.array_parallelism=2"]
+    assert main([*LOCAL, *TINY, *words, f"launch.dir={sweep}"]) == 0
+    started = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("start ")]
+    assert started == ["0_search,", "1_search,", "2_seed=3,", "3_seed=4,"]
+    assert [row.state for row in run_states(read_sweep(sweep))[0]] == ["finished"] * 4
+    trials = read_runs([sweep / "search" / "tune"])
+    assert [run.state for run in trials] == ["finished"] * 2
+    assert len({run.config["loop.max_time"] for run in trials}) == 1
+    assert {run.seed for run in trials} == {5}
+    ended = [read_status(sweep / name)["time"] for name in ("0_search", "1_search")]
+    for number, seed in enumerate((3, 4)):
+        runs = read_runs([sweep / f"{number + 2}_seed={seed}" / "runs"])
+        assert [(run.state, run.seed) for run in runs] == [("finished", seed)]
+        assert runs[0].config["optimizer.lr"] in [run.config["optimizer.lr"] for run in trials]
+        assert runs[0].updated > max(ended)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tune.parallel=2", "tune.lr=[1,2]"], "tune.parallel=2 needs tune.search=tpe"),
+        (["tune.parallel=0"], "tune.parallel=0 is wrong: it must be an integer >= 1"),
+        (["tune.parallel=1", "tune.parallel=2"], "tune.parallel is given twice"),
+        (["tune.dir=x"], "tune.dir=x: the launcher chooses the folders"),
+        (["compare.seeds=[]"], "compare.seeds=[]: the launcher chooses the folders"),
+    ],
+)
+def test_mistakes_of_a_search(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna")
+    search = [] if words[-1] == "tune.lr=[1,2]" else ["tune.search=tpe", "tune.trials=2", "tune.lr=log(1,2)"]
+    assert main([*LOCAL, *search, *words, f"launch.dir={tmp_path / 'sweep'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_contenders_are_frozen_when_it_is_launched(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What is sent to Slurm and read from its answers, without a Slurm."""
 
+import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -8,8 +9,8 @@ import pytest
 
 from launch import slurm_executor
 from launch.options import SlurmOptions
-from launch.slurm_executor import check_path, ended, explain, queued, script, without_job_variables
-from launch.sweep_dir import Sweep
+from launch.slurm_executor import check_path, ended, explain, queued, script, submit, without_job_variables
+from launch.sweep_dir import Sweep, SweepRun, read_sweep
 from trainer.errors import ConfigError, UserError
 
 
@@ -190,3 +191,40 @@ def test_a_job_does_not_inherit_from_the_one_that_submits_it(monkeypatch: pytest
         assert "SLURM_JOB_ID" not in os.environ
         assert os.environ["SLURM_CONF"] == "/etc/slurm.conf"
     assert os.environ["SLURM_JOB_ID"] == "5"
+
+
+STAGES = [SweepRun("0_a", ["seed=0"]), SweepRun("1_b", ["seed=1"]), SweepRun("2_c", ["seed=2"], stage=1)]
+
+
+def staged(path: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str) -> Sweep:
+    """A sweep of two stages, where sbatch keeps what it is given and then does this."""
+    monkeypatch.setenv("PATH", f"{path}:{os.environ['PATH']}")
+    fake(path, "srun", "true")
+    fake(path, "sbatch", f'n=$(ls {path} | grep -c script); cp "$1" {path}/script_$n; {sbatch}')
+    fake(path, "scancel", f'echo "$@" > {path}/cancelled')
+    runs = [dataclasses.replace(run, jobs=[]) for run in STAGES]
+    found = Sweep(path / "sweep", path, SlurmOptions(dir="x", snapshot=False), runs)
+    found.jobs.mkdir(parents=True)
+    for run in runs:
+        found.directory(run).mkdir()
+    return found
+
+
+def test_a_stage_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = staged(tmp_path, monkeypatch, "echo Submitted batch job 1$n")
+    submit(found, found.runs)
+    assert [run.jobs for run in read_sweep(found.path).runs] == [["10_0"], ["10_1"], ["11"]]
+    first, second = ((tmp_path / f"script_{n}").read_text().splitlines() for n in (0, 1))
+    assert not any("dependency" in line for line in first)
+    assert "#SBATCH --dependency=afterany:10" in second
+    assert not (tmp_path / "cancelled").exists()
+
+
+def test_a_stage_that_is_refused_takes_the_one_before_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = "[ $n = 0 ] && echo Submitted batch job 10 || { echo 'sbatch: error: no room' >&2; exit 1; }"
+    found = staged(tmp_path, monkeypatch, answer)
+    with pytest.raises(UserError, match="no room"):
+        submit(found, found.runs)
+    assert (tmp_path / "cancelled").read_text().split() == ["10_0", "10_1"]

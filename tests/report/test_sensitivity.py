@@ -1,5 +1,6 @@
 """Curves of the metric against what was swept over numbers."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,19 @@ def test_failed_runs_are_part_of_the_curve_and_running_ones_not_yet(
     assert [point["value"] for point in points] == [1e-4, 1e-3, 1e-2, 1.0]
     assert points[-1] == {"value": 1.0, "mean": None, "runs": 0}
     assert "│ 1.0 │ failed │" in shown(capsys, tmp_path)
+
+
+def test_a_pruned_value_was_tried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(tmp_path, {"adamw": {1e-4: 0.6, 1e-3: 0.9}})
+    write_run(
+        tmp_path / "pruned", [0.1], optimizer={"name": "adamw", "lr": 0.5}, state="pruned", error="by asha"
+    )
+    (curve,) = curves(report(capsys, tmp_path)).values()
+    assert [point["value"] for point in curve["points"]] == [1e-4, 1e-3, 0.5]
+    assert (curve["best"], curve["at_edge"]) == (1e-3, False)
+    page = shown(capsys, tmp_path)
+    assert re.search(r"│ 0\.5 +│ pruned +│", page)
+    assert re.search(r"│ pruned │ 10 +│ 10\.00% │ by asha │", page)
 
 
 def test_two_values_or_words_are_no_curve(tmp_path: Path) -> None:

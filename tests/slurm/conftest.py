@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ LONGER = f"{TINY} launch.gpus_per_node=0 loop.max_steps=20"
 FOUR = f"{TINY} {GATED} launch.nodes=2 launch.gpus_per_node=2 parallel=fsdp"
 
 PREEMPTED = "plugins=[tests.slurm.plugins] monitor.sinks=[jsonl,runlog,preempted] loop.max_steps=50"
+SEARCH = "tune.search=random tune.trials=3 tune.lr=log(1e-3,0.1) tune.parallel=2"
 UNGATED = "monitor.sinks=[jsonl,runlog]"
 
 
@@ -83,6 +85,8 @@ def sweeps(
         "comparison": f"compare {ONE} optimizer=adamw,sgd seed=0,1 budget_from=sgd",
         "calm": f"{FOUR} {UNGATED}",
     }
+    if find_spec("optuna"):
+        lines["search"] = f"compare {TINY} {GATED} launch.gpus_per_node=0 optimizer=sgd seed=0,1 {SEARCH}"
     with held(root) as edited:
         submitted = {name: submit(root / name, line) for name, line in lines.items()}
         if disks[0].is_mount():

@@ -12,7 +12,7 @@ import pytest
 from launch.cli import main
 from tests.slurm.cluster import Launched, slurm, until
 from tests.slurm.conftest import LONGER, ROOT
-from tests.slurm.plugins import opened
+from tests.slurm.plugins import GATES, opened, reached
 from tests.training.kill_and_resume import compare
 from trainer.report.read_runs import read_runs
 
@@ -205,6 +205,35 @@ def test_a_comparison_is_a_job_for_each_seed(sweeps: dict[str, Launched]) -> Non
         runs = read_runs([run.directory / row.name / "runs"])
         assert [each.state for each in runs] == ["finished"] * 2
         assert len({each.config["loop.max_time"] for each in runs}) == 1
+
+
+def test_jobs_share_a_search_of_which_one_is_preempted(sweeps: dict[str, Launched]) -> None:
+    """A trial that was stopped is the same afterwards; the jobs of the seeds wait for those that search."""
+    pytest.importorskip("optuna")
+    run = sweeps["search"]
+    trials = run.directory / "search" / "tune"
+    until(lambda: len([path for path in trials.glob("*") if reached(path, 5).exists()]) == 2, 300, run)
+    assert [row.slurm for row in run.rows[2:]] == ["PENDING"] * 2
+    slurm("scancel", "--signal=TERM", run.job)
+
+    def all_have_ended() -> bool:
+        for path in [*trials.glob("*"), *run.directory.glob("*/runs/*")]:
+            for step in GATES:
+                opened(path, step).touch()
+        return not any(row.is_active for row in run.rows)
+
+    until(lambda: run.rows[0].restarts == 1, 200, run)
+    until(all_have_ended, 400, run)
+    assert [(row.name, row.state) for row in run.rows] == [
+        (name, "finished") for name in ("0_search", "1_search", "2_seed=0", "3_seed=1")
+    ]
+    found = read_runs([trials])
+    assert [(each.state, each.step) for each in found] == [("finished", 20)] * 3
+    sessions = [json.loads((each.path / "environment.json").read_text()) for each in found]
+    assert sorted(len(each.get("sessions", [])) for each in sessions) == [0, 0, 1]
+    runs = read_runs([run.directory / row.name for row in run.rows[2:]])
+    assert {each.config["optimizer.lr"] for each in runs} <= {each.config["optimizer.lr"] for each in found}
+    assert [each.seed for each in runs] == [0, 1]
 
 
 def test_without_accounts(

@@ -11,9 +11,10 @@ from rich.console import Console
 
 from trainer.cli.common import exit_code
 from trainer.compare.arguments import FOLDER, Command, parse_command
-from trainer.compare.protocol import ComparisonRun, Outcome, failed_trials
+from trainer.compare.protocol import ComparisonRun, Outcome
 from trainer.compare.resume import read_record, write_record
 from trainer.compare.runner import Interrupted, Runner
+from trainer.compare.sentences import failed_trials
 from trainer.errors import UserError
 from trainer.report.output import write
 from trainer.report.render import show, to_stdout
@@ -22,6 +23,7 @@ from trainer.rundir.directory import RunDirectory
 from trainer.rundir.files import STATUS
 from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, write_status
 from trainer.rundir.strict_json import dumps
+from trainer.streams import print_if_read
 
 HELP = """\
 python -m trainer.compare OPTION=VALUE[,VALUE] ... [budget_from=CONTENDER] [tune.OPTION=GRID ...] [compare.dir=FOLDER]
@@ -35,8 +37,15 @@ process of its own, and reports on them. Options are those of python -m trainer.
                                  (data.holdout, if not given 0.1); the best one then runs with the seeds, on test
   tune.lr=lin(0.1,0.9,5)         evenly spaced; or a list: tune.lr=[1e-3,1e-2]; several tune.OPTIONs make a grid
   tune.lr.sgd=log(1e-3,10,9)     a grid for one contender, of as many values
+  tune.search=tpe tune.trials=30 tries 30 values that Optuna chooses (random: draws), each with a view to those before,
+                                 of tune.lr=log(1e-4,1), tune.momentum=lin(0,0.99) or tune.nesterov=[true,false]
+  tune.prune=asha                ends a trial early that is not among the best quarter after 1, 4, 16, ... evaluations
+                                 (median: one that is worse than the median of those before)
   compare.dir=FOLDER             where (default: outputs/comparisons/DATE_TIME); the same command with the folder of
                                  an interrupted comparison resumes where it stopped
+  tune.dir=FOLDER                where the search is (default: compare.dir); comparisons on several machines that name
+                                 the same folder share its trials
+  compare.seeds=[0,1]            those of the seeds that are run here; []: none, only trials of the search
   --json                         prints JSON instead of tables
 
   python -m trainer.compare optimizer=adafisher,adamw,sgd seed=0,1,2 loop.max_epochs=3 budget_from=adafisher
@@ -83,6 +92,8 @@ def compare_in(folder: Path, command: Command) -> int:
                 runner.check(configs)
                 write_record(command, folder)
             write_status(folder, "running")
+            if not command.own_seeds:
+                return search_only(comparison, runner)
             outcome = comparison.run(runner)
     except Interrupted:
         words = shlex.join([*command.words, f"compare.dir={folder}"])
@@ -108,12 +119,21 @@ def compare_in(folder: Path, command: Command) -> int:
     return CRASHED if problem else FINISHED
 
 
+def search_only(comparison: ComparisonRun, runner: Runner) -> int:
+    """Makes trials of a search, whose comparisons are other processes' task, until none is left to be made."""
+    search = comparison.search(runner, None, to_the_end=False)
+    write_status(comparison.folder, "finished")
+    print_if_read(f"no trial is left to be made in {search.folder}")
+    return FINISHED
+
+
 def record(outcome: Outcome, folder: Path) -> dict:
     """The outcome and its report, for JSON."""
     return {
         "folder": str(folder),
         "seconds": outcome.seconds,
-        "tuned": outcome.tuned,
+        "tuned": outcome.tuned.best,
+        "search": {name: dataclasses.asdict(cost) for name, cost in outcome.tuned.costs.items()},
         "untuned": outcome.untuned,
         **as_json(outcome.report),
     }

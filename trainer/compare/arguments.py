@@ -1,38 +1,16 @@
-"""The command line of a comparison: the contenders, their seeds and budget, and the grids on which each is tuned."""
+"""The command line of a comparison: the contenders, their seeds and budget, and how each is tuned."""
 
-import dataclasses
-from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from typing import Any
 
-from trainer.compare.grids import grid_values
-from trainer.config.command_line import parse_arguments, parse_overrides
-from trainer.config.compose import GridPoint, compose_grid
-from trainer.config.schema import Config, check_config
-from trainer.errors import ConfigError, nearest
-from trainer.options import flatten, to_dict
-from trainer.report.grouping import label
+from trainer.compare.contenders import Contender, Options, called, compose_all
+from trainer.compare.grids import parsed
+from trainer.compare.tuning_options import SEARCH_FOLDER, TUNE, Search, split, trials_of
+from trainer.config.command_line import parse_arguments
+from trainer.errors import ConfigError
 
-FOLDER, BUDGET, TUNE = "compare.dir", "budget_from", "tune."
-HOLDOUT = 0.1
-"""Share of the training set that contenders are tuned on, unless data.holdout names another."""
-
-Options = dict[str, Any]
-"""Of the optimizer."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One of what is compared: a point of the grid of all that is swept but the seed."""
-
-    label: str
-    names: frozenset[str]
-    """By which the command line may call it: its label, and each of its swept values."""
-    overrides: list[str]
-    config: Config
+FOLDER, SEEDS, BUDGET = "compare.dir", "compare.seeds", "budget_from"
 
 
 @dataclass(frozen=True)
@@ -45,10 +23,14 @@ class Command:
     json: bool
     contenders: list[Contender]
     seeds: list[int]
+    own_seeds: list[int]
+    """Those that are run here; without any only the search is made."""
     reference: str | None
     """The label of the contender whose training seconds are the budget of all; None: each has its config's."""
     trials: dict[str, list[Options]]
-    """What each contender tries, by its label; empty: nothing is tuned."""
+    """What each contender tries of a grid, by its label; empty: there is none."""
+    search: Search | None
+    """What is searched in place of a grid."""
 
     @property
     def tuning_seed(self) -> int:
@@ -56,30 +38,36 @@ class Command:
         return max(self.seeds) + 1
 
     @property
+    def trials_of_each(self) -> int:
+        """How many options each contender tries; 0: nothing is tuned."""
+        return self.search.trials if self.search else max(map(len, self.trials.values()), default=0)
+
+    @property
     def runs(self) -> int:
         """The number of all runs: reference, trials, and each contender with each seed."""
-        trials = sum(map(len, self.trials.values()))
-        return (self.reference is not None) + trials + len(self.contenders) * len(self.seeds)
+        of_each = self.trials_of_each + len(self.own_seeds)
+        return (self.reference is not None) + len(self.contenders) * of_each
 
     @property
     def tuned_options(self) -> list[str]:
         """The dotted names of the options that are tuned."""
-        return list(
-            dict.fromkeys(f"optimizer.{o}" for trials in self.trials.values() for t in trials for o in t)
-        )
+        grids = [options for trials in self.trials.values() for options in trials]
+        spaces = self.search.spaces.values() if self.search else []
+        return list(dict.fromkeys(f"optimizer.{name}" for names in [*grids, *spaces] for name in names))
 
 
 def parse_command(argv: Sequence[str]) -> Command:
     """Reads a command line; composes and checks all contenders.
 
     Raises:
-        ConfigError: an option is unknown or wrong for one of the contenders, or the comparison would not be fair.
+        UserError: an option is unknown or wrong for one of the contenders, the comparison would not be fair, or a
+            search needs a package that is not installed.
     """
     own: dict[str, str] = {}
     others: list[str] = []
     for word in argv:
         key, equals, value = word.partition("=")
-        if not equals or not (key in (FOLDER, BUDGET) or key.startswith(TUNE)):
+        if not equals or not (key in (FOLDER, SEEDS, BUDGET) or key.startswith(TUNE)):
             others.append(word)
         elif key in own:
             raise ConfigError(f"{key} is given twice")
@@ -91,64 +79,32 @@ def parse_command(argv: Sequence[str]) -> Command:
             raise ConfigError(f"a comparison takes no --{flag.replace('_', '-')}: it sweeps by itself")
     tunes = {key: text for key, text in own.items() if key.startswith(TUNE)}
     seeds, contenders = compose_all(args, tuned=bool(tunes))
+    grids, search = split(tunes, contenders)
     return Command(
         words=[word for word in argv if word != "--json" and not word.startswith(f"{FOLDER}=")],
         folder=Path(own[FOLDER]) if FOLDER in own else None,
         json="--json" in others,
         contenders=contenders,
         seeds=seeds,
+        own_seeds=choose_seeds(own[SEEDS], seeds, search) if SEEDS in own else seeds,
         reference=find_reference(own[BUDGET], contenders) if BUDGET in own else None,
-        trials=trials_of(contenders, tunes),
+        trials=trials_of(contenders, grids),
+        search=search,
     )
 
 
-def compose_all(args: Namespace, tuned: bool) -> tuple[list[int], list[Contender]]:
-    """Returns the seeds, and a contender for each combination of all else that is swept."""
-    parsed = list(zip(args.overrides, parse_overrides(args.overrides), strict=True))
-    if any(override.key_or_group == "hydra.run.dir" for _, override in parsed):
-        raise ConfigError(f"a comparison has no hydra.run.dir: name its folder with {FOLDER}=FOLDER")
-    swept = {o.key_or_group for _, o in parsed if o.is_sweep_override()}
-    points = compose_grid(args, [text for text, o in parsed if o.key_or_group != "seed"])
-    if any(point.config.dry_run for point in points):
-        raise ConfigError(
-            "trainer.compare does not support dry_run: run python -m trainer dry_run=true for each contender"
-        )
-    of_seeds = [text for text, o in parsed if o.key_or_group == "seed"]
-    seeds = [point.config.seed for point in compose_grid(args, [*points[0].overrides, *of_seeds])]
-    contenders = [contender(point, swept, prepared(point.config, seeds[0], tuned)) for point in points]
-    refuse_repeated("seed", [f"seed={seed}" for seed in seeds])
-    refuse_repeated("contender", [c.label for c in contenders])
-    return seeds, contenders
-
-
-def refuse_repeated(kind: str, names: list[str]) -> None:
-    """Refuses a list in which a name stands twice.
+def choose_seeds(text: str, seeds: Sequence[int], search: Search | None) -> list[int]:
+    """Returns the seeds that ``compare.seeds`` names, in the order in which the comparison has them.
 
     Raises:
-        ConfigError: one does.
+        ConfigError: one is not of the comparison, or there are none and nothing else is to be done.
     """
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"duplicate {kind}: {', '.join(repeated)}")
-
-
-def prepared(config: Config, seed: int, tuned: bool) -> Config:
-    """Returns the config for a run among many: silent, and with a validation split if it is tuned."""
-    sinks = [sink for sink in config.monitor.sinks if sink != "console"]
-    data = config.data | ({"holdout": HOLDOUT} if tuned and not config.loader.holdout else {})
-    monitor = dataclasses.replace(config.monitor, sinks=sinks)
-    return dataclasses.replace(config, seed=seed, data=data, monitor=monitor)
-
-
-def contender(point: GridPoint, swept: set[str], config: Config) -> Contender:
-    """Returns the contender of a point of the grid, named after its values of what is swept."""
-    components = flatten(to_dict(config)).keys()
-    values = {}
-    for override in parse_overrides(point.overrides):
-        key = override.key_or_group
-        if key in swept:
-            values[f"{key}.name" if f"{key}.name" in components else key] = override.value()
-    name = label(values) if values else config.optimizer["name"]
-    return Contender(name, frozenset([name, *map(str, values.values())]), point.overrides, config)
+    named = parsed(SEEDS, text, f"a list of seeds of {list(seeds)}")
+    if unknown := [seed for seed in named if seed not in seeds]:
+        raise ConfigError(f"{SEEDS}={text}: the comparison has no seed {unknown[0]} (known: {list(seeds)})")
+    if not named and (search is None or search.folder is None):
+        raise ConfigError(f"{SEEDS}=[] leaves only a search to be made, and needs {SEARCH_FOLDER}=FOLDER")
+    return [seed for seed in seeds if seed in named]
 
 
 def find_reference(name: str, contenders: Sequence[Contender]) -> str:
@@ -161,63 +117,3 @@ def find_reference(name: str, contenders: Sequence[Contender]) -> str:
     if len(found) > 1:
         raise ConfigError(f"{BUDGET}={name} names {' and '.join(c.label for c in found)}: choose one of them")
     return found[0].label
-
-
-def called(name: str, contenders: Sequence[Contender], key: str) -> list[Contender]:
-    """Returns the contenders of a name: the one with this label, else all that have it among their names.
-
-    Args:
-        key: the option that names them, for the error message.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    exact = [c for c in contenders if c.label == name]
-    found = exact or [c for c in contenders if name in c.names]
-    if not found:
-        raise ConfigError(f"{key}: unknown contender {name!r}{nearest(name, [c.label for c in contenders])}")
-    return found
-
-
-def trials_of(contenders: Sequence[Contender], tunes: Mapping[str, str]) -> dict[str, list[Options]]:
-    """Returns the trials of each contender by its label.
-
-    Args:
-        tunes: grids by ``tune.OPTION``, or ``tune.OPTION.CONTENDER``, which has precedence.
-
-    Raises:
-        ConfigError: a grid is wrong, or the contenders have different numbers of trials.
-    """
-    if not tunes:
-        return {}
-    grids: dict[str, dict[str, list[Any]]] = {c.label: {} for c in contenders}
-    for key in sorted(tunes, key=lambda key: key.count(".") > 1):  # those of one contender last
-        option, _, name = key.removeprefix(TUNE).partition(".")
-        for each in called(name, contenders, key) if name else contenders:
-            grids[each.label][option] = grid_values(key, tunes[key])
-    trials = {
-        name: [dict(zip(grid, point, strict=True)) for point in product(*grid.values())]
-        for name, grid in grids.items()
-    }
-    counts = {name: len(found) if grids[name] else 0 for name, found in trials.items()}
-    if len(set(counts.values())) > 1:
-        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise ConfigError(f"a fair comparison gives each contender the same number of trials, not {listed}")
-    return trials
-
-
-def variant(config: Config, options: Options, seed: int, seconds: float | None) -> Config:
-    """Returns a contender's config with other optimizer options, another seed and another budget.
-
-    Args:
-        seconds: the budget of training time; None: that of the config.
-
-    Raises:
-        ConfigError: the optimizer has no such option, or the value is out of its range.
-    """
-    values = to_dict(config)
-    values["optimizer"] |= options
-    values["seed"] = seed
-    if seconds is not None:
-        values["loop"] |= {"max_epochs": None, "max_steps": None, "max_time": seconds}
-    return check_config(values)

@@ -9,7 +9,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from trainer.compare.planning import PlannedRun
 from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.metrics import metric_of
@@ -25,7 +25,7 @@ from trainer.registry import import_plugin
 from trainer.report.read_runs import RecordedRun, read_run
 from trainer.rundir.frozen_config import arguments, plugins_of
 from trainer.rundir.logs import last_error, last_lines
-from trainer.rundir.status import FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR, read_status
+from trainer.rundir.status import FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR, change_state, read_status
 from trainer.signals import StopSignal, signals_blocked
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -40,18 +40,11 @@ LEAVE_SECONDS = 30.0
 """How long the process of a run may live on after it has written how the run ended."""
 
 
+WhyPruned = Callable[[], str | None]
+
+
 class Interrupted(Exception):
     """A signal ended the comparison between two runs or, with a checkpoint, in one."""
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run whose config is frozen in its directory."""
-
-    path: Path
-    label: str
-    seconds: float | None
-    """Its budget of training seconds; None: it has another budget."""
 
 
 class Runner:
@@ -99,19 +92,30 @@ class Runner:
         with tempfile.NamedTemporaryFile() as log:
             self._wait(build_all, list(configs), Path(log.name))
 
-    def run(self, planned: Sequence[PlannedRun], what: str) -> list[RecordedRun]:
+    def run(
+        self, planned: Sequence[PlannedRun], what: str, verdict: WhyPruned = lambda: None
+    ) -> list[RecordedRun]:
         """Trains those that have not ended yet, from where they stopped; returns all of them in this order.
 
         A run that fails is a result too; to repeat it, remove its directory.
+
+        Args:
+            planned: the runs.
+            what: part of the comparison they are.
+            verdict: asked again and again why a run is pruned, which ends it with a checkpoint; None: it is not.
 
         Raises:
             UserError: a run cannot be started.
             Interrupted: by a signal.
         """
         for each in planned:
-            if not has_ended(read_status(each.path)):
+            ended = has_ended(read_status(each.path))
+            if not ended and verdict() is None:
                 self.progress.update(self.bar, description=f"{what}: {each.label}")
-                self._wait(train, each.path, self.log, each)
+                self._wait(train, each.path, self.log, each, verdict)
+            if reason := verdict():
+                change_state(each.path, "pruned", reason)
+            if not ended:
                 self._print_result(what, each)
             self.done += 1
             self.progress.update(self.bar, completed=self.done)
@@ -131,8 +135,23 @@ class Runner:
     def _print(self, line: str) -> None:
         self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def pause(self, seconds: float) -> None:
+        """Does nothing for a while.
+
+        Raises:
+            Interrupted: by a signal.
+        """
+        time.sleep(seconds)
+        if self.stop.received is not None:
+            raise Interrupted
+
     def _wait(
-        self, target: Callable[..., None], argument: Any, log: Path, planned: PlannedRun | None = None
+        self,
+        target: Callable[..., None],
+        argument: Any,
+        log: Path,
+        planned: PlannedRun | None = None,
+        verdict: WhyPruned = lambda: None,
     ) -> None:
         """Calls a function in a new process, whose output goes to the end of a log, and waits for it to end.
 
@@ -141,6 +160,7 @@ class Runner:
             argument: must be picklable.
             log: created if it does not exist.
             planned: the run that it trains, if it trains one.
+            verdict: as in `run`.
         """
         if self.stop.received is not None:
             raise Interrupted
@@ -161,11 +181,13 @@ class Runner:
                 self._print(
                     f"{planned.label}: its process was killed {LEAVE_SECONDS:g} s after the run had ended"
                 )
-            if self.stop.received is not None and not passed_on:
+            if not passed_on and (self.stop.received is not None or verdict() is not None):
                 passed_on = True
                 process.terminate()  # SIGTERM, on which a run writes a checkpoint
         if process.exitcode == USER_ERROR:
             raise UserError(last_error(last_lines(log, before)) or f"see {log}")
+        if self.stop.received is None and verdict() is not None:
+            return
         stopped = planned is not None and read_status(planned.path).get("state") == "preempted"
         if self.stop.received is not None or stopped or process.exitcode in (PREEMPTED, INTERRUPTED):
             raise Interrupted
@@ -174,7 +196,9 @@ class Runner:
 def has_ended(status: Mapping[str, Any]) -> bool:
     """Whether a run has a result; one that was interrupted without a checkpoint has none, though it is "failed"."""
     state, error = status.get("state"), str(status.get("error"))
-    return state == "finished" or (state == "failed" and not error.startswith("KeyboardInterrupt"))
+    return state in ("finished", "pruned") or (
+        state == "failed" and not error.startswith("KeyboardInterrupt")
+    )
 
 
 def lingers(run: Path, pid: int | None) -> bool:

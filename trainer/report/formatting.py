@@ -85,7 +85,7 @@ def remark(run: RecordedRun) -> str:
     """What happened to a run that has not finished; empty if there is nothing to add to its state."""
     if run.state == "failed":
         return run.error or "no error message"
-    if run.state == "unknown" and run.error:
+    if run.state in ("unknown", "pruned") and run.error:
         return run.error
     if run.state == "running" and run.updated is not None and run.process is not None:
         return f"last update {duration(max(0.0, time.time() - run.updated))} ago, on {run.process[0]}"

@@ -17,7 +17,17 @@ from trainer.rundir.foreign import parse_json, parse_yaml, read_text
 from trainer.rundir.frozen_config import check_checksum
 from trainer.rundir.status import process_is_alive, read_status
 
-STATES = ("finished", "failed", "preempted", "running", "vanished", "queued", "unknown", "unreadable")
+STATES = (
+    "finished",
+    "failed",
+    "pruned",
+    "preempted",
+    "running",
+    "vanished",
+    "queued",
+    "unknown",
+    "unreadable",
+)
 """Those of `trainer.rundir.status.STATES` that the files of a run can show, in the order of tables.
 
 vanished: status.json says running, and the process is gone; queued: there is only a config yet; unknown: status.json
@@ -62,6 +72,12 @@ class RecordedRun:
     """Medians of `trainer.report.records.SPEEDS`, of those that it has."""
     unreadable: int = 0
     """Lines of metrics.jsonl and clock.jsonl that are no records, such as a half-written last one."""
+
+    @property
+    def seconds(self) -> float:
+        """Of training, until the last record with a time; 0 before the first."""
+        curves = [*self.evaluations.values(), *self.training.values()]
+        return max((point.seconds or 0.0 for points in curves for point in points), default=0.0)
 
     @property
     def seed(self) -> Any:

@@ -21,11 +21,14 @@ class Curve:
 
     label: str
     finals: dict[float, list[float]]
-    """By the option's value, ascending: the metric's last value of each run that counts; empty: all have failed."""
+    """By the option's value, ascending: the metric's last value of each run that counts; empty: all failed or were
+    pruned."""
     means: dict[float, float]
     """Of the values of the option at which no run has diverged."""
     best: float | None
     """The value of the option with the best mean."""
+    pruned: frozenset[float]
+    """Values of which a run was pruned."""
 
     @property
     def at_edge(self) -> bool:
@@ -62,18 +65,19 @@ def curve_of(group: Group, key: str, metric: Metric) -> Curve:
     means = {value: fmean(found) for value, found in tried.items() if found}
     means = {value: mean for value, mean in means.items() if math.isfinite(mean)}
     best = (max if metric.higher_is_better else min)(means, key=means.__getitem__, default=None)
-    return Curve(group.label, tried, means, best)
+    pruned = frozenset(run.config[key] for run in group.runs if run.state == "pruned")
+    return Curve(group.label, tried, means, best, pruned)
 
 
 def finals(runs: Sequence[RecordedRun], key: str, metric: str) -> dict[float, list[float]]:
     """The metric's last value in each counted run, by the option's value, ascending.
 
-    A value whose runs have all failed has an empty list; one at which no run has ended is left out.
+    A value whose runs all failed or were pruned has an empty list; one at which no run has ended is left out.
     """
     found: dict[float, list[float]] = {}
     for each in sorted(group(runs, [key]), key=lambda each: each.values[key]):
         counted = [run.evaluations[metric][-1].value for run in each.counted.values() if run.evaluations]
-        if counted or any(run.state == "failed" for run in each.runs):
+        if counted or any(run.state in ("failed", "pruned") for run in each.runs):
             found[each.values[key]] = counted
     return found
 

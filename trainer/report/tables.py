@@ -138,7 +138,7 @@ def result_cell(metric: Metric, curve: Curve, value: float) -> str:
         return NONE
     if value in curve.means:
         return "★ " * (value == curve.best) + metric.text(curve.means[value])
-    return "diverged" if curve.finals[value] else "failed"
+    return "diverged" if curve.finals[value] else "pruned" if value in curve.pruned else "failed"
 
 
 def comparison_table(report: Report) -> Table:

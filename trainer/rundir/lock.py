@@ -14,6 +14,10 @@ _held: set[int] = set()
 class DirectoryLock:
     """Locks a file in the directory: network file systems lock no directories, and only files open for writing.
 
+    Args:
+        directory: that exists.
+        name: of the file.
+
     Forked children, such as data workers, do not hold it: they may outlive this process by seconds.
 
     Raises:
@@ -22,8 +26,8 @@ class DirectoryLock:
         OSError: the directory cannot be written.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / LOCK
+    def __init__(self, directory: Path, name: str = LOCK) -> None:
+        self.path = directory / name
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             self._lock()

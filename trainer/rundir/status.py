@@ -34,17 +34,18 @@ STATES = {
     "finished": "reached the end of its budget",
     "failed": "ended with an error",
     "preempted": "stopped by a signal with a checkpoint: the same command continues it",
+    "pruned": "ended by a search with a checkpoint, since other trials were better",
     "cancelled": "ended by its user",
     "vanished": "neither runs any more nor reported an end",
     "unknown": "cannot be told: its status or the queue cannot be read",
     "unreadable": "its config cannot be read",
 }
-"""Every state of a run, with its meaning. A run writes running, finished, failed or preempted into status.json; the
-others are found by commands that look at its files, its process and the queue."""
+"""Every state of a run, with its meaning. A run writes running, finished, failed or preempted into status.json, and a
+search pruned; the others are found by commands that look at its files, its process and the queue."""
 
 
 FIELDS: dict[str, Any] = {
-    "state": Literal["running", "finished", "failed", "preempted"],
+    "state": Literal["running", "finished", "failed", "preempted", "pruned"],
     "step": Annotated[int, Range(ge=0, le=MAX_NUMBER)],
     "saved": Annotated[int, Range(ge=0, le=MAX_NUMBER)] | None,
     "metrics": dict,
@@ -98,7 +99,7 @@ def write_status(run: Path, state: str, **fields: Any) -> None:
 
     Args:
         run: the run directory.
-        state: running, finished, failed or preempted.
+        state: running, finished, failed, preempted or pruned.
         fields: step, saved (the step of the newest checkpoint), metrics, primary (the metric that picks the best),
             error; declared: direction and format of the metrics, by default as this process knows them.
     """
@@ -112,6 +113,17 @@ def write_status(run: Path, state: str, **fields: Any) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not overwrite(run / STATUS, text):
             raise
+
+
+def change_state(run: Path, state: str, reason: str) -> None:
+    """Sets state and reason in status.json after a run has ended, and keeps step, newest checkpoint and metrics.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    status = read_status(run)
+    kept = {key: status[key] for key in ("step", "saved", "metrics", "primary", "declared") if key in status}
+    write_status(run, state, **kept, error=reason)
 
 
 class StatusFile:
