@@ -213,6 +213,21 @@ def test_mistakes_are_one_line(tmp_path: Path, folders: dict[str, float]) -> Non
         build(sources={a: 1, str(other): 1})
 
 
+def test_a_document_mask_needs_documents_that_end_alike(tmp_path: Path) -> None:
+    a, b = (
+        str(write_shards(tmp_path / name, np.arange(1000), documents=9, end_token=end))
+        for name, end in (("a", 3), ("b", 4))
+    )
+    one = str(write_shards(tmp_path / "one", np.arange(1000), end_token=3))
+    for sources in ({a: 1}, {a: 1, one: 1}):
+        assert build(sources=sources, document_mask=True).model_defaults["document_end"] == 3
+    assert "document_end" not in build(path=a).model_defaults
+    with pytest.raises(ConfigError, match=r"document_mask=true: .*one has no documents to tell apart"):
+        build(path=one, document_mask=True)
+    with pytest.raises(ConfigError, match=r"end in .*a by token 3, in .*b by token 4: use one --end-token"):
+        build(sources={a: 1, b: 1}, document_mask=True)
+
+
 def test_damaged_folders_are_refused_at_the_start(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "a", np.arange(1000))
     split = build(path=str(folder)).train

@@ -127,12 +127,14 @@ def tokens(
     sources: dict | None = None,
     context_length: Count = 1024,
     val_fraction: Annotated[float, Range(gt=0, lt=1)] = 0.01,
+    document_mask: bool = False,
 ) -> Data:
     """Folders of token shards; the end of each is what is evaluated on.
 
     Args:
         path: one folder.
         sources: or several, each with its weight.
+        document_mask: the model tells the documents of a sample apart.
     """
     if (path is None) == (not sources):
         raise ConfigError(
@@ -159,11 +161,14 @@ def tokens(
             f"data.sources: {error}: leave out what is less than 1 of {PARTS} samples"
         ) from None
     train, val = everything.hold_out(val_fraction)
+    facts = {"vocab_size": first.vocab_size, "context_length": context_length}
+    if document_mask:
+        facts["document_end"] = document_end(folders)
     text = SavedTokenizer(folders[0])
     return Data(
         train=train,
         evals={"val": val},
-        model_defaults={"vocab_size": first.vocab_size, "context_length": context_length},
+        model_defaults=facts,
         kind="tokens",
         encode=text.encode,
         decode=text.decode,
@@ -172,6 +177,23 @@ def tokens(
             for number, folder in enumerate(folders, 1)
         },
     )
+
+
+def document_end(folders: Sequence[TokenShards]) -> int:
+    """The token that ends each document of all folders.
+
+    Raises:
+        ConfigError: there is no more than one document in any of them, or their tokens differ.
+    """
+    ends = {folder.manifest.end_token: folder.folder for folder in folders}
+    if len(ends) > 1:
+        one, other = (f"{folder} by token {end}" for end, folder in list(ends.items())[:2])
+        raise ConfigError(f"data.document_mask=true: documents end in {one}, in {other}: use one --end-token")
+    if all(folder.manifest.documents < 2 for folder in folders):
+        raise ConfigError(
+            f"data.document_mask=true: {folders[0].folder} has no documents to tell apart, it is one: leave it at false"
+        )
+    return next(iter(ends))
 
 
 class SavedTokenizer:
