@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -57,23 +58,22 @@ class TokenSamples(LazySplit):
         self.sizes = np.array([len(stretch) for stretch in stretches])
         self.firsts = np.cumsum(self.sizes) - self.sizes
         """The number of each stretch's first sample."""
+        starts = np.array([stretch.start for stretch in stretches])
+        self._shifts = starts - self.firsts * stretches[0].context_length
+        """Of each stretch, what is to be added to a sample's number times its length for its first token."""
 
     def __len__(self) -> int:
         return int(self.sizes.sum())
 
     def read(self, indices: Tensor, key: int | None) -> Batch:
         """Reads tokens and the tokens after each of them, int32 [B, T] each."""
-        length = self.stretches[0].context_length
-        numbers = indices.numpy()
+        first, numbers = self.stretches[0], indices.numpy()
+        tokens = np.empty((len(numbers), first.context_length + 1), dtype=first.shards.dtype)
         sources = np.searchsorted(self.firsts, numbers, side="right") - 1
-        places = (numbers - self.firsts[sources]) * length
-        tokens = np.empty((len(numbers), length + 1), dtype=self.stretches[0].shards.dtype)
-        for source in set(sources.tolist()):
-            stretch, rows = self.stretches[source], np.flatnonzero(sources == source)
-            part = tokens if len(rows) == len(tokens) else tokens[rows]
-            stretch.shards.read((stretch.start + places[rows]).tolist(), part)
-            if part is not tokens:
-                tokens[rows] = part
+        starts = numbers * first.context_length + self._shifts[sources]
+        content, size = tokens.reshape(-1).view(np.uint8).data, tokens[:1].nbytes
+        for place, source, start in zip(count(0, size), sources.tolist(), starts.tolist(), strict=False):
+            self.stretches[source].shards.read(start, content[place : place + size])
         both = torch.from_numpy(tokens.astype(np.int32))
         return both[:, :-1], both[:, 1:]
 
