@@ -59,6 +59,7 @@ def test_samples_are_the_tokens_across_shards(folders: dict[str, float]) -> None
     assert torch.equal(inputs.flatten(), torch.arange(896))
     assert torch.equal(targets, inputs + 1)
     assert data.model_defaults == {"vocab_size": 2**16, "context_length": 8}
+    assert data.train.batch(torch.arange(0), None)[0].shape == (0, 8)
 
 
 def test_no_training_sample_touches_what_is_held_out(folders: dict[str, float]) -> None:
@@ -185,7 +186,7 @@ def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("trainer.data.open_files.OPEN_FILES", 3)
     shards = TokenShards(write_shards(tmp_path / "a", np.arange(1000)))
     out = np.empty(1000, dtype="<u2")
-    shards.read([0], out[None])
+    shards.read(0, out.data.cast("B"))
     assert np.array_equal(out, np.arange(1000))
     assert len(shards._files) == 3
 
@@ -211,6 +212,21 @@ def test_mistakes_are_one_line(tmp_path: Path, folders: dict[str, float]) -> Non
     other = write_shards(tmp_path / "c", np.arange(1000), tokenizer_hash="other")
     with pytest.raises(ConfigError, match=r"c is not tokenized as .*a is"):
         build(sources={a: 1, str(other): 1})
+
+
+def test_a_document_mask_needs_documents_that_end_alike(tmp_path: Path) -> None:
+    a, b = (
+        str(write_shards(tmp_path / name, np.arange(1000), documents=9, end_token=end))
+        for name, end in (("a", 3), ("b", 4))
+    )
+    one = str(write_shards(tmp_path / "one", np.arange(1000), end_token=3))
+    for sources in ({a: 1}, {a: 1, one: 1}):
+        assert build(sources=sources, document_mask=True).model_defaults["document_end"] == 3
+    assert "document_end" not in build(path=a).model_defaults
+    with pytest.raises(ConfigError, match=r"document_mask=true: .*one has no documents to tell apart"):
+        build(path=one, document_mask=True)
+    with pytest.raises(ConfigError, match=r"end in .*a by token 3, in .*b by token 4: use one --end-token"):
+        build(sources={a: 1, b: 1}, document_mask=True)
 
 
 def test_damaged_folders_are_refused_at_the_start(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trainer.data import DATA, Data
-from trainer.data.gpt1_bpe import load_bpe
+from trainer.data.gpt1_bpe import load_bpe, pieces_of
 from trainer.errors import ConfigError, DataError, MissingExtra
 
 PARTS = {"train": "aaab" * 30, "valid": "bbba" * 10, "test": "cccb" * 10}
@@ -120,12 +120,25 @@ def byte_pairs(word: str) -> list[int]:
 
 def test_byte_pairs_of_lower_cased_words(pairs):
     pytest.importorskip("tokenizers")
-    encode, decode, size = load_bpe(str(pairs))
+    encode, decode, size, _ = load_bpe(str(pairs))
     words = ["low", "lower", "newer", "new", "wet", "on", "n", "<unk>", "lower", "."]
     expected = [token for word in words for token in ([0] if word == "<unk>" else byte_pairs(word))]
-    assert encode("LOW  lower\nNewer new wét on n <unk> lower.") == expected
+    assert encode("LOW  lower\nNewer new wét on n <unk> lower.").tolist() == expected
     assert size == len(VOCABULARY) == 25
-    assert decode(encode("Newer LOWER.")) == "newer lower ."
+    assert decode(encode("Newer LOWER.").tolist()) == "newer lower ."
+
+
+def test_a_text_in_pieces_has_the_same_tokens(pairs, monkeypatch):
+    pytest.importorskip("tokenizers")
+    encode = load_bpe(str(pairs))[0]
+    text = "Lower newer\n\n<unk> low\nwet n\u0301ew\n" * 40
+    whole = encode(text)
+    assert len(whole) > 200
+    for size in (1, 7, 50):
+        monkeypatch.setattr("trainer.data.gpt1_bpe.PIECE", size)
+        assert len(list(pieces_of(text))) > 10
+        assert "".join(pieces_of(text)) == text
+        assert encode(text).tolist() == whole.tolist()
 
 
 def test_gpt1s_tokens_of_three_files(pairs, tmp_path):

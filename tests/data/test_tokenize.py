@@ -25,7 +25,7 @@ DOCUMENTS = [f"Document {number}: häßlich, 日本 " * (number % 7 + 1) for num
 def tokens_of(folder: Path) -> np.ndarray:
     shards = TokenShards(folder)
     out = np.empty(len(shards), dtype=shards.dtype)
-    shards.read([0], out[None])
+    shards.read(0, out.data.cast("B"))
     return out
 
 

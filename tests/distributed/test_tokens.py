@@ -21,7 +21,7 @@ pytestmark = pytest.mark.ranks
 def line(tmp_path: Path) -> str:
     """A run of three passes through the first source, of which the second one is a part."""
     rng = np.random.default_rng(0)
-    a = write_shards(tmp_path / "a", rng.integers(30, size=700), vocab_size=30)
+    a = write_shards(tmp_path / "a", rng.integers(30, size=700), vocab_size=30, documents=20)
     b = write_shards(tmp_path / "b", rng.integers(30, size=400), vocab_size=30)
     return (
         f"data=tokens data.sources={{{a}:0.75,{b}:0.25}} data.context_length=9 data.val_fraction=0.1 "
@@ -31,9 +31,19 @@ def line(tmp_path: Path) -> str:
     )
 
 
-@pytest.mark.parametrize(("world_size", "parallel"), [(2, "ddp"), (3, "fsdp")])
-def test_killed_it_goes_on_to_the_bit(world_size: int, parallel: str, line: str, tmp_path: Path) -> None:
-    overrides = [*line.split(), f"parallel={parallel}", "loop.max_steps=15", "checkpoint.every_steps=4"]
+MASKED = " data.document_mask=true model.position=learned"
+
+
+@pytest.mark.parametrize(("world_size", "parallel", "more"), [(2, "ddp", ""), (3, "fsdp", MASKED)])
+def test_killed_it_goes_on_to_the_bit(
+    world_size: int, parallel: str, more: str, line: str, tmp_path: Path
+) -> None:
+    overrides = [
+        *(line + more).split(),
+        f"parallel={parallel}",
+        "loop.max_steps=15",
+        "checkpoint.every_steps=4",
+    ]
     overrides += ["loop.log_every=1", "monitor.sinks=[jsonl]"]
     undisturbed, disturbed = (f"hydra.run.dir={tmp_path / name}" for name in ("undisturbed", "disturbed"))
     assert train(world_size, [*overrides, undisturbed]) == [0] * world_size
@@ -53,7 +63,9 @@ def trained(ranks: Ranks, line: str) -> dict[str, Any]:
     return outcome(steps(parts_of(ranks, *line.split()), 7))
 
 
-def test_as_on_one_rank(line: str) -> None:
+@pytest.mark.parametrize("more", ["", MASKED])
+def test_as_on_one_rank(more: str, line: str) -> None:
+    line += more
     expected = on_ranks(1, trained, line)[0]
     for world_size, parallel in ((2, "ddp"), (3, "fsdp")):
         for one in on_ranks(world_size, trained, f"{line} parallel={parallel} loop.accumulate=2"):

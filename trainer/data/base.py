@@ -87,7 +87,8 @@ class Data:
         train: what is trained on.
         evals: what is evaluated on, by name; the first one picks the best checkpoint.
         model_defaults: values of model options that the user leaves null. Images: num_classes, in_channels,
-            image_size (an int, or height and width). Tokens: vocab_size, context_length.
+            image_size (an int, or height and width). Tokens: vocab_size, context_length, and if the documents of a
+            sample are to be told apart document_end.
         kind: what a sample is: ``images``, ``tokens``, or any other word, which a model of such data is registered with
             as ``reads``.
         encode, decode: text to tokens (int64 [T]) and back, where tokens stand for text; encode raises ValueError

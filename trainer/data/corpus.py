@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -57,23 +58,22 @@ class TokenSamples(LazySplit):
         self.sizes = np.array([len(stretch) for stretch in stretches])
         self.firsts = np.cumsum(self.sizes) - self.sizes
         """The number of each stretch's first sample."""
+        starts = np.array([stretch.start for stretch in stretches])
+        self._shifts = starts - self.firsts * stretches[0].context_length
+        """Of each stretch, what is to be added to a sample's number times its length for its first token."""
 
     def __len__(self) -> int:
         return int(self.sizes.sum())
 
     def read(self, indices: Tensor, key: int | None) -> Batch:
         """Reads tokens and the tokens after each of them, int32 [B, T] each."""
-        length = self.stretches[0].context_length
-        numbers = indices.numpy()
+        first, numbers = self.stretches[0], indices.numpy()
+        tokens = np.empty((len(numbers), first.context_length + 1), dtype=first.shards.dtype)
         sources = np.searchsorted(self.firsts, numbers, side="right") - 1
-        places = (numbers - self.firsts[sources]) * length
-        tokens = np.empty((len(numbers), length + 1), dtype=self.stretches[0].shards.dtype)
-        for source in set(sources.tolist()):
-            stretch, rows = self.stretches[source], np.flatnonzero(sources == source)
-            part = tokens if len(rows) == len(tokens) else tokens[rows]
-            stretch.shards.read((stretch.start + places[rows]).tolist(), part)
-            if part is not tokens:
-                tokens[rows] = part
+        starts = numbers * first.context_length + self._shifts[sources]
+        content, size = tokens.reshape(-1).view(np.uint8).data, tokens[:1].nbytes
+        for place, source, start in zip(count(0, size), sources.tolist(), starts.tolist(), strict=False):
+            self.stretches[source].shards.read(start, content[place : place + size])
         both = torch.from_numpy(tokens.astype(np.int32))
         return both[:, :-1], both[:, 1:]
 
@@ -127,12 +127,14 @@ def tokens(
     sources: dict | None = None,
     context_length: Count = 1024,
     val_fraction: Annotated[float, Range(gt=0, lt=1)] = 0.01,
+    document_mask: bool = False,
 ) -> Data:
     """Folders of token shards; the end of each is what is evaluated on.
 
     Args:
         path: one folder.
         sources: or several, each with its weight.
+        document_mask: the model tells the documents of a sample apart.
     """
     if (path is None) == (not sources):
         raise ConfigError(
@@ -159,11 +161,14 @@ def tokens(
             f"data.sources: {error}: leave out what is less than 1 of {PARTS} samples"
         ) from None
     train, val = everything.hold_out(val_fraction)
+    facts = {"vocab_size": first.vocab_size, "context_length": context_length}
+    if document_mask:
+        facts["document_end"] = document_end(folders)
     text = SavedTokenizer(folders[0])
     return Data(
         train=train,
         evals={"val": val},
-        model_defaults={"vocab_size": first.vocab_size, "context_length": context_length},
+        model_defaults=facts,
         kind="tokens",
         encode=text.encode,
         decode=text.decode,
@@ -172,6 +177,23 @@ def tokens(
             for number, folder in enumerate(folders, 1)
         },
     )
+
+
+def document_end(folders: Sequence[TokenShards]) -> int:
+    """The token that ends each document of all folders.
+
+    Raises:
+        ConfigError: there is no more than one document in any of them, or their tokens differ.
+    """
+    ends = {folder.manifest.end_token: folder.folder for folder in folders}
+    if len(ends) > 1:
+        one, other = (f"{folder} by token {end}" for end, folder in list(ends.items())[:2])
+        raise ConfigError(f"data.document_mask=true: documents end in {one}, in {other}: use one --end-token")
+    if all(folder.manifest.documents < 2 for folder in folders):
+        raise ConfigError(
+            f"data.document_mask=true: {folders[0].folder} has no documents to tell apart, it is one: leave it at false"
+        )
+    return next(iter(ends))
 
 
 class SavedTokenizer:

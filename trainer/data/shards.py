@@ -102,33 +102,33 @@ class TokenShards:
         self.folder = folder
         self.manifest = read_manifest(folder, where)
         self.dtype = np.dtype(self.manifest.dtype)
+        self._width = self.dtype.itemsize
+        self._shard_bytes = self.manifest.shard_tokens * self._width
         self._files = OpenFiles(partial(shard_path, folder))
         self._check_sizes()
 
     def __len__(self) -> int:
         return self.manifest.tokens
 
-    def read(self, starts: list[int], out: np.ndarray) -> None:
-        """Reads stretches of consecutive tokens, each from one shard or several.
+    def read(self, start: int, out: memoryview) -> None:
+        """Reads consecutive tokens, from one shard or several.
 
         Args:
-            starts: numbers of the first tokens, [B].
-            out: of this folder's dtype, contiguous, [B, L]; filled.
+            start: number of the first one.
+            out: filled with so many bytes of them as it has.
 
         Raises:
             DataError: a shard is missing or has become shorter.
         """
-        content, files = out.data.cast("B"), self._files  # all that follows counts bytes
-        length, size = out[0].nbytes, self.manifest.shard_tokens * self.dtype.itemsize
-        for row, start in enumerate(starts):
-            place, stop = row * length, (row + 1) * length
-            number, offset = divmod(start * self.dtype.itemsize, size)
-            while place < stop:  # once, but for a stretch that goes on in another shard
-                count = min(stop - place, size - offset)
-                if os.preadv(files[number], [content[place : place + count]], offset) != count:
-                    path = shard_path(self.folder, number)
-                    raise DataError(f"{path} has become shorter: copy or make it again")
-                place, number, offset = place + count, number + 1, 0
+        number, offset = divmod(start * self._width, self._shard_bytes)
+        count = os.preadv(self._files[number], (out,), offset)
+        while count < len(out):  # they go on in the next shard
+            if offset + count != self._shard_bytes:
+                raise DataError(
+                    f"{shard_path(self.folder, number)} has become shorter: copy or make it again"
+                )
+            out, number, offset = out[count:], number + 1, 0
+            count = os.preadv(self._files[number], (out,), offset)
 
     def _check_sizes(self) -> None:
         """Notices a copy that was interrupted, without reading the shards."""

@@ -2,7 +2,9 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from trainer.data.base import DATA, Data, digest
 from trainer.data.gpt1_bpe import load_bpe
+from trainer.data.token_cache import tokens_of
 from trainer.data.tokens import PackedTokens
 from trainer.errors import ConfigError, DataError, MissingExtra, nearest
 from trainer.options import MAY_DIFFER, Count, Range
@@ -146,9 +149,9 @@ def encode_all(
         ends = np.cumsum([len(text) for text in texts])
         return np.split(tokens, ends[:-1]), vocab_size, encode, decode
     is_folder = Path(tokenizer).is_dir() or os.sep in tokenizer
-    tokenize = _gpt1(tokenizer) if is_folder else _tiktoken(tokenizer)
-    parts = [tokenize(text) for text in texts]
-    return [part[0] for part in parts], *parts[0][1:]
+    subwords = _gpt1(tokenizer) if is_folder else _tiktoken(tokenizer)
+    sequences = [tokens_of(text, subwords.identity, subwords.tokenize) for text in texts]
+    return sequences, subwords.vocab_size, subwords.encode, subwords.decode
 
 
 def _characters(content: bytes, path: str | None) -> str:
@@ -173,7 +176,10 @@ def encode_bytes(content: bytes) -> Encoded:
 def encode_chars(content: str) -> Encoded:
     """Each character is a token; the vocabulary are the characters that occur, in the order of Unicode."""
     points = np.frombuffer(content.encode("utf-32-le"), dtype=np.uint32)
-    vocabulary, tokens = np.unique(points, return_inverse=True)
+    occurs = np.zeros(sys.maxunicode + 1, dtype=bool)
+    occurs[points] = True
+    vocabulary = np.flatnonzero(occurs)
+    tokens = (np.cumsum(occurs, dtype=np.int32) - 1)[points]
     characters = [chr(point) for point in vocabulary]
     numbers = {character: number for number, character in enumerate(characters)}
 
@@ -185,21 +191,33 @@ def encode_chars(content: str) -> Encoded:
     def decode(ids: Tensor) -> str:
         return "".join(characters[i] for i in ids.tolist())
 
-    return tokens.astype(np.int32), len(characters), encode, decode
+    return tokens, len(characters), encode, decode
 
 
-def _gpt1(folder: str) -> Callable[[str], Encoded]:
+@dataclass(frozen=True)
+class Subwords:
+    """A tokenizer whose work takes long enough to be kept."""
+
+    identity: str
+    """Another one if it may give other tokens."""
+    vocab_size: int
+    tokenize: Callable[[str], np.ndarray]
+    """Text to tokens, integers [L]."""
+    decode: Decode
+
+    def encode(self, text: str) -> Tensor:
+        """As `tokenize`, int64 [L]."""
+        return torch.from_numpy(self.tokenize(text).astype(np.int64))
+
+
+def _gpt1(folder: str) -> Subwords:
     """How GPT-1 encodes, by the files in a folder."""
-    to_ids, to_text, vocab_size = load_bpe(folder)
+    to_ids, to_text, vocab_size, identity = load_bpe(folder)
 
-    def tokenize(content: str) -> Encoded:
-        tokens = np.array(to_ids(content), dtype=np.int32)
-        return tokens, vocab_size, lambda text: torch.tensor(to_ids(text)), lambda ids: to_text(ids.tolist())
-
-    return tokenize
+    return Subwords(identity, vocab_size, to_ids, lambda ids: to_text(ids.tolist()))
 
 
-def _tiktoken(name: str) -> Callable[[str], Encoded]:
+def _tiktoken(name: str) -> Subwords:
     """How a tiktoken encoding encodes; fetched from the network unless it is in tiktoken's cache."""
     try:
         import tiktoken
@@ -215,11 +233,8 @@ def _tiktoken(name: str) -> Callable[[str], Encoded]:
             "folder that has it, or take bytes or chars"
         ) from None
 
-    def encode(text: str) -> Tensor:
-        return torch.tensor(encoding.encode_ordinary(text))
+    def tokenize(text: str) -> np.ndarray:
+        return encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
 
-    def tokenize(content: str) -> Encoded:
-        tokens = np.array(encoding.encode_ordinary(content), dtype=np.int32)
-        return tokens, encoding.n_vocab, encode, lambda ids: encoding.decode(ids.tolist())
-
-    return tokenize
+    identity = f"tiktoken {tiktoken.__version__} {name}"  # which checks the content of its encodings
+    return Subwords(identity, encoding.n_vocab, tokenize, lambda ids: encoding.decode(ids.tolist()))

@@ -47,7 +47,13 @@ class KeyValueCache:
     def __init__(self) -> None:
         self.length = 0
         """Tokens seen; the model counts them at the end of its forward pass."""
+        self._tokens: Tensor | None = None
         self._kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def remember(self, tokens: Tensor) -> Tensor:
+        """Returns all tokens, [B, T], given the next ones: for a model that tells documents apart by them."""
+        self._tokens = tokens if self._tokens is None else torch.cat([self._tokens, tokens], 1)
+        return self._tokens
 
     def extend(self, layer: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Returns a layer's keys and values of all tokens, [B, heads, T, D] each, given those of the next ones."""
@@ -73,8 +79,14 @@ class Attention(nn.Module):
         self.q_norm = options.make_norm(self.head_width) if options.qk_norm else None
         self.k_norm = options.make_norm(self.head_width) if options.qk_norm else None
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """[B, T, width] -> [B, T, width]; with a cache that is not empty, T is 1."""
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """[B, T, width] -> [B, T, width]; with a cache that is not empty, T is 1.
+
+        Args:
+            x: normalised, of each token.
+            cache: of the tokens before.
+            mask: which tokens each one sees, bool, [B, 1, T, all]; None: itself and those before.
+        """
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_width))  # [B, T, heads, D]
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 2)
         if self.q_norm is not None and self.k_norm is not None:
@@ -89,12 +101,28 @@ class Attention(nn.Module):
             q,
             k,
             v,
+            attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=cache is None
-            or x.shape[1] == k.shape[2],  # otherwise it is the last token, which sees all
+            # a token alone with a cache is the last one, which sees all
+            is_causal=mask is None and (cache is None or x.shape[1] == k.shape[2]),
             enable_gqa=self.kv_heads != self.heads,
         )
         return self.out(x.transpose(1, 2).flatten(2))  # [B, T, width]
+
+
+def document_mask(tokens: Tensor, end: int) -> Tensor:
+    """Which tokens each token sees: itself and those before it that are of the same document.
+
+    Args:
+        tokens: int64 [B, T].
+        end: the last token of each document.
+
+    Returns:
+        bool [B, 1, T, T].
+    """
+    ends = (tokens == end).long()
+    document = ends.cumsum(1) - ends  # [B, T]: ends before each token
+    return (document[:, :, None] == document[:, None, :]).tril()[:, None]
 
 
 def rotate(x: Tensor, start: int, base: float) -> Tensor:
@@ -141,7 +169,7 @@ class Block(nn.Module):
         self.mlp = options.make_mlp()
         self.dropout = nn.Dropout(options.dropout)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """[B, T, width] -> [B, T, width]."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), cache))  # [B, T, width]
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """[B, T, width] -> [B, T, width]; the rest as of `Attention`."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache, mask))  # [B, T, width]
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # [B, T, width]

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from trainer.errors import ConfigError
 from trainer.models.base import MODELS, required_from_data
-from trainer.models.decoder_block import Block, BlockOptions, KeyValueCache
+from trainer.models.decoder_block import Block, BlockOptions, KeyValueCache, document_mask
 from trainer.models.pieces import Read, read_in_pieces
-from trainer.options import Count, Fraction, Positive
+from trainer.options import Count, Fraction, Natural, Positive
 
 
 @MODELS.register("gpt", objective="language", pieces=True)
@@ -34,11 +34,14 @@ class GPT(nn.Module):
         qk_norm: normalise queries and keys, head by head.
         bias: of linear layers and layer norms.
         tied: the output layer shares the token embedding's weight.
+        document_end: the token that ends a document: those behind it do not attend to what is before, and learned
+            positions begin anew; None: all of a sequence is one text.
         vocab_size: different tokens.
         context_length: longest sequence.
 
     Raises:
-        ConfigError: sizes do not divide each other, or a sequence exceeds ``context_length``.
+        ConfigError: sizes do not divide each other, ``document_end`` is not in the vocabulary, or a sequence exceeds
+            ``context_length``.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class GPT(nn.Module):
         qk_norm: bool = False,
         bias: bool = True,
         tied: bool = True,
+        document_end: Natural | None = None,
         vocab_size: Count | None = None,
         context_length: Count | None = None,
     ) -> None:
@@ -84,6 +88,11 @@ class GPT(nn.Module):
             bias=bias,
         )
         vocab_size = required_from_data("vocab_size", vocab_size)
+        if document_end is not None and document_end >= vocab_size:
+            raise ConfigError(
+                f"model.document_end={document_end} is no token of the vocabulary: less than {vocab_size}"
+            )
+        self.document_end = document_end
         self.context_length = required_from_data("context_length", context_length)
         self.tokens = nn.Embedding(vocab_size, width)
         self.positions = nn.Embedding(self.context_length, width) if position == "learned" else None
@@ -132,18 +141,29 @@ class GPT(nn.Module):
             raise ConfigError(
                 f"model.context_length={self.context_length} is less than the {stop} tokens of a sequence"
             )
+        mask = self._mask(tokens, cache)
         x = self.tokens(tokens)  # [B, T, width]
         if self.positions is not None:
             # [B, T]: looked up for each sample, so that hooks on the layer see one row for each sample
-            positions = torch.arange(start, stop, device=tokens.device).expand(tokens.shape)
+            if mask is None:
+                positions = torch.arange(start, stop, device=tokens.device).expand(tokens.shape)
+            else:  # in its document
+                positions = mask.sum(-1).squeeze(1) - 1
             x = x + self.positions(positions)
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, cache)
+            x = block(x, cache, mask)
         if cache is not None:
             cache.length = stop
         x = self.norm(x)
         return self.head(x) if read is None else read_in_pieces(self.head, x, pieces, read)
+
+    def _mask(self, tokens: Tensor, cache: KeyValueCache | None) -> Tensor | None:
+        """Which tokens these see, bool [B, 1, T, all], if documents are told apart."""
+        if self.document_end is None:
+            return None
+        seen = tokens if cache is None else cache.remember(tokens)
+        return document_mask(seen, self.document_end)[:, :, -tokens.shape[1] :]
 
 
 def default_mlp_width(width: int, mlp: str) -> int:

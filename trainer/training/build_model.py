@@ -10,12 +10,16 @@ from trainer.errors import ConfigError
 from trainer.models import MODELS
 from trainer.models.base import kind_read
 
+FIXED = ("num_classes", "vocab_size", "in_channels", "document_end")
+"""What the user may say too, but not otherwise than the data."""
+
 
 def build_model(config: Config, data: Data) -> nn.Module:
     """The model, with the options that the user left open filled in from the data.
 
     Raises:
-        ConfigError: the model reads something else than the data gives, or has another number of classes.
+        ConfigError: the model reads something else than the data gives, has another number of classes, or cannot tell
+            documents apart as the data ask for.
     """
     name = config.model["name"]
     kind = kind_read(name)
@@ -27,10 +31,15 @@ def build_model(config: Config, data: Data) -> nn.Module:
     options = dict(config.model)
     for fact, value in data.model_defaults.items():
         if fact not in options:
+            if fact == "document_end":
+                raise ConfigError(
+                    f"data.document_mask=true needs a model with the option document_end, as model=gpt has: "
+                    f"model={name} has none"
+                )
             continue
         if options[fact] is None:
             options[fact] = value
-        elif fact in ("num_classes", "vocab_size", "in_channels") and not fits(fact, options[fact], value):
+        elif fact in FIXED and not fits(fact, options[fact], value):
             raise ConfigError(
                 f"model.{fact}={options[fact]} does not fit data={config.data['name']}, which has {value}: "
                 f"leave it null"
@@ -46,5 +55,5 @@ def initialize_lazy_layers(model: nn.Module, data: Data) -> None:
 
 
 def fits(fact: str, option: int, value: int) -> bool:
-    """Whether a model can have that option: more classes or tokens than the data has, but just as many channels."""
-    return option == value if fact == "in_channels" else option >= value
+    """Whether a model can have that option: more classes or tokens than the data has, all else just as it is."""
+    return option >= value if fact in ("num_classes", "vocab_size") else option == value
