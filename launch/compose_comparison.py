@@ -7,6 +7,7 @@ from launch.compose import SweepPoint, launch_options
 from launch.options import LaunchOptions
 from trainer.compare.arguments import BUDGET, FOLDER, TUNE, parse_command
 from trainer.compare.resume import write_record
+from trainer.compare.tables import expanded
 from trainer.config.command_line import parse_arguments
 from trainer.distributed.strategies import STRATEGIES
 from trainer.errors import ConfigError
@@ -19,7 +20,7 @@ def compose_comparison(arguments: list[str]) -> tuple[LaunchOptions, list[SweepP
         UserError: an option is wrong, for one of the contenders or for a comparison.
     """
     launch = [word for word in arguments if word.partition("=")[0].partition(".")[0] == "launch"]
-    words = [word for word in arguments if word not in launch]
+    words = expanded([word for word in arguments if word not in launch])
     for word in words:
         if word == "--json" or word.startswith(f"{FOLDER}="):
             raise ConfigError(

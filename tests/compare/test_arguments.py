@@ -3,8 +3,10 @@
 import re
 
 import pytest
+import yaml
 
 from trainer.compare.arguments import Command, parse_command, variant
+from trainer.compare.tables import FILE, expanded
 from trainer.errors import ConfigError
 
 
@@ -42,6 +44,26 @@ def test_runs_do_not_write_to_the_terminal() -> None:
     (only,) = parse("monitor.sinks=[console,jsonl]").contenders
     assert only.label == "adafisher"
     assert only.config.monitor.sinks == ["jsonl"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(yaml.safe_load(FILE.read_text())))
+def test_a_table_is_its_recipes_with_the_time_of_the_reference_and_five_seeds(name: str) -> None:
+    command = parse(f"table={name}", "monitor.sinks=[jsonl]")
+    (recipes,) = [word for word in command.words if word.startswith("experiment=")]
+    labels = [f"experiment={recipe}" for recipe in recipes.removeprefix("experiment=").split(",")]
+    assert [c.label for c in command.contenders] == labels
+    assert command.reference == labels[0]
+    assert "adafisher" in labels[0]
+    assert command.seeds == [0, 1, 2, 3, 4]
+    assert command.words[-1] == "monitor.sinks=[jsonl]"
+
+
+def test_what_is_typed_has_precedence_over_a_table() -> None:
+    recipes = "experiment=cifar_cnn_adafisher,cifar_cnn_sgd"
+    words = ["seed=7", "table=cifar_cnn", recipes, "quick=images"]
+    assert expanded(words) == ["budget_from=cifar_cnn_adafisher", "seed=7", recipes, "quick=images"]
+    assert parse(*words).seeds == [7]
 
 
 def test_trials() -> None:
@@ -101,6 +123,8 @@ def test_a_variant_has_one_budget() -> None:
         ("--multirun", "a comparison takes no --multirun"),
         ("--config-path conf", "a comparison takes no --config-path"),
         ("--jsn", "--jsn"),
+        ("table=cifar_cn", "unknown table=cifar_cn; did you mean cifar_cnn"),
+        ("table=cifar_cnn table=cifar_vit", "table is given twice"),
         ("optimiser=adamw", "unknown option optimiser; did you mean optimizer"),
     ],
 )

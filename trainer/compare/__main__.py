@@ -25,6 +25,7 @@ from trainer.rundir.strict_json import dumps
 
 HELP = """\
 python -m trainer.compare OPTION=VALUE[,VALUE] ... [budget_from=CONTENDER] [tune.OPTION=GRID ...] [compare.dir=FOLDER]
+python -m trainer.compare table=NAME [OPTION=VALUE ...]
 
 Trains contenders, which are all combinations of what is swept but for the seed, interleaved, one at a time, each in a
 process of its own, and reports on them. Options are those of python -m trainer.
@@ -35,12 +36,15 @@ process of its own, and reports on them. Options are those of python -m trainer.
                                  (data.holdout, if not given 0.1); the best one then runs with the seeds, on test
   tune.lr=lin(0.1,0.9,5)         evenly spaced; or a list: tune.lr=[1e-3,1e-2]; several tune.OPTIONs make a grid
   tune.lr.sgd=log(1e-3,10,9)     a grid for one contender, of as many values
+  table=cifar_cnn                the recipes, budget and five seeds of a published table, cifar_cnn, cifar_vit or
+                                 wikitext2; what you give in addition, such as seed=0, has precedence
   compare.dir=FOLDER             where (default: outputs/comparisons/DATE_TIME); the same command with the folder of
                                  an interrupted comparison resumes where it stopped
   --json                         prints JSON instead of tables
 
   python -m trainer.compare optimizer=adafisher,adamw,sgd seed=0,1,2 loop.max_epochs=3 budget_from=adafisher
   python -m trainer.compare optimizer=adafisher,adamw seed=0,1,2 loop.max_epochs=3 'tune.lr=log(1e-4,1e-1,7)'
+  python -m trainer.compare table=cifar_cnn model=resnet50_cifar data=cifar100
 """
 
 
@@ -76,11 +80,10 @@ def compare_in(folder: Path, command: Command) -> int:
     if recorded is not None:
         command = dataclasses.replace(command, contenders=recorded)
     comparison = ComparisonRun(command, folder)
-    configs = comparison.check()
     try:
         with Runner(folder, console, command.runs) as runner:
             if recorded is None:
-                runner.check(configs)
+                runner.check(comparison.configs)
                 write_record(command, folder)
             write_status(folder, "running")
             outcome = comparison.run(runner)

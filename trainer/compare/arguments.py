@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.compare.grids import grid_values
+from trainer.compare.tables import expanded
 from trainer.config.command_line import parse_arguments, parse_overrides
 from trainer.config.compose import GridPoint, compose_grid
 from trainer.config.schema import Config, check_config
@@ -75,6 +76,7 @@ def parse_command(argv: Sequence[str]) -> Command:
     Raises:
         ConfigError: an option is unknown or wrong for one of the contenders, or the comparison would not be fair.
     """
+    argv = expanded(argv)
     own: dict[str, str] = {}
     others: list[str] = []
     for word in argv:
