@@ -48,15 +48,15 @@ def test_runs_do_not_write_to_the_terminal() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(yaml.safe_load(FILE.read_text())))
-def test_a_table_is_its_recipes_with_the_time_of_the_reference_and_five_seeds(name: str) -> None:
+def test_a_table_is_its_recipes_with_the_time_of_the_reference(name: str) -> None:
     command = parse(f"table={name}", "monitor.sinks=[jsonl]")
     (recipes,) = [word for word in command.words if word.startswith("experiment=")]
     labels = [f"experiment={recipe}" for recipe in recipes.removeprefix("experiment=").split(",")]
     assert [c.label for c in command.contenders] == labels
     assert command.reference == labels[0]
-    assert "adafisher" in labels[0]
-    assert command.seeds == [0, 1, 2, 3, 4]
-    assert command.words[-1] == "monitor.sinks=[jsonl]"
+    assert ("adam" if name == "imagenet" else "adafisher") in labels[0], "whose time the paper gives to all"
+    assert command.seeds == ([0] if name == "imagenet" else [0, 1, 2, 3, 4])
+    assert "monitor.sinks=[jsonl]" in command.words
 
 
 def test_what_is_typed_has_precedence_over_a_table() -> None:

@@ -36,8 +36,8 @@ process of its own, and reports on them. Options are those of python -m trainer.
                                  (data.holdout, if not given 0.1); the best one then runs with the seeds, on test
   tune.lr=lin(0.1,0.9,5)         evenly spaced; or a list: tune.lr=[1e-3,1e-2]; several tune.OPTIONs make a grid
   tune.lr.sgd=log(1e-3,10,9)     a grid for one contender, of as many values
-  table=cifar_cnn                the recipes, budget and five seeds of a published table, cifar_cnn, cifar_vit or
-                                 wikitext2; what you give in addition, such as seed=0, has precedence
+  table=cifar_cnn                the recipes, budget and seeds of a published table, cifar_cnn, cifar_vit, wikitext2 or
+                                 imagenet; what you give in addition, such as seed=0, has precedence
   compare.dir=FOLDER             where (default: outputs/comparisons/DATE_TIME); the same command with the folder of
                                  an interrupted comparison resumes where it stopped
   --json                         prints JSON instead of tables
