@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from trainer.metrics import Metric
 from trainer.options import is_number
@@ -60,13 +61,13 @@ def heat_map(runs: Sequence[RecordedRun], keys: Sequence[str], metric: Metric) -
         for each in group(runs, [key for key in keys if key not in numeric])
     ]
     tried = [cell for grid in grids for cell in grid.finals]
-    values = [sorted(set(each)) for each in zip(*tried, strict=True)]
-    if not values or min(map(len, values)) < 2:
+    row_values, column_values = (sorted({cell[axis] for cell in tried}) for axis in (0, 1))
+    if min(len(row_values), len(column_values)) < 2:
         return None
-    return HeatMap(metric, rows, columns, *values, grids)
+    return HeatMap(metric, rows, columns, row_values, column_values, grids)
 
 
-def is_finite(value: object) -> bool:
+def is_finite(value: Any) -> bool:
     """Whether an option's value is a finite number."""
     return is_number(value) and math.isfinite(value)
 
