@@ -11,6 +11,7 @@ from launch.compose import SweepPoint, launch_options
 from launch.options import LaunchOptions
 from trainer.compare.arguments import BUDGET, FOLDER, SEEDS, Command, parse_command
 from trainer.compare.resume import write_record
+from trainer.compare.tables import expanded
 from trainer.compare.tuning_options import PARALLEL, SEARCH, SEARCH_FOLDER, TUNE, count
 from trainer.config.command_line import parse_arguments
 from trainer.distributed.strategies import STRATEGIES
@@ -25,7 +26,7 @@ def compose_comparison(arguments: list[str]) -> tuple[LaunchOptions, list[SweepP
     """
     launch = [word for word in arguments if word.partition("=")[0].partition(".")[0] == "launch"]
     parallel = [word for word in arguments if word.startswith(f"{PARALLEL}=")]
-    words = [word for word in arguments if word not in [*launch, *parallel]]
+    words = expanded([word for word in arguments if word not in [*launch, *parallel]])
     for word in words:
         if word == "--json" or word.partition("=")[0] in (FOLDER, SEEDS, SEARCH_FOLDER):
             raise ConfigError(

@@ -108,6 +108,9 @@ def train(run: Run, text: str | None) -> Run:
 class Study:
     """The runs of one file."""
 
+    train = staticmethod(train)
+    """Makes a run of what describes it and the path of the text."""
+
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.done: dict[str, Run] = {}
@@ -124,7 +127,7 @@ class Study:
         missing = [run for run in runs if self._key(run) not in self.done]
         missing.sort(key=lambda run: (run["task"], run["seed"]))  # contenders take turns
         with ProcessPoolExecutor(self.args.processes) as pool:
-            for future in as_completed(pool.submit(train, run, self.args.text) for run in missing):
+            for future in as_completed(pool.submit(self.train, run, self.args.text) for run in missing):
                 run = future.result()
                 self.done[self._key(run)] = run
                 with self.args.out.open("a") as file:

@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trainer.compare.arguments import Command, parse_command
 from trainer.compare.contenders import variant
 from trainer.compare.grids import Interval
+from trainer.compare.tables import FILE, expanded
 from trainer.compare.tuning_options import Search, corners
 from trainer.errors import ConfigError, MissingExtra
 
@@ -46,6 +48,26 @@ def test_runs_do_not_write_to_the_terminal() -> None:
     (only,) = parse("monitor.sinks=[console,jsonl]").contenders
     assert only.label == "adafisher"
     assert only.config.monitor.sinks == ["jsonl"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(yaml.safe_load(FILE.read_text())))
+def test_a_table_is_its_recipes_with_the_time_of_the_reference(name: str) -> None:
+    command = parse(f"table={name}", "monitor.sinks=[jsonl]")
+    (recipes,) = [word for word in command.words if word.startswith("experiment=")]
+    labels = [f"experiment={recipe}" for recipe in recipes.removeprefix("experiment=").split(",")]
+    assert [c.label for c in command.contenders] == labels
+    assert command.reference == labels[0]
+    assert ("adam" if name == "imagenet" else "adafisher") in labels[0], "whose time the paper gives to all"
+    assert command.seeds == ([0] if name == "imagenet" else [0, 1, 2, 3, 4])
+    assert "monitor.sinks=[jsonl]" in command.words
+
+
+def test_what_is_typed_has_precedence_over_a_table() -> None:
+    recipes = "experiment=cifar_cnn_adafisher,cifar_cnn_sgd"
+    words = ["seed=7", "table=cifar_cnn", recipes, "quick=images"]
+    assert expanded(words) == ["budget_from=cifar_cnn_adafisher", "seed=7", recipes, "quick=images"]
+    assert parse(*words).seeds == [7]
 
 
 def test_trials() -> None:
@@ -193,6 +215,8 @@ def test_a_variant_has_one_budget() -> None:
         ("--multirun", "a comparison takes no --multirun"),
         ("--config-path conf", "a comparison takes no --config-path"),
         ("--jsn", "--jsn"),
+        ("table=cifar_cn", "unknown table=cifar_cn; did you mean cifar_cnn"),
+        ("table=cifar_cnn table=cifar_vit", "table is given twice"),
         ("optimiser=adamw", "unknown option optimiser; did you mean optimizer"),
     ],
 )

@@ -73,6 +73,19 @@ def test_equal_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.slow
+def test_a_published_table_in_quick_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Contenders that differ in their own budgets, too, are told apart by what is left, which is the optimizer."""
+    recipes = "experiment=cifar_cnn_adafisher,cifar_cnn_adam"
+    words = ["table=cifar_cnn", recipes, "quick=images", "model=cct2_cifar", "seed=0", "loop.max_steps=2"]
+    assert main([*words, f"compare.dir={tmp_path / 'c'}", "--json"]) == 0, capsys.readouterr().err
+    found = json.loads(capsys.readouterr().out)
+    assert found["by"] == ["optimizer.name"]
+    assert [g["group"] for g in found["groups"]] == ["adafisher", "adam"]
+    assert found["seconds"] > 0
+    assert found["published"] == [], "the data are made up"
+
+
+@pytest.mark.slow
 def test_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """SGD at a rate of 1e-9 learns nothing, so that 0.1 must win; so must AdamW's 1e-2."""
     grids = ["tune.lr=[1e-9,1e-8,1e-2]", "tune.lr.sgd=[1e-9,0.1,1e-8]"]

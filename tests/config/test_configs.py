@@ -62,6 +62,7 @@ SHARED = {
     "_schedule": ScheduleOptions,
 }
 """Files that every component of a group includes: the options that are common to the group."""
+TINY_IMAGENET = ["data.batch_size=2", "data.image_size=32", "data.resize=32", "data.num_workers=0"]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
@@ -239,7 +240,10 @@ SMALLER = {
     "iris_mlp": [],
     "wikitext2_gpt1_adafisherw": ["quick=text"],
     "wikitext2_gpt1_adamw": ["quick=text"],
-    "imagenet_resnet50": ["data.batch_size=2", "data.image_size=32", "data.resize=32", "data.num_workers=0"],
+    "imagenet_resnet50": TINY_IMAGENET,
+    "imagenet_resnet50_adam": TINY_IMAGENET,
+    "imagenet_resnet50_kfac": [*TINY_IMAGENET, "model.arch=mobilenet_v3_small"],
+    "imagenet_resnet50_shampoo": [*TINY_IMAGENET, "model.arch=mobilenet_v3_small"],
     "wikitext2_gpt": ["data.batch_size=2", "data.tokenizer=bytes", "model.width=96"],
     "shakespeare_gpt": ["data.batch_size=2"],
     "fashion_mnist_cnn": ["data.batch_size=4"],

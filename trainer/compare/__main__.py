@@ -27,6 +27,7 @@ from trainer.streams import print_if_read
 
 HELP = """\
 python -m trainer.compare OPTION=VALUE[,VALUE] ... [budget_from=CONTENDER] [tune.OPTION=GRID ...] [compare.dir=FOLDER]
+python -m trainer.compare table=NAME [OPTION=VALUE ...]
 
 Trains contenders, which are all combinations of what is swept but for the seed, interleaved, one at a time, each in a
 process of its own, and reports on them. Options are those of python -m trainer.
@@ -41,6 +42,8 @@ process of its own, and reports on them. Options are those of python -m trainer.
                                  of tune.lr=log(1e-4,1), tune.momentum=lin(0,0.99) or tune.nesterov=[true,false]
   tune.prune=asha                ends a trial early that is not among the best quarter after 1, 4, 16, ... evaluations
                                  (median: one that is worse than the median of those before)
+  table=cifar_cnn                the recipes, budget and seeds of a published table, cifar_cnn, cifar_vit, wikitext2 or
+                                 imagenet; what you give in addition, such as seed=0, has precedence
   compare.dir=FOLDER             where (default: outputs/comparisons/DATE_TIME); the same command with the folder of
                                  an interrupted comparison resumes where it stopped
   tune.dir=FOLDER                where the search is (default: compare.dir); comparisons on several machines that name
@@ -50,6 +53,7 @@ process of its own, and reports on them. Options are those of python -m trainer.
 
   python -m trainer.compare optimizer=adafisher,adamw,sgd seed=0,1,2 loop.max_epochs=3 budget_from=adafisher
   python -m trainer.compare optimizer=adafisher,adamw seed=0,1,2 loop.max_epochs=3 'tune.lr=log(1e-4,1e-1,7)'
+  python -m trainer.compare table=cifar_cnn model=resnet50_cifar data=cifar100
 """
 
 
@@ -85,11 +89,10 @@ def compare_in(folder: Path, command: Command) -> int:
     if recorded is not None:
         command = dataclasses.replace(command, contenders=recorded)
     comparison = ComparisonRun(command, folder)
-    configs = comparison.check()
     try:
         with Runner(folder, console, command.runs) as runner:
             if recorded is None:
-                runner.check(configs)
+                runner.check(comparison.configs)
                 write_record(command, folder)
             write_status(folder, "running")
             if not command.own_seeds:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trainer.compare.contenders import Contender, Options, called, compose_all
 from trainer.compare.grids import parsed
+from trainer.compare.tables import expanded
 from trainer.compare.tuning_options import SEARCH_FOLDER, TUNE, Search, split, trials_of
 from trainer.config.command_line import parse_arguments
 from trainer.errors import ConfigError
@@ -63,6 +64,7 @@ def parse_command(argv: Sequence[str]) -> Command:
         UserError: an option is unknown or wrong for one of the contenders, the comparison would not be fair, or a
             search needs a package that is not installed.
     """
+    argv = expanded(argv)
     own: dict[str, str] = {}
     others: list[str] = []
     for word in argv:

@@ -45,22 +45,23 @@ class ComparisonRun:
     Args:
         command: the contenders, their seeds, budget and trials.
         folder: of the comparison, an absolute path.
+
+    Raises:
+        ConfigError: an option that is tuned, or a budget in seconds, does not fit a contender.
     """
 
     def __init__(self, command: Command, folder: Path) -> None:
         self.command = command
         self.folder = folder
-        bare = [RecordedRun(folder, flatten(to_dict(c.config)), "queued") for c in command.contenders]
+        self.configs = self._checked_configs()
+        """One of each contender, for a trial build."""
+        bare = [RecordedRun(folder, flatten(to_dict(config)), "queued") for config in self.configs]
         keys = [key for key in group_keys(None, bare) if key not in command.tuned_options]
         self.keys = keys or ["optimizer.name"]
         """The options in which the contenders differ."""
 
-    def check(self) -> list[Config]:
-        """A config of each contender, for a trial build.
-
-        Raises:
-            ConfigError: an option that is tuned, or a budget in seconds, does not fit a contender.
-        """
+    def _checked_configs(self) -> list[Config]:
+        """A config of each contender, with the kind of budget that it will have."""
         command = self.command
         seconds = None if command.reference is None else 1.0
         for each in command.contenders:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 from trainer.report.grouping import Group, config_text, swept_keys
+from trainer.report.published import PublishedResult
 from trainer.report.read_runs import MACHINE, RecordedRun
 from trainer.report.summary import Report
 
@@ -12,7 +13,7 @@ def notes(report: Report) -> list[str]:
     """One line each, the most serious first."""
     groups = [summary.group for summary in report.summaries]
     found = [*edges(report), *failures(groups), *mixtures(groups), *repetitions(groups)]
-    found += [*machines(report.runs), *shared_processes(groups)]
+    found += [*sources(report.published), *machines(report.runs), *shared_processes(groups)]
     found += [
         f"{unreadable} unreadable line(s) skipped: {run.path}"
         for run in report.runs
@@ -54,6 +55,17 @@ def repetitions(groups: list[Group]) -> list[str]:
         for group in groups
         if group.repeated
     ]
+
+
+def sources(results: list[PublishedResult]) -> list[str]:
+    """Where published results come from, and in what the runs here departed from their recipes."""
+    found = [f"Published: {source}." for source in dict.fromkeys(each.source for each in results)]
+    found += [
+        f"{each.group} departs from the published recipe by {', '.join(each.departures)}."
+        for each in results
+        if each.departures
+    ]
+    return found
 
 
 def machines(runs: list[RecordedRun]) -> list[str]:

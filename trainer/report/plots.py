@@ -1,4 +1,4 @@
-"""Plots of learning curves, medians over a group's finished runs in a band of their range, and of sensitivities."""
+"""Plots of learning curves, medians over a group's finished runs in a band of their range, sensitivities, heat maps."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from trainer.formatting import printable
 from trainer.metrics import Metric
-from trainer.report.grouping import Group
+from trainer.report.grouping import Group, config_text
+from trainer.report.heat_map import Grid, HeatMap, heat_map
 from trainer.report.metric_choice import declared_by
 from trainer.report.read_runs import RecordedRun
 from trainer.report.records import MetricPoint
@@ -21,13 +23,15 @@ from trainer.report.summary import Report
 
 COLORS = [f"C{i}" for i in range(10)]
 STYLES = ["-", "--", "-.", ":"]
+LABEL = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.6, "linewidth": 0}
+"""Behind text on colours, light or dark."""
 
 Axis = Literal["step", "seconds"]
 AXES: dict[Axis, str] = {"step": "optimizer steps", "seconds": "training seconds"}
 
 
 def plot_all(report: Report, folder: Path) -> list[str]:
-    """Plots the report's metric, the training loss, and each sensitivity.
+    """Plots the report's metric, the training loss, each sensitivity and, where two numbers were swept, a heat map.
 
     Returns:
         The names of the PNG files, in the folder.
@@ -40,6 +44,11 @@ def plot_all(report: Report, folder: Path) -> list[str]:
     for each in report.sensitivities:
         names.append(f"{file_stem(each.metric.name)}_against_{file_stem(each.key)}.png")
         plot_sensitivity(each).savefig(folder / names[-1], dpi=150)
+    readable = [run for run in report.runs if run.state != "unreadable"]
+    if found := heat_map(readable, report.keys, report.metric):
+        options = f"{file_stem(found.rows)}_and_{file_stem(found.columns)}"
+        names.append(f"{file_stem(found.metric.name)}_over_{options}.png")
+        plot_heat_map(found).savefig(folder / names[-1], dpi=150)
     return names
 
 
@@ -109,6 +118,46 @@ def plot_sensitivity(sensitivity: Sensitivity) -> Figure:
     set_scale(panel, sensitivity.metric, means)
     figure.legend(loc="outside right upper", frameon=False)
     return figure
+
+
+def plot_heat_map(found: HeatMap) -> Figure:
+    """A panel for each grid, in the same colours; × marks what diverged or failed, ★ the best."""
+    shape = len(found.row_values), len(found.column_values)
+    width, height = 1 + 0.8 * shape[1], 1.2 + 0.45 * shape[0]  # inches
+    figure = Figure(figsize=(len(found.grids) * width + 1.5, height), layout="constrained")
+    panels = figure.subplots(1, len(found.grids), sharey=True, squeeze=False)[0]
+    means = [mean for grid in found.grids for mean in grid.means.values()] or [0.0]
+    wide = found.metric.format != "percent" and min(means) > 0 and max(means) > 10 * min(means)
+    colors = {
+        "norm": (LogNorm if wide else Normalize)(min(means), max(means)),
+        "cmap": "viridis" if found.metric.higher_is_better else "viridis_r",
+    }
+    for panel, grid in zip(panels, found.grids, strict=True):
+        image = draw_grid(panel, found, grid, colors)
+        panel.set_title(literal(grid.label) if len(found.grids) > 1 else "")
+        panel.set_xlabel(literal(found.columns))
+    panels[0].set_ylabel(literal(found.rows))
+    form = PercentFormatter(1.0) if found.metric.format == "percent" else None
+    figure.colorbar(image, ax=panels, label=literal(found.metric.name), format=form)
+    return figure
+
+
+def draw_grid(panel: Axes, found: HeatMap, grid: Grid, colors: dict[str, Any]) -> Any:
+    """Draws the cells of a grid with their means; returns the image."""
+    values = np.full((len(found.row_values), len(found.column_values)), np.nan)
+    means = grid.means
+    best = (max if found.metric.higher_is_better else min)(means, key=means.__getitem__, default=None)
+    for cell in [*means, *grid.lost]:
+        y, x = found.row_values.index(cell[0]), found.column_values.index(cell[1])
+        text = "×"
+        if cell in means:
+            values[y, x] = means[cell]
+            text = f"★ {found.metric.text(means[cell])}" if cell == best else found.metric.text(means[cell])
+        panel.text(x, y, text, ha="center", va="center", fontsize=7, color="black", bbox=LABEL)
+    image = panel.imshow(values, origin="lower", aspect="auto", **colors)
+    panel.set_xticks(range(values.shape[1]), map(config_text, found.column_values), rotation=45)
+    panel.set_yticks(range(values.shape[0]), map(config_text, found.row_values))
+    return image
 
 
 def draw_group(panel: Axes, group: Group, metric: str, axis: Axis, style: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from trainer.errors import DataError
 from trainer.metrics import Metric, read_declarations
 from trainer.options import flatten
 from trainer.report.records import SPEEDS, MetricPoint, points, read_records, seconds_per_step, speeds
-from trainer.rundir.files import CONFIG, METRICS, STATUS
+from trainer.rundir.files import CONFIG, METRICS, OVERRIDES, STATUS
 from trainer.rundir.foreign import parse_json, parse_yaml, read_text
 from trainer.rundir.frozen_config import check_checksum
 from trainer.rundir.status import process_is_alive, read_status
@@ -60,6 +60,8 @@ class RecordedRun:
     """When status.json was written, in seconds since 1970."""
     process: tuple[str, int] | None = None
     """Host and process number."""
+    typed: list[str] = field(default_factory=list)
+    """The words of the command line that its config was composed of."""
     environment: dict[str, Any] = field(default_factory=dict)
     """The entries of `MACHINE`."""
     evaluations: dict[str, list[MetricPoint]] = field(default_factory=dict)
@@ -152,6 +154,7 @@ def read_run(path: Path) -> RecordedRun:
         declared=read_declarations(status.get("declared")),
         updated=status.get("time"),
         process=(status["host"], status["pid"]) if {"host", "pid"} <= status.keys() else None,
+        typed=read_typed(path),
         environment=read_environment(path),
         evaluations=points(metrics, "evaluation", seconds),
         training=points(metrics, "train", seconds),
@@ -173,6 +176,15 @@ def read_config(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return flatten(config) if isinstance(config, Mapping) else None
+
+
+def read_typed(path: Path) -> list[str]:
+    """The words in a run's overrides.yaml; empty if it cannot be read."""
+    try:
+        words = parse_yaml(read_text(path / OVERRIDES))
+    except (OSError, ValueError):
+        return []
+    return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
 
 
 def read_environment(path: Path) -> dict[str, Any]:

@@ -74,12 +74,15 @@ def finals(runs: Sequence[RecordedRun], key: str, metric: str) -> dict[float, li
 
     A value whose runs all failed or were pruned has an empty list; one at which no run has ended is left out.
     """
-    found: dict[float, list[float]] = {}
-    for each in sorted(group(runs, [key]), key=lambda each: each.values[key]):
-        counted = [run.evaluations[metric][-1].value for run in each.counted.values() if run.evaluations]
-        if counted or any(run.state in ("failed", "pruned") for run in each.runs):
-            found[each.values[key]] = counted
-    return found
+    groups = sorted(group(runs, [key]), key=lambda each: each.values[key])
+    found = {each.values[key]: ended(each, metric) for each in groups}
+    return {value: values for value, values in found.items() if values is not None}
+
+
+def ended(group: Group, metric: str) -> list[float] | None:
+    """The metric's last value in each counted run; empty if all others failed or were pruned, None if none has ended."""
+    counted = [run.evaluations[metric][-1].value for run in group.counted.values() if run.evaluations]
+    return counted if counted or any(run.state in ("failed", "pruned") for run in group.runs) else None
 
 
 def as_record(sensitivity: Sensitivity) -> dict[str, Any]:

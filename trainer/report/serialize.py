@@ -3,6 +3,7 @@
 import csv
 import io
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from trainer.report.caveats import notes
@@ -80,6 +81,17 @@ def as_json(report: Report) -> dict[str, Any]:
                 "verdict": verdict(c, report.metric),
             }
             for c in report.comparisons
+        ],
+        "published": [
+            {
+                "group": each.group,
+                "metric": each.metric.name,
+                "source": each.source,
+                "departures": each.departures,
+                "published": asdict(each.published),
+                "here": each.here and {**asdict(each.here), "seeds": each.seeds},
+            }
+            for each in report.published
         ],
         "sensitivities": [as_record(each) for each in report.sensitivities],
         "runs": [

@@ -10,6 +10,7 @@ from typing import Literal
 from trainer.metrics import Metric
 from trainer.report.grouping import Group, group, group_keys
 from trainer.report.metric_choice import choose_metric, first_reaching
+from trainer.report.published import PublishedResult, published_results
 from trainer.report.read_runs import RecordedRun
 from trainer.report.records import SPEEDS
 from trainer.report.sensitivity import Sensitivity, sensitivities
@@ -129,6 +130,8 @@ class Report:
     """The corrected p value below which a difference is claimed."""
     spread: Spread = "interval"
     """What stands beside the groups' means."""
+    published: list[PublishedResult] = field(default_factory=list)
+    """Of the groups that ran a published recipe."""
     protocol: list[str] = field(default_factory=list)
     """Sentences on how the runs were made; empty if that is not known."""
 
@@ -157,10 +160,14 @@ def make_report(
     readable = [run for run in runs if run.state != "unreadable"]
     keys = group_keys(by, readable)
     chosen = choose_metric(metric, readable)
-    summaries = [summarise(each, chosen, target) for each in group(readable, keys)]
+    groups = group(readable, keys)
+    summaries = [summarise(each, chosen, target) for each in groups]
     comparisons, tests = compare_all(summaries, chosen, level)
     curves = sensitivities(readable, keys, chosen)
-    return Report(runs, keys, chosen, target, summaries, comparisons, tests, curves, level, spread)
+    return Report(
+        *(runs, keys, chosen, target, summaries, comparisons, tests, curves, level, spread),
+        published=published_results(groups),
+    )
 
 
 def summarise(group: Group, metric: Metric, target: float | None) -> Summary:

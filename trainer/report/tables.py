@@ -8,6 +8,7 @@ from trainer.formatting import duration, memory
 from trainer.metrics import STEP_PARTS, Metric, metric_of
 from trainer.report.formatting import NONE, basis, difference, interval, p_value, remark
 from trainer.report.grouping import config_text
+from trainer.report.published import PublishedResult, Sample
 from trainer.report.read_runs import STATES
 from trainer.report.records import SPEEDS
 from trainer.report.sensitivity import Curve, Sensitivity
@@ -37,8 +38,11 @@ class Table:
 
 
 def tables(report: Report) -> list[Table]:
-    """The tables of results, costs, sensitivities, differences and unfinished runs; without those that are empty."""
-    found = [result_table(report), cost_table(report)]
+    """The tables of results, published ones, costs, sensitivities, differences, unfinished runs; no empty ones."""
+    found = [result_table(report)]
+    if report.published:
+        found.append(published_table(report.published))
+    found.append(cost_table(report))
     if any(name in s.speeds for s in report.summaries for name in STEP_PARTS):
         found.append(parts_table(report))
     found += [sensitivity_table(each) for each in report.sensitivities]
@@ -63,6 +67,29 @@ def result_table(report: Report) -> Table:
     return Table(
         f"{report.metric.name} of {len(report.runs)} runs by {by}", ["group", "runs", "final", "best"], rows
     )
+
+
+def published_table(results: Sequence[PublishedResult]) -> Table:
+    """Each group's published result and its own, both as mean ± standard deviation."""
+    rows = [
+        [
+            each.group,
+            each.metric.name,
+            *(sample(each.metric, s) for s in (each.published, each.here)),
+            str(each.seeds),
+        ]
+        for each in results
+    ]
+    heads = ["group", "metric", "published", "here", "seeds here"]
+    return Table("Published and here, mean ± standard deviation", heads, rows)
+
+
+def sample(metric: Metric, value: Sample | None) -> str:
+    """``96.25% ± 0.20%``; `NONE` where there is none."""
+    if value is None:
+        return NONE
+    beside = "" if value.deviation is None else f" ± {metric.text(value.deviation)}"
+    return f"{metric.text(value.mean)}{beside}"
 
 
 def states(summary: Summary) -> str:
