@@ -80,7 +80,7 @@ def finals(runs: Sequence[RecordedRun], key: str, metric: str) -> dict[float, li
 
 
 def ended(group: Group, metric: str) -> list[float] | None:
-    """The metric's last value in each counted run; empty if all others failed or were pruned, None if none has ended."""
+    """The last value in each counted run; empty if all others failed or were pruned, None if none has ended."""
     counted = [run.evaluations[metric][-1].value for run in group.counted.values() if run.evaluations]
     return counted if counted or any(run.state in ("failed", "pruned") for run in group.runs) else None
 
