@@ -1,4 +1,4 @@
-"""What carries AdaFisher's calibrated rule: the rule with one of its parts taken away, on tasks of `rules.py`.
+"""What carries AdaFisher's calibrated rule: the rule with one of its parts taken away, on tasks of `tasks.py`.
 
     python tests/benchmarks/ablation.py --text tinyshakespeare.txt
 
@@ -16,7 +16,8 @@ from unittest.mock import patch
 import torch
 from rich.console import Console
 from rich.table import Table
-from rules import Run, Study, difference, summary, task_of, train
+from rules import Run, Study, difference, summary, train
+from tasks import TASKS
 from torch import nn
 
 from trainer.optim.adafisher.layers import LAYERS, Layer
@@ -111,7 +112,7 @@ class Ablation(Study):
 
 def table(study: Ablation, task: str) -> Table:
     """Every variant's rates, result, and difference from the calibrated rule, paired by seed."""
-    found = Table(title=f"{task}: {task_of(task, study.args.text).metric}, mean ± standard deviation")
+    found = Table(title=f"{task}: {TASKS[task](study.args.text).metric}, mean ± standard deviation")
     for head in ("variant", "rates tried: metric", "best", "with fresh seeds", "minus calibrated (seeds)"):
         found.add_column(head)
     whole = study.of(study.seeds(task, "calibrated"))
