@@ -31,12 +31,13 @@ if [ "$device" = cuda ]; then
     part optimizer "$python" tests/benchmarks/optimizer.py --device cuda --rounds "$rounds"
     costs gpt2 'GPT-2, 124 M, bf16' 16 adamw "${first_order[@]}"
     costs resnet50 'ResNet-50, bf16' 256 adamw "${first_order[@]}"
+    costs resnet18 'ResNet-18 (CIFAR)' 512 sgd adamw "${first_order[@]:1}" adafisher_released kfac shampoo
 else
     rounds=1
     batch() { echo 2; }
-    part optimizer "$python" tests/benchmarks/optimizer.py --device cpu --rounds 1 --batch 2 --rows state training
+    part optimizer "$python" tests/benchmarks/optimizer.py --device cpu --rounds 1 --batch 2 --rows state
 fi
-costs resnet18 'ResNet-18 (CIFAR)' 512 sgd adamw "${first_order[@]:1}" adafisher_released kfac shampoo
+costs autoencoder autoencoder 256 adamw "${first_order[@]}"
 costs gpt 'GPT, 4 layers of 128' 64 adamw "${first_order[@]}" kfac shampoo
 
 [ ${#failed[@]} = 0 ] || { echo "failed: ${failed[*]}"; exit 1; }

@@ -105,7 +105,7 @@ def test_stopped_and_resumed_to_the_bit_and_the_same_on_two_ranks(site: Path, tm
     assert [record["step"] for record in records(whole, "scalars")] == list(range(3, 25, 3))
     rows = [line.split(",") for line in (whole / "evaluations.csv").read_text().splitlines()]
     assert [row[0] for row in rows] == ["8", "16", "24"]
-    assert float(rows[-1][2]) > 0.9
+    assert float(rows[-1][2]) > 0.8
     assert train(site, 2, [*LINE, "parallel=ddp", f"hydra.run.dir={shared}"]) == [[0], [0]]
     for kind in ("train", "evaluation", "scalars"):
         for one, other in zip(records(whole, kind), records(shared, kind), strict=True):

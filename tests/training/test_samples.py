@@ -75,7 +75,9 @@ def language(text: Path) -> list[str]:
 
 def test_samples_go_on_from_the_prompt(tmp_path: Path, text: Path) -> None:
     prompt = "monitor.sample_prompt='to be'"
-    assert train(tmp_path / "run", *language(text), "monitor.sample_tokens=20", prompt) == 0
+    assert (
+        train(tmp_path / "run", *language(text), "optimizer.lr=0.1", "monitor.sample_tokens=20", prompt) == 0
+    )
     shown = EventAccumulator(str(tmp_path / "run")).Reload().Tensors("val/sample/text_summary")
     assert [event.step for event in shown] == [3, 6]
     # lines are indented by four, so that they are shown as they are

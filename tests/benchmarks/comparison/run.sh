@@ -3,7 +3,7 @@
 #
 #     tests/benchmarks/comparison/run.sh TEXT [OPTION=VALUE ...]
 #
-# TEXT is a text file, such as tinyshakespeare. Two comparisons run side by side, with one thread each: 40 minutes on
+# TEXT is a text file, such as tinyshakespeare. Two comparisons run side by side, with one thread each: an hour on
 # two cores that have nothing else to do. Started again, it goes on where it stopped. Every contender tunes its rate
 # over five values, half a decade apart. There is no weight decay: it means something else to each of them.
 set -euo pipefail
