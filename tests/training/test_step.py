@@ -12,7 +12,6 @@ from tests.training.helpers import MLP, parameters, parts_of, poison
 from tests.training.kill_and_resume import differences
 from trainer.training.step import TrainStep
 
-
 IN_FLOAT32 = "deterministic=true"
 """The products of AdaFisher's polar factors, which bfloat16 would round differently for sums in another order."""
 
