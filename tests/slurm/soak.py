@@ -206,6 +206,7 @@ class Soak:
                     for row in each.sweep.rows
                 ]
                 self.problems.append(f"not within {seconds:g} s: {states}")
+        self.check()  # some may have finished since the last look
 
     def is_finished(self, each: Soaked) -> bool:
         return all(row.state == "finished" for row in each.sweep.rows)
