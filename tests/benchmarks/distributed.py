@@ -39,7 +39,8 @@ def measure(ranks: Ranks, strategy: str, width: int, args: argparse.Namespace) -
     options = f"schedule=constant parallel={strategy} precision={args.precision} device={args.device}"
     line = f"{model} {data} {options}".split()
     contenders = [
-        parts_of(ranks, *line, f"optimizer={name}", dtype=torch.float32) for name in ("adafisher", "adamw")
+        parts_of(ranks, *line, f"optimizer={name}", dtype=torch.float32)
+        for name in ("adafisher_calibrated", "adamw")
     ]
     rounds = []
     for _ in range(args.rounds + 1):

@@ -58,7 +58,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = GPT(layers=3, width=128, heads=4, vocab_size=256, context_length=CONTEXT)
     data = batches()
-    optimizer = AdaFisher(model, lr=1e-2)
+    optimizer = AdaFisher(model, rule="calibrated", lr=1e-2)
     for batch, _ in zip(data, range(steps), strict=False):
         loss = backward(model, batch)
         optimizer.step()

@@ -1,4 +1,4 @@
-"""What AdaFisher costs, against torch's optimizers.
+"""What AdaFisher costs by its calibrated and its paper's rule, against torch's optimizers; by the others: `costs.py`.
 
     python tests/benchmarks/optimizer.py [--rows refresh memory eager ...] [--batch 64] [--threads 2] [--rounds 15]
 
@@ -31,7 +31,7 @@ Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def adafisher(**options: Any) -> Make:
-    return lambda model: AdaFisher(model, **options)
+    return lambda model: AdaFisher(model, **{"rule": "calibrated", **options})
 
 
 def adamw(**options: Any) -> Make:
@@ -130,7 +130,7 @@ class Benchmark:
     def refresh(self) -> None:
         """All factors and averages of one step: its forward and backward with hooks against those without."""
         model, (x, y) = self.resnet(), self.batch()
-        optimizer = AdaFisher(model, update_interval=1)
+        optimizer = adafisher(update_interval=1)(model)
 
         def plain() -> None:
             optimizer.zero_grad()
@@ -159,7 +159,7 @@ class Benchmark:
             ("300 layers of width 32, batch 32", deep, torch.randn(32, 32)),
             ("GPT of 124 M, 64 tokens", gpt, torch.randint(50257, (1, 64))),
         ):
-            optimizer = AdaFisher(model, lr=1e-5)
+            optimizer = AdaFisher(model, rule="calibrated", lr=1e-5)
             capture = optimizer._capture
             model(x).square().mean().backward()
             factors = [factor for item in capture._seen.values() for factor in (item.H, item.S)]
@@ -192,7 +192,7 @@ class Benchmark:
     def memory(self) -> None:
         """Largest sum of the temporaries that a refresh holds at once, of the largest layer, in bytes."""
         model, (x, _y) = self.resnet(), self.batch()
-        optimizer = AdaFisher(model, update_interval=1)
+        optimizer = adafisher(update_interval=1)(model)
         largest = 0
         with Activations(model) as activations:
             for module, layer in optimizer._capture.layers.items():

@@ -1,11 +1,12 @@
 """Small tasks to train on with one thread, in seconds to minutes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,16 +88,12 @@ def _classification(model: Callable[[], nn.Module], batch_size: int) -> Task:
     data = fashion_mnist(torch.device("cpu"), 0)
     test = data.evals["test"]
 
-    def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return data.train.batch(torch.randint(len(data.train), (batch_size,), generator=generator), None)
-
     def evaluate(model: nn.Module) -> float:
-        batches = (test.batch(part, None) for part in torch.arange(len(test)).split(1000))
-        return mean((model(x).argmax(1) == y).float().mean().item() for x, y in batches) * 100
+        return mean((model(x).argmax(1) == y).float().mean().item() for x, y in _thousands(test)) * 100
 
     return Task(
         model=model,
-        batch=batch,
+        batch=lambda generator: _drawn(data.train, batch_size, generator),
         loss=F.cross_entropy,
         evaluate=evaluate,
         metric="test accuracy %",
@@ -113,12 +110,11 @@ def autoencoder_task() -> Task:
     test = data.evals["test"]
 
     def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x, _ = data.train.batch(torch.randint(len(data.train), (256,), generator=generator), None)
+        x, _ = _drawn(data.train, 256, generator)
         return x, x
 
     def evaluate(model: nn.Module) -> float:
-        batches = (test.batch(part, None)[0] for part in torch.arange(len(test)).split(1000))
-        return mean(F.mse_loss(model(x), x).item() for x in batches) * 1000
+        return mean(F.mse_loss(model(x), x).item() for x, _ in _thousands(test)) * 1000
 
     return Task(
         model=lambda: Autoencoder(in_channels=1, image_size=28),
@@ -130,6 +126,14 @@ def autoencoder_task() -> Task:
         steps=250,
         weight_decay=0.01,
     )
+
+
+def _drawn(source: Any, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    return source.batch(torch.randint(len(source), (count,), generator=generator), None)
+
+
+def _thousands(source: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    return (source.batch(part, None) for part in torch.arange(len(source)).split(1000))
 
 
 TASKS: dict[str, Callable[[str], Task]] = {

@@ -103,7 +103,7 @@ def tensors(optimizer: AdaFisher) -> list[Tensor]:
 @pytest.mark.parametrize("make", [convnet, gpt])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"rule": "orthogonal"}, {"rule": "paper"}, {"rule": "released"}, {"capture": "gradient"}],
+    [{}, {"rule": "calibrated"}, {"rule": "paper"}, {"rule": "released"}, {"capture": "gradient"}],
     ids=str,
 )
 def test_trains_as_on_the_cpu(make: Callable[[], nn.Module], options: dict[str, Any]) -> None:

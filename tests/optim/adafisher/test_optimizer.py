@@ -362,7 +362,9 @@ def pickled(optimizer: AdaFisher) -> AdaFisher:
 @pytest.mark.parametrize("clone", [copy.deepcopy, pickled], ids=["deepcopy", "pickle"])
 @pytest.mark.parametrize("done", [0, 2, 3])
 @pytest.mark.parametrize(
-    "options", [{}, {"rule": "orthogonal", "roles": {"*.weight": 3}}], ids=["calibrated", "orthogonal"]
+    "options",
+    [{"rule": "calibrated"}, {"rule": "orthogonal", "roles": {"*.weight": 3}}],
+    ids=["calibrated", "orthogonal"],
 )
 def test_copies_continue_as_the_original(
     clone: Callable[[AdaFisher], AdaFisher], done: int, options: dict[str, Any]
