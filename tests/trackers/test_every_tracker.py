@@ -4,9 +4,8 @@ import json
 import math
 
 import pytest
-import yaml
 
-from tests.monitor.fake import CONFIG, accuracy, loss, monitors, play
+from tests.monitor.fake import accuracy, loss, monitors, play
 from tests.trackers.stores import STORES
 from trainer.cli.train import main as train
 from trainer.report.__main__ import main
@@ -20,16 +19,6 @@ def store(request, tmp_path, monkeypatch):
     for name, value in opened.variables.items():
         monkeypatch.setenv(name, value)
     return opened
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run directory without numbers."""
-    path = tmp_path / "run"
-    path.mkdir()
-    (path / "config.yaml").write_text(yaml.safe_dump({"name": "digits", **CONFIG}))
-    write_status(path, "finished", step=60)
-    return path
 
 
 def report(store, directory):

@@ -3,11 +3,9 @@
 import shutil
 
 import pytest
-import yaml
 
-from tests.monitor.fake import CONFIG, loss, monitors, play
+from tests.monitor.fake import loss, monitors, play
 from trainer.report.__main__ import main
-from trainer.rundir.status import write_status
 from trainer.trackers.base import PROJECT
 
 pytest.importorskip("mlflow")
@@ -31,16 +29,6 @@ def client(empty, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     return MlflowClient(uri)
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run directory without numbers."""
-    path = tmp_path / "run"
-    path.mkdir()
-    (path / "config.yaml").write_text(yaml.safe_dump({"name": "digits", **CONFIG}))
-    write_status(path, "finished", step=60)
-    return path
 
 
 def runs(client):
