@@ -19,6 +19,7 @@ NAMES = {
     "_make_sbatch_string": "submitit.slurm.slurm",  # the job script, which an executor writes only to submit it
     # torch
     "_adjust_lr": "torch.optim._muon",  # torch.optim.Muon takes no convolutions
+    "_disable_dynamo": "torch",  # torch.compiler.disable imports the compiler, which takes a second
     "_BatchNorm": "torch.nn.modules.batchnorm",  # the base of batch norms, which has no public name
     "_NormBase": "torch.nn.modules.batchnorm",  # the base of batch and instance norms, which has no public name
     # tensorboard

@@ -1,5 +1,7 @@
 """Every mistake a user can make: exit code 2, one line that helps, nothing left on disk."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,3 +133,9 @@ def test_an_extra_that_is_not_installed(
     assert main(["model=timm", "model.arch=vit_tiny_patch16_224"]) == 2
     assert "pip install '.[zoo]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_compiler_is_not_imported() -> None:
+    """It would take another second, for which a mistake, a report or a launch would wait."""
+    code = "import sys, trainer.cli.train; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

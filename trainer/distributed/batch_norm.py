@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer._private import _BatchNorm
+from trainer._private import _BatchNorm, _disable_dynamo
 
 
 def synchronize_batch_norms(model: nn.Module) -> None:
@@ -50,7 +50,7 @@ class SyncBatchNorm(_BatchNorm):
         self._check_input_dim(input)
         return self._normalize(input)
 
-    @torch.compiler.disable
+    @_disable_dynamo
     def _normalize(self, x: Tensor) -> Tensor:
         mean, variance, count = moments_over_ranks(x)
         self.batch_variance = variance
