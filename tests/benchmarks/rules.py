@@ -6,7 +6,8 @@ Every contender tunes its learning rate over the same number of trials (seed 0),
 fresh seeds, first for the same number of steps, then for the seconds that AdamW took. Each finished run is a line of
 ``--out``: started again, the script goes on where it stopped. ``--variants`` runs the calibrated rule with other
 options at its best rate. Seconds are CPU seconds of one thread, in training alone. Muon's AdamW has the rate of Muon's
-own; with momentum 0.9 it is a contender of its own. A second table has the differences to Muon, paired by seed.
+own; with momentum 0.9 it is a contender of its own, and so it is with that, queries, keys and values taken apart, and
+the output layer orthogonalised, too. A second table has the differences to Muon, paired by seed.
 """
 
 import argparse
@@ -45,6 +46,11 @@ RATES = {
     "sgd": [3e-2, 1e-1, 3e-1, 1.0, 3.0],
     "muon": [3e-3, 6e-3, 1e-2, 2e-2, 4e-2],
     "muon, momentum 0.9": [3e-3, 6e-3, 1e-2, 2e-2, 4e-2],
+    "muon, helped": [3e-3, 6e-3, 1e-2, 2e-2, 4e-2],
+}
+OPTIONS: dict[str, Run] = {
+    "muon, momentum 0.9": {"momentum": 0.9},
+    "muon, helped": {"momentum": 0.9, "split_qkv": True, "output_layer": True},
 }
 VARIANTS: list[Run] = [
     {"damping": 0.003},
@@ -62,18 +68,17 @@ VARIANTS: list[Run] = [
 
 
 def optimizer_of(model: nn.Module, run: Run, weight_decay: float) -> torch.optim.Optimizer:
-    name, options = run["contender"], run["options"]
+    name, options = run["contender"], {**OPTIONS.get(run["contender"], {}), **run["options"]}
     if name in RULES:
         kind = {"decoupled": True, "rule": name, "weight_decay": weight_decay}
         return AdaFisher(model, lr=run["lr"], **{**kind, **options})
-    name, _, momentum = name.partition(", momentum ")
-    if momentum:
-        options = {"momentum": float(momentum), **options}
     if name == "sgd":
         options = {"momentum": 0.9, "weight_decay": 5e-4, **options}
     else:
         options = {"weight_decay": weight_decay, **options}
-    return OPTIMIZERS.get(name).target(model, param_groups(model, True), lr=run["lr"], **options)
+    return OPTIMIZERS.get(name.partition(",")[0]).target(
+        model, param_groups(model, True), lr=run["lr"], **options
+    )
 
 
 def train(run: Run, text: str | None) -> Run:

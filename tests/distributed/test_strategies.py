@@ -56,7 +56,7 @@ def test_as_on_one_rank(world_size: int, strategy: str, alone: dict[str, Any]) -
 
 def test_muon_on_shards() -> None:
     """It orthogonalises in bfloat16, so that its updates agree to that only."""
-    line = f"{GPT} optimizer=muon"
+    line = f"{GPT} optimizer=muon optimizer.split_qkv=true"
     start = on_ranks(1, trajectories, {"muon": line}, 0)[0]["muon"]["model"]
     expected = on_ranks(1, trajectories, {"muon": line})[0]["muon"]["model"]
     sharded = on_ranks(2, trajectories, {"muon": f"{line} parallel=fsdp"})[0]["muon"]["model"]

@@ -206,15 +206,39 @@ def test_muon_takes_the_hidden_matrices_only():
             self.hidden = nn.Linear(4, 4)
             self.head = nn.Linear(4, 7)
 
-    def taken(model):
-        groups = split_matrices(model, param_groups(model, True))
+    def taken(model, **options):
+        groups = split_matrices(model, param_groups(model, True), **options)
         return {name for group in groups if group["use_muon"] for name, _ in group["params"]}
 
     matrices = {"attention.in_proj_weight", "attention.out_proj.weight", "hidden.weight"}
     net = Net()
     assert taken(net) == matrices
+    assert taken(net, output_layer=True) == {*matrices, "head.weight"}
     net.head.weight = net.embedding.weight
-    assert taken(net) == matrices
+    assert taken(net) == taken(net, output_layer=True) == matrices
+
+
+def test_muon_takes_queries_keys_and_values_apart():
+    """As if each were a matrix of its own; grouped queries make the three of different heights."""
+    parts = {"query": 8, "key": 4, "value": 4}
+
+    def model(shapes):
+        return nn.ModuleDict({name: nn.Linear(8, rows, bias=False) for name, rows in shapes.items()})
+
+    fused, apart = model({"qkv": 16, "head": 3}), model({**parts, "head": 3})
+    with torch.no_grad():
+        for at, name in zip((0, 8, 12), parts, strict=True):
+            apart[name].weight.copy_(fused["qkv"].weight[at : at + parts[name]])
+    optimizers = [build(fused, name="muon", split_qkv=True), build(apart, name="muon")]
+    assert [group.get("rows") for group in optimizers[0].param_groups] == [(8, 4, 4), None]
+    for _ in range(3):
+        gradient = torch.randn(16, 8)
+        fused["qkv"].weight.grad = gradient
+        for name, part in zip(parts, gradient.split([*parts.values()]), strict=True):
+            apart[name].weight.grad = part
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(fused["qkv"].weight, torch.cat([apart[name].weight for name in parts]))
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -10,6 +10,7 @@ from torch.optim.adamw import adamw
 
 from trainer._private import _adjust_lr
 from trainer.optim.adafisher.polar import polar_factor
+from trainer.optim.adafisher.roles import parts_of
 from trainer.optim.base import OPTIMIZERS, Groups, fuses_by_default
 from trainer.options import Count, Fraction, NonNegative, Positive
 
@@ -17,38 +18,52 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (https://kellerjordan.github.io/posts/muon/)."""
 
 
-def split_matrices(model: nn.Module, groups: Groups) -> Groups:
+def split_matrices(
+    model: nn.Module, groups: Groups, *, split_qkv: bool = False, output_layer: bool = False
+) -> Groups:
     """Splits each group of named parameters in two, which the key ``use_muon`` tells apart; none is empty.
 
     Hidden matrices are the weights of linear layers, of attention's input projections, and of convolutions,
     which count as [out, in * kernel]. Embeddings, the output layer (the model's last matrix), and grouped
     convolutions, being many small matrices, are not.
+
+    Args:
+        split_qkv: fused projections are in groups of their own, whose key ``rows`` has the rows of each part.
+        output_layer: the output layer is hidden too, unless it shares its weight with an embedding.
     """
-    hidden = _hidden_matrices(model)
+    hidden = _hidden_matrices(model, output_layer)
+    if not split_qkv:
+        hidden = dict.fromkeys(hidden, ())
     split = []
     for group in groups:
-        for use_muon in (True, False):
-            params = [(name, p) for name, p in group["params"] if (id(p) in hidden) == use_muon]
+        for rows in (*sorted(set(hidden.values())), None):  # None: no hidden matrix
+            params = [(name, p) for name, p in group["params"] if hidden.get(id(p)) == rows]
+            parts = {"rows": rows} if rows else {}
             if params:
-                split.append({**group, "params": params, "use_muon": use_muon})
+                split.append({**group, "params": params, "use_muon": rows is not None, **parts})
     return split
 
 
-def _hidden_matrices(model: nn.Module) -> set[int]:
-    matrices: list[Tensor] = []
-    embeddings: list[Tensor] = []
-    for module in model.modules():
+def _hidden_matrices(model: nn.Module, output_layer: bool) -> dict[int, tuple[int, ...]]:
+    """The rows of each part of a fused projection by the identity of its weight, none of other matrices."""
+    matrices: dict[int, tuple[int, ...]] = {}
+    others: list[int | None] = []
+    last = None
+    for path, module in model.named_modules():
+        weight: Tensor | None = None
         match module:
-            case nn.Linear():
-                matrices.append(module.weight)
-            case nn.Conv1d(groups=1) | nn.Conv2d(groups=1) | nn.Conv3d(groups=1):
-                matrices.append(module.weight)
-            case nn.MultiheadAttention() if module.in_proj_weight is not None:
-                matrices.append(module.in_proj_weight)
+            case nn.Linear() | nn.Conv1d(groups=1) | nn.Conv2d(groups=1) | nn.Conv3d(groups=1):
+                weight = module.weight
+            case nn.MultiheadAttention():
+                weight = module.in_proj_weight
             case nn.Embedding():
-                embeddings.append(module.weight)
-    output = matrices[-1:]
-    return {id(p) for p in matrices} - {id(p) for p in [*embeddings, *output]}
+                others.append(id(module.weight))
+        if weight is not None:
+            last, rows = id(weight), tuple(parts_of(path, module, weight))
+            matrices[last] = rows if len(rows) > 1 else ()
+    if not output_layer:
+        others.append(last)
+    return {key: rows for key, rows in matrices.items() if key not in others}
 
 
 @OPTIMIZERS.register("muon")
@@ -66,6 +81,8 @@ class MuonAdamW(Optimizer):
         model: says which parameters are hidden matrices; see `split_matrices`.
         params: groups of named parameters.
         lr, momentum, nesterov, ns_steps, adjust_lr_fn: of hidden matrices; see ``torch.optim.Muon``.
+        split_qkv: queries, keys and values of a fused projection are matrices of their own.
+        output_layer: the output layer is a hidden matrix too, which helps where it is wide, as an autoencoder's.
         adamw_lr, betas, eps, fused: of the others; see ``torch.optim.AdamW``. ``adamw_lr`` is None: as ``lr``, on whose
             scale ``match_rms_adamw`` puts Muon's. ``fused`` is None: where torch can.
         weight_decay: decoupled, of both.
@@ -83,6 +100,8 @@ class MuonAdamW(Optimizer):
         nesterov: bool = True,
         ns_steps: Count = 5,
         adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw",
+        split_qkv: bool = False,
+        output_layer: bool = False,
         adamw_lr: NonNegative | None = None,
         betas: tuple[Fraction, Fraction] = (0.9, 0.95),
         eps: Positive = 1e-8,
@@ -94,7 +113,7 @@ class MuonAdamW(Optimizer):
         of_muon: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
         of_muon |= {"ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
         of_adamw = {"lr": lr if adamw_lr is None else adamw_lr, "betas": betas, "eps": eps, "fused": fused}
-        split = split_matrices(model, params)
+        split = split_matrices(model, params, split_qkv=split_qkv, output_layer=output_layer)
         groups = [{**(of_muon if group["use_muon"] else of_adamw), **group} for group in split]
         super().__init__(groups, {"weight_decay": weight_decay})
 
@@ -124,9 +143,9 @@ class MuonAdamW(Optimizer):
             buffer.lerp_(grad, 1 - momentum)
             update = grad.lerp(buffer, momentum) if group["nesterov"] else buffer
             matrix = update.flatten(1)  # [out, in, *kernel] -> [out, in * kernel]
-            step = polar_factor(matrix[None], [NEWTON_SCHULZ] * group["ns_steps"], margin=1.0)[0]
+            step, rate = _orthogonal(matrix, lr, group)
             p.mul_(1 - lr * group["weight_decay"])
-            p.add_(step.reshape(p.shape), alpha=-_adjust_lr(lr, group["adjust_lr_fn"], matrix.shape))
+            p.add_(step.reshape(p.shape), alpha=-rate)
 
     def _adamw_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         for p in params:
@@ -153,3 +172,18 @@ class MuonAdamW(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def _orthogonal(matrix: Tensor, lr: float, group: dict[str, Any]) -> tuple[Tensor, float]:
+    """The direction of a step, [rows, columns], that of each part of a fused matrix apart; and its learning rate."""
+
+    def factor(part: Tensor) -> Tensor:
+        return polar_factor(part[None], [NEWTON_SCHULZ] * group["ns_steps"], margin=1.0)[0]
+
+    scale = group["adjust_lr_fn"]
+    if "rows" not in group:
+        return factor(matrix), _adjust_lr(lr, scale, matrix.shape)
+    parts = matrix.split(list(group["rows"]))
+    return torch.cat(
+        [factor(part).to(matrix.dtype) * _adjust_lr(1.0, scale, part.shape) for part in parts]
+    ), lr

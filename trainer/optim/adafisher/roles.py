@@ -71,7 +71,7 @@ def roles_of(model: nn.Module, chosen: Mapping[str, Any]) -> dict[Tensor, Role]:
             if is_lazy(param) or not param.numel() or not has_role:
                 continue
             default = "rooted" if param in rooted else BLOCK_ROWS
-            roles[param] = _role(param, [*_parts(path, module, param)], fitting[-1] if fitting else default)
+            roles[param] = _role(param, [*parts_of(path, module, param)], fitting[-1] if fitting else default)
     return roles
 
 
@@ -110,8 +110,8 @@ def _is_matrix(module: nn.Module, name: str) -> bool:
     return False
 
 
-def _parts(path: str, module: nn.Module, param: Tensor) -> Iterator[int]:
-    """The numbers of rows after which a block must end."""
+def parts_of(path: str, module: nn.Module, param: Tensor) -> Iterator[int]:
+    """The numbers of rows after which a block of a module's parameter must end."""
     rows = param.shape[0] if param.dim() else 1
     if isinstance(module, Convolution):
         yield from [rows // module.groups] * module.groups
