@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.optim.adafisher.small import Net, everything, same, train
 from trainer.models.gpt import GPT
-from trainer.optim.adafisher import AdaFisher, update_orthogonal
+from trainer.optim.adafisher import AdaFisher, polar, update_orthogonal
 from trainer.optim.adafisher.polar import POLAR_EXPRESS, polar_factor, product_dtype
 from trainer.optim.adafisher.roles import roles_of
 
@@ -46,6 +46,18 @@ def test_polar_factors_of_zeros_are_zeros() -> None:
     assert not found[0].any()
     assert not found[1, 2].any()
     assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("condition", [1e1, 1e3, 1e8])
+def test_few_digits_are_lost_in_products_of_rows(monkeypatch: pytest.MonkeyPatch, condition: float) -> None:
+    """Floats of twice as many columns as rows iterate on X Xᵀ, doubles on X."""
+    monkeypatch.setattr(polar, "cpu_multiplies_bfloat16", lambda: False)
+    X, left, right = matrices(32, 128, condition)
+    deficient = left[:, :, :5] @ right[:, :5]
+    for each in (X, X.mT, deficient):
+        exact = polar_factor(each)
+        error = torch.linalg.vector_norm(polar_factor(each.float()) - exact) / torch.linalg.vector_norm(exact)
+        assert error < 1e-3
 
 
 def test_bfloat16_is_taken_where_it_is_fast_and_sound() -> None:
@@ -162,8 +174,8 @@ def test_each_matrix_of_a_stack_has_blocks_and_curvature_of_its_own(name: str, r
     square = stack.grad.square()
     F = square.mean(2, keepdim=True) * square.mean(1, keepdim=True) / square.mean((1, 2), keepdim=True)
     means = [F.mean(axis, keepdim=True) / F.mean() + 0.1 for axis in (2, 1)]
-    polar = polar_factor(stack.grad.view(-1, rows, 8)).view_as(F)
-    update = polar / (means[0] * means[1]).sqrt()
+    factors = polar_factor(stack.grad.view(-1, rows, 8)).view_as(F)
+    update = factors / (means[0] * means[1]).sqrt()
     torch.testing.assert_close(stack.detach(), before - 0.2 * update / update.square().mean().sqrt())
 
 
