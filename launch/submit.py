@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from launch import local_executor, slurm_executor
@@ -14,6 +13,7 @@ from launch.notify import check_urls
 from launch.options import SlurmOptions
 from launch.snapshot import take_snapshot
 from launch.sweep_dir import Sweep, SweepRun, by_stage, new_directory
+from trainer.cli.common import folding_table
 from trainer.config.plugins import announced_modules
 from trainer.formatting import printable
 from trainer.rundir.status import FINISHED
@@ -70,7 +70,7 @@ def prepare(sweep: Sweep, points: Sequence[SweepPoint]) -> None:
 def show(sweep: Sweep) -> None:
     """Prints the runs and, for Slurm, the job script of each stage."""
     console = Console()
-    table = Table("run", "overrides", title=Text(printable(f"{len(sweep.runs)} runs in {sweep.path}")))
+    table = folding_table("run", "overrides", title=printable(f"{len(sweep.runs)} runs in {sweep.path}"))
     for run in sweep.runs:
         table.add_row(run.name, Text(printable(" ".join(run.overrides))))
     console.print(table)

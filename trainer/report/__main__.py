@@ -3,6 +3,7 @@
 ``… diff A B``: two runs with each other; ``… push RUN… --to TRACKER``: adds runs to an experiment tracker.
 """
 
+import math
 import sys
 from argparse import ArgumentTypeError, Namespace
 from importlib.util import find_spec
@@ -65,8 +66,18 @@ def parser() -> Parser:
 
 
 def value(text: str) -> float:
-    """The number in ``0.95`` or ``95%``."""
-    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    """The number in ``0.95`` or ``95%``.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        found = float(text.removesuffix("%"))
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise ArgumentTypeError(f"{text!r} is neither a number nor a share such as 95%")
+    return found / 100 if text.endswith("%") else found
 
 
 def confidence(text: str) -> float:

@@ -74,7 +74,7 @@ def machines(runs: list[RecordedRun]) -> list[str]:
     for fact in MACHINE:
         counts = Counter(json.dumps(run.environment[fact]) for run in runs if fact in run.environment)
         if len(counts) > 1:
-            values = ", ".join(f"{value} ({n} runs)" for value, n in counts.items())
+            values = ", ".join(f"{value} ({n} run{'s' * (n != 1)})" for value, n in counts.items())
             found.append(f"Times may not be comparable: the runs differ in {fact}: {values}.")
     return found
 

@@ -56,6 +56,7 @@ def tables(report: Report) -> list[Table]:
 def result_table(report: Report) -> Table:
     """Each group's runs by state, and its final and best mean of the metric."""
     by = ", ".join(key.removesuffix(".name") for key in report.keys)
+    count = f"{len(report.runs)} run{'s' * (len(report.runs) != 1)}"
     rows = [
         [
             s.group.label,
@@ -64,9 +65,7 @@ def result_table(report: Report) -> Table:
         ]
         for s in report.summaries
     ]
-    return Table(
-        f"{report.metric.name} of {len(report.runs)} runs by {by}", ["group", "runs", "final", "best"], rows
-    )
+    return Table(f"{report.metric.name} of {count} by {by}", ["group", "runs", "final", "best"], rows)
 
 
 def published_table(results: Sequence[PublishedResult]) -> Table:
