@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from trainer.analyze import factors, gershgorin, landscape, preconditioner, spectrum, trajectories
 from trainer.analyze.loaded_run import DoesNotFit, Finding, LoadedRun, Settings
-from trainer.cli.common import Parser, count, exit_code, folding_table, nonnegative
+from trainer.cli.common import Parser, count, exit_code, folding_table, nonnegative, table_console
 from trainer.errors import ConfigError, MissingExtra, nearest
 from trainer.formatting import number
 from trainer.rundir.status import FINISHED
@@ -155,7 +155,7 @@ def run(args: Namespace) -> int:
         }
         print(dumps({**place, **rows}, indent=2))
     else:
-        show(found, written, Console())
+        show(found, written, table_console())
     return FINISHED
 
 

@@ -1,5 +1,6 @@
 """What the commands other than training share: exit codes, mistakes in one line, progress bars."""
 
+import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Collection, Iterable
@@ -16,6 +17,9 @@ from trainer.errors import ConfigError, MachineError, MissingExtra, UserError
 from trainer.rundir.status import CRASHED, INTERRUPTED, USER_ERROR
 
 Item = TypeVar("Item")
+
+PIPE_COLUMNS = 200
+"""Of tables that go to no terminal."""
 
 
 class Parser(ArgumentParser):
@@ -72,6 +76,18 @@ def nonnegative(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return value
+
+
+def table_console(*, quiet: bool = False) -> Console:
+    """Standard output for tables: wide where it is no terminal, so that a pipe or a file gets a row on one line.
+
+    Args:
+        quiet: print nothing.
+    """
+    console = Console(quiet=quiet)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = max(console.width, PIPE_COLUMNS)
+    return console
 
 
 def folding_table(*heads: str, title: str | None = None, whole: int = 0) -> Table:

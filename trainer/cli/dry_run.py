@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from trainer.cli.common import folding_table
+from trainer.cli.common import folding_table, table_console
 from trainer.cli.memory_estimate import Tensors, TensorShare, mebibytes, tensors_of
 from trainer.config.schema import Config, DryRun
 from trainer.data import Data, TrainLoader
@@ -42,7 +42,7 @@ def dry_run(config: Config, ranks: Ranks) -> None:
     Raises:
         UserError: as `trainer.training.build.build`.
     """
-    console = Console(quiet=not ranks.is_rank0)
+    console = table_console(quiet=not ranks.is_rank0)
     if isinstance(config.dry_run, DryRun):
         plan(config, config.dry_run.world_size, console)
         return

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.cli.common import Parser, exit_code, folding_table
+from trainer.cli.common import Parser, exit_code, folding_table, table_console
 from trainer.cli.help import CONF, names
 from trainer.config.plugins import load_plugins
 from trainer.config.schema import COMPONENTS, REGISTRIES, Config
@@ -50,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("plugins", nargs="*", metavar="plugins=[MODULE]", help="plugins to import first")
     args = parser.parse_args(argv)
     load_plugins(args.plugins)
-    Console().print(table_of(args.group))
+    table_console().print(table_of(args.group))
     return FINISHED
 
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.text import Text
 
-from trainer.cli.common import folding_table, print_any_text
+from trainer.cli.common import folding_table, print_any_text, table_console
 from trainer.config.command_line import CONF, parse_arguments
 from trainer.config.compose import (
     FROZEN,
@@ -187,7 +186,7 @@ def show_sweep(results: "list[tuple[str, Result]]") -> None:
     for overrides, result in results:
         values = [metric_of(n).text(result.metrics[n]) if n in result.metrics else "" for n in names]
         table.add_row(Text(printable(overrides)), words[result.code], *values)
-    Console().print(table)
+    table_console().print(table)
 
 
 def hydra_app(args: Namespace, argv: list[str], task: object) -> None:

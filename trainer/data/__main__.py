@@ -19,7 +19,7 @@ from trainer.data.pack import SHARD_MIB, pack
 from trainer.data.shards import Manifest, TokenShards, checksum, shard_path
 from trainer.data.tokenize import SHARD_TOKENS, Job, tokenize
 from trainer.errors import DataError
-from trainer.formatting import memory
+from trainer.formatting import counted, memory
 from trainer.rundir.status import FINISHED, INTERRUPTED
 
 
@@ -195,16 +195,16 @@ def fill(out: Path, title: str, make: Callable[[Display], str]) -> int:
 def describe_pack(manifest: PackManifest) -> str:
     """What is in a pack, in a line."""
     shards, size = sum(map(len, manifest.shards.values())), memory(sum(manifest.sizes.values()) / 2**20)
-    counts = " and ".join(f"{count:,} pictures in {split}" for split, count in manifest.samples.items())
-    return f"{counts}, {len(manifest.classes):,} classes, {shards} tar files, {size}"
+    counts = " and ".join(f"{counted(n, 'picture')} in {split}" for split, n in manifest.samples.items())
+    return f"{counts}, {len(manifest.classes):,} classes, {counted(shards, 'tar file')}, {size}"
 
 
 def describe(manifest: Manifest) -> str:
     """What is in a folder of shards, in a line."""
     size = memory(manifest.tokens * int(manifest.dtype[-1]) / 2**20)
     return (
-        f"{manifest.tokens:,} tokens of {manifest.documents:,} documents in {len(manifest.checksums)} shards, "
-        f"{size}, tokenizer {manifest.tokenizer}"
+        f"{manifest.tokens:,} tokens of {counted(manifest.documents, 'document')} in "
+        f"{counted(len(manifest.checksums), 'shard')}, {size}, tokenizer {manifest.tokenizer}"
     )
 
 

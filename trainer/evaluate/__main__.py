@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from trainer.cli.common import Parser, exit_code, folding_table, need_package
+from trainer.cli.common import Parser, exit_code, folding_table, need_package, table_console
 from trainer.cli.stored_run import add_run_arguments, build_again, find_checkpoint, load, run_of
 from trainer.errors import ConfigError, nearest
 from trainer.evaluate.files import (
@@ -83,7 +83,7 @@ def run(args: Namespace) -> int:
         classes = {"split": split, "classes": found.per_class()} if found else {}
         print(dumps({**place, "metrics": metrics, **classes}, indent=2))
     else:
-        show(place, metrics, found, Console())
+        show(place, metrics, found, table_console())
     return FINISHED
 
 

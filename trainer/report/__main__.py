@@ -10,9 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
-
-from trainer.cli.common import Parser, exit_code
+from trainer.cli.common import Parser, exit_code, table_console
 from trainer.errors import MissingExtra
 from trainer.report import diff, push
 from trainer.report.output import write
@@ -124,7 +122,7 @@ def run(args: Namespace) -> int:
         if args.json:
             print(dumps(as_json(report), indent=2))
         else:
-            show(report, Console())
+            show(report, table_console())
     return FINISHED
 
 

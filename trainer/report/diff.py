@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from trainer.cli.common import Parser, folding_table
+from trainer.cli.common import Parser, folding_table, table_console
 from trainer.errors import DataError
 from trainer.formatting import printable
 from trainer.report.grouping import NEVER_SWEPT, config_text
@@ -83,7 +83,7 @@ def run(args: Namespace) -> int:
         if args.json:
             print(dumps(asdict(found), indent=2))
         else:
-            show(found, Console())
+            show(found, table_console())
     return FINISHED
 
 

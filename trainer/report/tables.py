@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.formatting import duration, memory
+from trainer.formatting import counted, duration, memory
 from trainer.metrics import STEP_PARTS, Metric, metric_of
 from trainer.report.formatting import NONE, basis, difference, interval, p_value, remark
 from trainer.report.grouping import config_text
@@ -56,7 +56,7 @@ def tables(report: Report) -> list[Table]:
 def result_table(report: Report) -> Table:
     """Each group's runs by state, and its final and best mean of the metric."""
     by = ", ".join(key.removesuffix(".name") for key in report.keys)
-    count = f"{len(report.runs)} run{'s' * (len(report.runs) != 1)}"
+    count = counted(len(report.runs), "run")
     rows = [
         [
             s.group.label,
