@@ -6,12 +6,11 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from launch import local_executor, slurm_executor
 from launch.display import follow, table, wait_for_end, watch
 from launch.run_states import RunState, run_states
 from launch.sweep_dir import Sweep, SweepRun, executor_of, read_sweep
+from trainer.cli.common import table_console
 from trainer.errors import ConfigError, UserError, nearest
 from trainer.rundir.status import CRASHED, FINISHED
 from trainer.rundir.strict_json import dumps
@@ -20,7 +19,7 @@ from trainer.rundir.strict_json import dumps
 def status(args: Namespace) -> int:
     """Shows the state of every run: a table, which is live on a terminal, or JSON."""
     sweep = read_sweep(args.directory)
-    console = Console()
+    console = table_console()
     if console.is_terminal and not args.json:
         watch(sweep, console)
         return FINISHED
@@ -30,7 +29,6 @@ def status(args: Namespace) -> int:
         if problem:
             print(f"error: {problem}", file=sys.stderr)
     else:
-        console.width = max(console.width, 200)
         console.print(table(states, problem))
     return FINISHED
 

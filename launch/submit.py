@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from launch import local_executor, slurm_executor
@@ -14,8 +12,9 @@ from launch.notify import check_urls
 from launch.options import SlurmOptions
 from launch.snapshot import take_snapshot
 from launch.sweep_dir import Sweep, SweepRun, by_stage, new_directory
+from trainer.cli.common import folding_table, table_console
 from trainer.config.plugins import announced_modules
-from trainer.formatting import printable
+from trainer.formatting import counted, printable
 from trainer.rundir.status import FINISHED
 from trainer.signals import signals_blocked
 from trainer.streams import print_if_read
@@ -49,7 +48,9 @@ def launch(arguments: list[str]) -> int:
             prepare(sweep, points)
             if isinstance(options, SlurmOptions):
                 slurm_executor.submit(sweep, runs)
-        print_if_read(f"{len(runs)} runs in {sweep.path}; see python -m launch status {sweep.path}")
+        print_if_read(
+            f"{counted(len(runs), 'run')} in {sweep.path}; see python -m launch status {sweep.path}"
+        )
         if is_comparison:
             print_if_read(f"report: python -m trainer.report {sweep.path}/*/runs")
     return FINISHED if isinstance(options, SlurmOptions) else local_executor.execute(sweep, runs)
@@ -69,8 +70,10 @@ def prepare(sweep: Sweep, points: Sequence[SweepPoint]) -> None:
 
 def show(sweep: Sweep) -> None:
     """Prints the runs and, for Slurm, the job script of each stage."""
-    console = Console()
-    table = Table("run", "overrides", title=Text(printable(f"{len(sweep.runs)} runs in {sweep.path}")))
+    console = table_console()
+    count = counted(len(sweep.runs), "run")
+    console.print(Text(printable(f"{count} in {sweep.path}"), "italic"), soft_wrap=True)
+    table = folding_table("run", "overrides")
     for run in sweep.runs:
         table.add_row(run.name, Text(printable(" ".join(run.overrides))))
     console.print(table)

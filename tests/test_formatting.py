@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.formatting import clock_time, duration, memory, number, percent
+from trainer.formatting import clock_time, counted, duration, memory, number, percent
 
 
 @pytest.mark.parametrize(
@@ -49,4 +49,8 @@ def test_percent() -> None:
 
 
 def test_memory() -> None:
-    assert (memory(412.4), memory(2048)) == ("412 MiB", "2.0 GiB")
+    assert (memory(0.033), memory(412.4), memory(2048)) == ("34 KiB", "412 MiB", "2.0 GiB")
+
+
+def test_counted() -> None:
+    assert (counted(1, "run"), counted(2000, "run")) == ("1 run", "2,000 runs")

@@ -13,6 +13,11 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 run``, ``2,000 runs``: of nouns whose plural ends in s."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def percent(share: float) -> str:
     """``97.22%`` for 0.9722."""
     return f"{100 * share:.2f}%"
@@ -38,7 +43,9 @@ def duration(seconds: float) -> str:
 
 
 def memory(mib: float) -> str:
-    """``412 MiB``, ``2.0 GiB``, from mebibytes."""
+    """``34 KiB``, ``412 MiB``, ``2.0 GiB``, from mebibytes."""
+    if mib < 1:
+        return f"{1024 * mib:.0f} KiB"
     return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
 
 

@@ -1,14 +1,14 @@
 """``python -m trainer.generate RUN "text"``: a run's language model goes on with a text."""
 
 import sys
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.cli.common import Parser, exit_code
-from trainer.cli.stored_run import TrainedModel, add_override_argument, add_run_arguments, count, open_model
+from trainer.cli.common import Parser, count, exit_code, nonnegative
+from trainer.cli.stored_run import TrainedModel, add_override_argument, add_run_arguments, open_model
 from trainer.errors import ConfigError
 from trainer.models.base import CachingModel
 from trainer.rundir.status import FINISHED
@@ -28,7 +28,7 @@ def parser() -> Parser:
     )
     parser.add_argument(
         "--temperature",
-        type=temperature,
+        type=nonnegative,
         default=1.0,
         metavar="T",
         help="logits are divided by it: below 1 the likely is likelier, 0 takes the likeliest (%(default)s)",
@@ -39,21 +39,6 @@ def parser() -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
     add_override_argument(parser)
     return parser
-
-
-def temperature(text: str) -> float:
-    """The number in a text, at least 0.
-
-    Raises:
-        ArgumentTypeError: it is none.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise ArgumentTypeError(f"{text!r} is not a number of at least 0")
-    return value
 
 
 def main(argv: list[str] | None = None) -> int:

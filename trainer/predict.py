@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from trainer.cli.common import Parser, exit_code, progress
-from trainer.cli.stored_run import TrainedModel, add_override_argument, add_run_arguments, count, open_model
+from trainer.cli.common import Parser, count, exit_code, progress
+from trainer.cli.stored_run import TrainedModel, add_override_argument, add_run_arguments, open_model
 from trainer.data.class_folders import EXTENSIONS
 from trainer.errors import ConfigError, DataError
 from trainer.formatting import percent, printable

@@ -50,6 +50,16 @@ def test_a_preset_has_the_options_of_its_component_with_its_own_values() -> None
     assert "small_images" in cells("data")
 
 
+def test_names_of_options_are_whole_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["optimizer=adafisher"])
+    out = capsys.readouterr().out
+    assert " optimizer.decay_norms_and_biases " in out
+    assert "…" not in out
+
+
 def test_markup_in_comments_is_text() -> None:
     assert "pip install '.[zoo]'" in cells("optimizer")["pytorch_optimizer"][0]
 

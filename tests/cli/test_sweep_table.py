@@ -20,3 +20,14 @@ def test_overrides_are_shown_as_they_are(
     assert "\x1b" not in out
     assert "refused" in out
     assert "0.5000" in out
+
+
+def test_numbers_and_names_are_shown_as_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A share is a percentage, and a terminal that is too narrow for a name cuts nothing off."""
+    monkeypatch.setenv("COLUMNS", "40")
+    show_sweep([("optimizer.weight_decay=0.12345", Result(0, {"test/accuracy": 0.875}, "test/accuracy"))])
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert "87.50%" in "".join(out.split())

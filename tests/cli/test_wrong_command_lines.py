@@ -23,6 +23,7 @@ WRONG = [
     # unknown keys at any depth
     ("modell=cnn", "unknown option modell; did you mean model"),
     ("sed=1", "unknown option sed; did you mean seed"),
+    ("callback=[sharpness]", "did you mean callbacks"),
     ("loop.max_step=10", "did you mean max_steps"),
     ("loop.clip.norm=1", "unknown option loop.clip"),
     ("optimizer.learning_rate=0.1", "unknown option optimizer.learning_rate"),

@@ -9,7 +9,9 @@ import yaml
 from trainer.compare.arguments import Command, parse_command
 from trainer.compare.contenders import variant
 from trainer.compare.grids import Interval
+from trainer.compare.sentences import protocol_sentences
 from trainer.compare.tables import FILE, expanded
+from trainer.compare.tuning import Tuned
 from trainer.compare.tuning_options import Search, corners
 from trainer.errors import ConfigError, MissingExtra
 
@@ -83,6 +85,13 @@ def test_trials() -> None:
     ]
     assert command.tuned_options == ["optimizer.lr", "optimizer.weight_decay"]
     assert command.runs == 12 + 2
+
+
+def test_a_report_names_what_was_chosen_of_a_grid() -> None:
+    """Also of one that has no curve: of two values, or of none that are numbers."""
+    command = parse("optimizer=adam,sgd", "seed=0", "tune.lr=[1e-3,1e-2]")
+    tuned = Tuned({"sgd": {"lr": 0.01}, "adam": {"lr": 0.001}})
+    assert "The best: adam lr=0.001, sgd lr=0.01." in protocol_sentences(command, None, tuned, [])
 
 
 def test_what_is_tuned_leaves_something_to_tune_on() -> None:

@@ -136,7 +136,7 @@ def test_another_folders_pack_is_kept(pictures: Path, tmp_path: Path, refused) -
     refused(main(["pack", str(pictures), "--out", str(pictures)]), "is neither empty nor a pack")
     (tmp_path / "file").write_text("")
     refused(main(["pack", str(pictures), "--out", str(tmp_path / "file")]), "cannot be made")
-    refused(main(["pack", str(pictures), "--out", str(out), "--shard-mib", "0"]), "whole number")
+    refused(main(["pack", str(pictures), "--out", str(out), "--shard-mib", "0"]), "--shard-mib: '0'")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

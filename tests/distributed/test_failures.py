@@ -51,7 +51,9 @@ def test_a_killed_rank_ends_the_others(victim: int, tmp_path: Path) -> None:
     assert codes[victim] == -signal.SIGKILL
     assert codes[1 - victim] == 1
     words = f"rank {victim} exited without reporting an error"
-    assert words in (tmp_path / f"out{1 - victim}").read_text()
+    said = (tmp_path / f"out{1 - victim}").read_text()
+    assert f"crashed: {words}" in said
+    assert f"crashed: rank {1 - victim}" not in said
     assert words in (tmp_path / "run" / "run.log").read_text()
     assert status(tmp_path)["state"] == "failed"
     assert words in str(status(tmp_path)["error"])

@@ -162,7 +162,7 @@ def test_a_signal_does_not_take_the_directory_from_queued_jobs(
         assert main(["seed=1", "launch.snapshot=false", f"launch.dir={path}"]) == INTERRUPTED
     finally:
         signal.signal(number, before)
-    assert f"1 runs in {path}; see python -m launch status {path}\n" in capsys.readouterr().out
+    assert f"1 run in {path}; see python -m launch status {path}\n" in capsys.readouterr().out
     assert read_sweep(path).runs[0].jobs == ["7"]
 
 

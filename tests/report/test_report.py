@@ -394,7 +394,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not a directory" in refused(capsys, tmp_path / "nowhere")
     assert "did you mean optimizer" in refused(capsys, runs, "--by", "optimiser")
     assert "did you mean test/accuracy" in refused(capsys, runs, "--metric", "test/acuracy")
-    assert "--target" in refused(capsys, runs, "--target", "high")
+    assert "--target: 'high' is neither a number" in refused(capsys, runs, "--target", "high")
     assert "--group" in refused(capsys, runs, "--group")
     assert "DIR" in refused(capsys)
     assert "cannot be written" in refused(capsys, runs, "--out", runs / "sgd_0" / "status.json")

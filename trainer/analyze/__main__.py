@@ -6,6 +6,7 @@ Several runs are shown together by the analyses in `COMPARISONS`.
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +15,11 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from trainer.analyze import factors, gershgorin, landscape, preconditioner, spectrum, trajectories
 from trainer.analyze.loaded_run import DoesNotFit, Finding, LoadedRun, Settings
-from trainer.cli.common import Parser, exit_code
+from trainer.cli.common import Parser, count, exit_code, folding_table, nonnegative, table_console
 from trainer.errors import ConfigError, MissingExtra, nearest
 from trainer.formatting import number
 from trainer.rundir.status import FINISHED
@@ -77,12 +77,15 @@ def parser() -> Parser:
     )
     parser.add_argument(
         "--batches",
-        type=count,
+        type=partial(count, least=2),
         default=default.batches,
         help="training batches to average over (%(default)s)",
     )
     parser.add_argument(
-        "--points", type=count, default=default.points, help="points a side of a landscape (%(default)s)"
+        "--points",
+        type=partial(count, least=2),
+        default=default.points,
+        help="points a side of a landscape (%(default)s)",
     )
     parser.add_argument(
         "--axes",
@@ -91,7 +94,7 @@ def parser() -> Parser:
         "(default: the principal directions of all checkpoints)",
     )
     parser.add_argument(
-        "--sigma", type=float, default=default.sigma, help="of the noise off the diagonal (%(default)s)"
+        "--sigma", type=nonnegative, default=default.sigma, help="of the noise off the diagonal (%(default)s)"
     )
     parser.add_argument(
         "--plugins",
@@ -104,17 +107,6 @@ def parser() -> Parser:
     )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of tables")
     return parser
-
-
-def count(text: str) -> int:
-    """The integer in a text, at least 2.
-
-    Raises:
-        ArgumentTypeError: it is none.
-    """
-    if not text.isdigit() or int(text) < 2:
-        raise ArgumentTypeError(f"{text!r} is not an integer of at least 2")
-    return int(text)
 
 
 def steps(text: str) -> tuple[int, ...] | Literal["all"]:
@@ -163,7 +155,7 @@ def run(args: Namespace) -> int:
         }
         print(dumps({**place, **rows}, indent=2))
     else:
-        show(found, written, Console())
+        show(found, written, table_console())
     return FINISHED
 
 
@@ -215,9 +207,7 @@ def show(found: dict[str, Finding], written: list[Path], console: Console) -> No
     for name, finding in found.items():
         lists = {head for row in finding.rows for head, value in row.items() if isinstance(value, list)}
         heads = [head for head in finding.rows[0] if head not in lists]
-        table = Table(title=name, title_justify="left")
-        for head in heads:
-            table.add_column(escape(head.replace("_", " ")), overflow="fold")
+        table = folding_table(*(head.replace("_", " ") for head in heads), title=name)
         for row in finding.rows:
             table.add_row(*(escape(cell(row[head])) for head in heads))
         console.print(table)

@@ -1,7 +1,8 @@
 """What the commands other than training share: exit codes, mistakes in one line, progress bars."""
 
+import os
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Collection, Iterable
 from importlib.util import find_spec
 from io import TextIOWrapper
@@ -9,11 +10,16 @@ from typing import NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import track
+from rich.table import Column, Table
+from rich.text import Text
 
 from trainer.errors import ConfigError, MachineError, MissingExtra, UserError
 from trainer.rundir.status import CRASHED, INTERRUPTED, USER_ERROR
 
 Item = TypeVar("Item")
+
+PIPE_COLUMNS = 200
+"""Of tables that go to no terminal."""
 
 
 class Parser(ArgumentParser):
@@ -44,6 +50,56 @@ def exit_code(command: Callable[[], int]) -> int:
         return CRASHED
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def count(text: str, least: int = 1) -> int:
+    """The integer in an argument, at least ``least``.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise ArgumentTypeError(f"{text!r} is not an integer of at least {least}")
+    return int(text)
+
+
+def nonnegative(text: str) -> float:
+    """The number in an argument, at least 0.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return value
+
+
+def table_console(*, quiet: bool = False) -> Console:
+    """Standard output for tables: wide where it is no terminal, so that a pipe or a file gets a row on one line.
+
+    Args:
+        quiet: print nothing.
+    """
+    console = Console(quiet=quiet)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = max(console.width, PIPE_COLUMNS)
+    return console
+
+
+def folding_table(*heads: str, title: str | None = None, whole: int = 0) -> Table:
+    """A table whose words that are too long for the terminal go on in the next line, where rich would cut them off.
+
+    Args:
+        heads: of its columns; like the title, text that is not markup.
+        title: above its left edge.
+        whole: so many of the first columns keep their width, and the others get narrower.
+    """
+    columns = [Column(Text(head), overflow="fold", no_wrap=at < whole) for at, head in enumerate(heads)]
+    return Table(*columns, title=None if title is None else Text(title), title_justify="left")
 
 
 def need_package(what: str, package: str, extra: str) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from trainer.cli.common import folding_table, table_console
 from trainer.cli.memory_estimate import Tensors, TensorShare, mebibytes, tensors_of
 from trainer.config.schema import Config, DryRun
 from trainer.data import Data, TrainLoader
@@ -41,7 +42,7 @@ def dry_run(config: Config, ranks: Ranks) -> None:
     Raises:
         UserError: as `trainer.training.build.build`.
     """
-    console = Console(quiet=not ranks.is_rank0)
+    console = table_console(quiet=not ranks.is_rank0)
     if isinstance(config.dry_run, DryRun):
         plan(config, config.dry_run.world_size, console)
         return
@@ -55,7 +56,7 @@ def dry_run(config: Config, ranks: Ranks) -> None:
     steps = [timed(train_step) for _ in range(STEPS)]
     evaluation = timed(lambda: evaluate(parts))
     console.print(memory_table(parts))
-    times = Table("what", "seconds", title="time")
+    times = folding_table("what", "seconds", title="time")
     for number, seconds in enumerate(steps, 1):
         times.add_row(f"step {number}", f"{seconds:.3f}")
     times.add_row("evaluation", f"{evaluation:.3f}")
@@ -96,7 +97,7 @@ def plan(config: Config, world_size: int, console: Console) -> None:
     alone = mebibytes(tensors, TensorShare.bytes_here)
     each = mebibytes(tensors, lambda share: share.bytes_in(shards))
     title = f"MiB without activations, parallel={config.parallel['name']}"
-    table = Table("part", "one rank", f"each of {world_size}", title=title)
+    table = folding_table("part", "one rank", f"each of {world_size}", title=title)
     for part in alone:
         table.add_row(part, f"{alone[part]:.2f}", f"{each[part]:.2f}")
     console.print(table)
@@ -128,7 +129,7 @@ def timed(action: Callable[[], object]) -> float:
 def parameter_table(parts: RunParts) -> Table:
     """Each parameter with where its curvature comes from and what step it takes."""
     count = sum(p.numel() for p in parts.model.parameters())
-    table = Table("parameter", "shape", "curvature", "step", title=f"{count:,} parameters")
+    table = folding_table("parameter", "shape", "curvature", "step", title=f"{count:,} parameters")
     optimizer = parts.optimizer
     coverage = optimizer.coverage() if isinstance(optimizer, CurvatureOptimizer) else []
     found = {row.parameter: (row.source, row.update) for row in coverage}
@@ -149,7 +150,7 @@ def memory_table(parts: RunParts) -> Table:
     own = {**mebibytes(tensors, TensorShare.bytes_here), "peak, with activations": memory_mib(parts.device)}
     ranks = parts.ranks.all_gather_object(own)
     heads = [f"rank {rank}" for rank in range(len(ranks))] if len(ranks) > 1 else ["MiB"]
-    table = Table("part", *heads, title="memory in MiB" if len(ranks) > 1 else "memory")
+    table = folding_table("part", *heads, title="memory in MiB" if len(ranks) > 1 else "memory")
     for part in own:
         table.add_row(part, *(f"{rank[part]:.2f}" for rank in ranks))
     return table

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.cli.common import Parser, exit_code
+from trainer.cli.common import Parser, exit_code, folding_table, table_console
 from trainer.cli.help import CONF, names
 from trainer.config.plugins import load_plugins
 from trainer.config.schema import COMPONENTS, REGISTRIES, Config
@@ -20,6 +19,8 @@ from trainer.rundir.status import FINISHED
 
 FIXED = ("loop", "checkpoint", "monitor")
 """Groups whose options are the same whatever is chosen."""
+
+HEADS = ("option", "type", "default", "meaning")
 
 
 class Documented(NamedTuple):
@@ -48,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("plugins", nargs="*", metavar="plugins=[MODULE]", help="plugins to import first")
     args = parser.parse_args(argv)
     load_plugins(args.plugins)
-    Console().print(table_of(args.group))
+    table_console().print(table_of(args.group))
     return FINISHED
 
 
@@ -84,7 +85,7 @@ def choices(group: str) -> list[str]:
 
 def names_table(group: str, choices: Sequence[str]) -> Table:
     """The choices of a group, each with the first line of its file."""
-    table = Table("name", "what it is", title=f"{group}=NAME")
+    table = folding_table("name", "what it is", title=f"{group}=NAME", whole=1)
     for name in choices:
         table.add_row(name, Text(head_of(CONF / group / f"{name}.yaml")))
     return table
@@ -93,7 +94,7 @@ def names_table(group: str, choices: Sequence[str]) -> Table:
 def general_table() -> Table:
     """The options outside of all groups, and the groups with their choices."""
     documents = documented(CONF / "config.yaml")
-    table = Table("option", "type", "default", "meaning", title="options: python -m trainer options GROUP")
+    table = folding_table(*HEADS, title="options: python -m trainer options GROUP", whole=1)
     for key, option in options_of(Config).items():
         if key in COMPONENTS:
             table.add_row(key, "a group: " + ", ".join(choices(key)))
@@ -106,7 +107,7 @@ def general_table() -> Table:
 
 def option_table(title: str, options: Mapping[str, Option], documents: Mapping[str, Documented]) -> Table:
     """The table of options, whose meanings are the comments of their YAML file."""
-    table = Table("option", "type", "default", "meaning", title=title)
+    table = folding_table(*HEADS, title=title, whole=1)
     group, _, name = title.partition("=")
     prefix = f"{group}." if group in REGISTRIES or group in FIXED else f"{group}.{name}."
     for key, option in options.items():

@@ -1,6 +1,6 @@
 """A run that is opened for reading, by the commands that do something with a trained model; it executes nothing."""
 
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,17 +64,6 @@ def add_override_argument(parser: Parser) -> None:
         metavar="data.KEY=VALUE",
         help="another value of an option of the data, such as data.root=/elsewhere; may be repeated",
     )
-
-
-def count(text: str) -> int:
-    """The integer in a text, at least 1.
-
-    Raises:
-        ArgumentTypeError: it is none.
-    """
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is not an integer of at least 1")
-    return int(text)
 
 
 # Finding --------------------------------------------------------------------------------------------------------------

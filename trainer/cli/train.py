@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from trainer.cli.common import print_any_text
+from trainer.cli.common import folding_table, print_any_text, table_console
 from trainer.config.command_line import CONF, parse_arguments
 from trainer.config.compose import (
     FROZEN,
@@ -28,6 +26,7 @@ from trainer.config.schema import Config
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks, join
 from trainer.errors import ConfigError, MachineError, UserError
 from trainer.formatting import printable
+from trainer.metrics import metric_of
 from trainer.rundir.directory import RunDirectory, VisitedRunDirectory
 from trainer.rundir.status import CRASHED, FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR
 
@@ -182,12 +181,12 @@ def sweep(args: Namespace, argv: list[str]) -> int:
 def show_sweep(results: "list[tuple[str, Result]]") -> None:
     """Prints the overrides, the end and the metrics of each run."""
     names = sorted({name for _, result in results for name in result.metrics})
-    table = Table("run", "result", *names)
+    table = folding_table("run", "result", *names)
     words = {FINISHED: "finished", CRASHED: "failed", USER_ERROR: "refused"}
     for overrides, result in results:
-        values = [f"{result.metrics[n]:.4f}" if n in result.metrics else "" for n in names]
+        values = [metric_of(n).text(result.metrics[n]) if n in result.metrics else "" for n in names]
         table.add_row(Text(printable(overrides)), words[result.code], *values)
-    Console().print(table)
+    table_console().print(table)
 
 
 def hydra_app(args: Namespace, argv: list[str], task: object) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from trainer.cli.common import exit_code
+from trainer.cli.common import exit_code, table_console
 from trainer.compare.arguments import FOLDER, Command, parse_command
 from trainer.compare.protocol import ComparisonRun, Outcome
 from trainer.compare.resume import read_record, write_record
@@ -115,7 +115,7 @@ def compare_in(folder: Path, command: Command) -> int:
         if command.json:
             print(dumps(record(outcome, folder), indent=2))
         else:
-            show(outcome.report, Console())
+            show(outcome.report, table_console())
             print(f"report: {folder / 'report'}")
     if problem:
         print(f"error: {problem}", file=sys.stderr)

@@ -7,6 +7,7 @@ from typing import Any
 
 from trainer.compare.study import Trial
 from trainer.errors import DataError
+from trainer.formatting import counted
 from trainer.metrics import METRICS, Metric, metric_of, read_declarations
 from trainer.report.metric_choice import declared_by
 from trainer.report.read_runs import RecordedRun
@@ -103,4 +104,4 @@ class Verdict:
         at_end = status.get("state") == "finished" and decided == len(values)
         if decided is None or at_end or status.get("state") == "failed":
             return None
-        return f"by {self._pruner}, after {decided} evaluation{'s' * (decided != 1)}"
+        return f"by {self._pruner}, after {counted(decided, 'evaluation')}"

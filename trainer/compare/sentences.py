@@ -33,7 +33,11 @@ def protocol_sentences(
             f"with seed {command.tuning_seed}, on {command.contenders[0].config.loader.holdout:.0%} of the "
             f"training set, held out in all runs."
         )
-    sentences += [command.search.sentence()] if command.search else []
+    if command.search:
+        sentences.append(command.search.sentence())
+    elif tuned.best:
+        found = [f"{name} {options_text(options)}" for name, options in sorted(tuned.best.items())]
+        sentences.append(f"The best: {', '.join(found)}.")
     sentences += [search_sentence(name, tuned.best.get(name), cost) for name, cost in tuned.costs.items()]
     sentences += [failed_trials(name) for name in untuned]
     return [*sentences, f"Command: python -m trainer.compare {shlex.join(command.words)}"]
@@ -47,10 +51,15 @@ def search_sentence(name: str, best: Options | None, cost: Cost) -> str:
         best: its best options; None: no trial finished.
         cost: of its search.
     """
-    found = " ".join(f"{key}={value}" for key, value in best.items()) if best else "nothing"
+    found = options_text(best) if best else "nothing"
     trials = f"{cost.trials} trials in {duration(cost.seconds)} of training"
     pruned = f"{cost.pruned} pruned, with {percent(cost.pruned_share)} of the training time"
     return f"{name}: {found}; {trials}, {pruned}, {cost.failed} failed."
+
+
+def options_text(options: Options) -> str:
+    """``lr=0.01 momentum=0.9``."""
+    return " ".join(f"{key}={value}" for key, value in options.items())
 
 
 def failed_trials(label: str) -> str:

@@ -38,6 +38,9 @@ from trainer.rundir.frozen_config import escaped, read_frozen
 FROZEN = "frozen config"
 """The name that a run's own config has for Hydra."""
 
+OFTEN_EMPTY = ("callbacks", "experiment", "quick")
+"""Config groups that are no key of a config in which nothing is chosen of them."""
+
 LONGEST = 120
 """Bytes of a name that is made of text; file systems take 255."""
 
@@ -250,5 +253,5 @@ def _explain_key(hydra: Hydra, args: argparse.Namespace, overrides: list[str], k
         parent, _, name = parent.rpartition(".")
         known = OmegaConf.select(config, parent) if parent else config
     full = f"{parent}.{name}" if parent else name
-    names = [str(k) for k in known if k != "name"] if parent else [*map(str, known), "experiment", "quick"]
+    names = [str(k) for k in known if k != "name"] if parent else [*map(str, known), *OFTEN_EMPTY]
     return f"unknown option {full}{nearest(name, names)}"

@@ -11,15 +11,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from trainer.cli.common import Parser, exit_code
+from trainer.cli.common import Parser, count, exit_code
 from trainer.data.documents import TABLES, TEXT
 from trainer.data.image_pack import PackManifest, is_pack, verify_pack
 from trainer.data.machine import available_cores
 from trainer.data.pack import SHARD_MIB, pack
 from trainer.data.shards import Manifest, TokenShards, checksum, shard_path
 from trainer.data.tokenize import SHARD_TOKENS, Job, tokenize
-from trainer.errors import ConfigError, DataError
-from trainer.formatting import memory
+from trainer.errors import DataError
+from trainer.formatting import counted, memory
 from trainer.rundir.status import FINISHED, INTERRUPTED
 
 
@@ -64,7 +64,7 @@ def add_tokenize(commands: Any) -> None:
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder of the shards")
     command.add_argument(
         "--workers",
-        type=positive,
+        type=count,
         default=available_cores(),
         metavar="N",
         help="processes that tokenize (default: one a core, %(default)s)",
@@ -84,7 +84,7 @@ def add_tokenize(commands: Any) -> None:
     )
     command.add_argument(
         "--shard-tokens",
-        type=positive,
+        type=count,
         default=SHARD_TOKENS,
         metavar="N",
         help="of a shard (default: %(default)s)",
@@ -105,22 +105,11 @@ def add_pack(commands: Any) -> None:
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder of the pack")
     command.add_argument(
         "--shard-mib",
-        type=positive,
+        type=count,
         default=SHARD_MIB,
         metavar="N",
         help="MiB of a tar file (default: %(default)s)",
     )
-
-
-def positive(text: str) -> int:
-    """The whole number in a text, at least 1.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{text} is wrong: it must be a whole number >= 1")
-    return int(text)
 
 
 class Display:
@@ -206,16 +195,16 @@ def fill(out: Path, title: str, make: Callable[[Display], str]) -> int:
 def describe_pack(manifest: PackManifest) -> str:
     """What is in a pack, in a line."""
     shards, size = sum(map(len, manifest.shards.values())), memory(sum(manifest.sizes.values()) / 2**20)
-    counts = " and ".join(f"{count:,} pictures in {split}" for split, count in manifest.samples.items())
-    return f"{counts}, {len(manifest.classes):,} classes, {shards} tar files, {size}"
+    counts = " and ".join(f"{counted(n, 'picture')} in {split}" for split, n in manifest.samples.items())
+    return f"{counts}, {len(manifest.classes):,} classes, {counted(shards, 'tar file')}, {size}"
 
 
 def describe(manifest: Manifest) -> str:
     """What is in a folder of shards, in a line."""
     size = memory(manifest.tokens * int(manifest.dtype[-1]) / 2**20)
     return (
-        f"{manifest.tokens:,} tokens of {manifest.documents:,} documents in {len(manifest.checksums)} shards, "
-        f"{size}, tokenizer {manifest.tokenizer}"
+        f"{manifest.tokens:,} tokens of {counted(manifest.documents, 'document')} in "
+        f"{counted(len(manifest.checksums), 'shard')}, {size}, tokenizer {manifest.tokenizer}"
     )
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from trainer.cli.common import Parser, exit_code, need_package
+from trainer.cli.common import Parser, exit_code, folding_table, need_package, table_console
 from trainer.cli.stored_run import add_run_arguments, build_again, find_checkpoint, load, run_of
 from trainer.errors import ConfigError, nearest
 from trainer.evaluate.files import (
@@ -84,7 +83,7 @@ def run(args: Namespace) -> int:
         classes = {"split": split, "classes": found.per_class()} if found else {}
         print(dumps({**place, "metrics": metrics, **classes}, indent=2))
     else:
-        show(place, metrics, found, Console())
+        show(place, metrics, found, table_console())
     return FINISHED
 
 
@@ -126,13 +125,13 @@ def show(
     console.print(
         f"{place['checkpoint']}, step {place['step']}", markup=False, highlight=False, soft_wrap=True
     )
-    table = Table("metric", "value")
+    table = folding_table("metric", "value")
     for name, value in metrics.items():
         table.add_row(escape(name), metric_of(name).text(value))
     console.print(table)
     if found is None:
         return
-    table = Table("class", "precision", "recall", "count", title=found.split, title_justify="left")
+    table = folding_table("class", "precision", "recall", "count", title=found.split)
     for row in found.per_class():
         shares = ("-" if row[key] is None else percent(row[key]) for key in ("precision", "recall"))
         table.add_row(escape(row["class"]), *shares, str(row["count"]))

@@ -3,15 +3,14 @@
 ``… diff A B``: two runs with each other; ``… push RUN… --to TRACKER``: adds runs to an experiment tracker.
 """
 
+import math
 import sys
 from argparse import ArgumentTypeError, Namespace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
-
-from trainer.cli.common import Parser, exit_code
+from trainer.cli.common import Parser, exit_code, table_console
 from trainer.errors import MissingExtra
 from trainer.report import diff, push
 from trainer.report.output import write
@@ -65,8 +64,18 @@ def parser() -> Parser:
 
 
 def value(text: str) -> float:
-    """The number in ``0.95`` or ``95%``."""
-    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    """The number in ``0.95`` or ``95%``.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        found = float(text.removesuffix("%"))
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise ArgumentTypeError(f"{text!r} is neither a number nor a share such as 95%")
+    return found / 100 if text.endswith("%") else found
 
 
 def confidence(text: str) -> float:
@@ -113,7 +122,7 @@ def run(args: Namespace) -> int:
         if args.json:
             print(dumps(as_json(report), indent=2))
         else:
-            show(report, Console())
+            show(report, table_console())
     return FINISHED
 
 

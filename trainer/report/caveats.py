@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 
+from trainer.formatting import counted
 from trainer.report.grouping import Group, config_text, swept_keys
 from trainer.report.published import PublishedResult
 from trainer.report.read_runs import MACHINE, RecordedRun
@@ -74,7 +75,7 @@ def machines(runs: list[RecordedRun]) -> list[str]:
     for fact in MACHINE:
         counts = Counter(json.dumps(run.environment[fact]) for run in runs if fact in run.environment)
         if len(counts) > 1:
-            values = ", ".join(f"{value} ({n} runs)" for value, n in counts.items())
+            values = ", ".join(f"{value} ({counted(n, 'run')})" for value, n in counts.items())
             found.append(f"Times may not be comparable: the runs differ in {fact}: {values}.")
     return found
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from trainer.cli.common import Parser
+from trainer.cli.common import Parser, folding_table, table_console
 from trainer.errors import DataError
 from trainer.formatting import printable
 from trainer.report.grouping import NEVER_SWEPT, config_text
@@ -84,7 +83,7 @@ def run(args: Namespace) -> int:
         if args.json:
             print(dumps(asdict(found), indent=2))
         else:
-            show(found, Console())
+            show(found, table_console())
     return FINISHED
 
 
@@ -174,9 +173,7 @@ def show(found: RunDifference, console: Console) -> None:
 def print_table(title: str, values: dict[str, tuple[Any, Any]], console: Console) -> None:
     """Prints names with their values in A and B; long ones are cut off."""
     console.print(Text(title, "italic"))
-    table = Table()
-    for head in ("", "A", "B"):
-        table.add_column(head, overflow="fold")
+    table = folding_table("", "A", "B")
     for name, pair in values.items():
         table.add_row(*(Text(printable(cell)) for cell in (name, *map(short, pair))))
     console.print(table)

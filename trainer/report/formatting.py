@@ -3,7 +3,7 @@
 import math
 import time
 
-from trainer.formatting import duration
+from trainer.formatting import counted, duration
 from trainer.metrics import Metric
 from trainer.report.read_runs import RecordedRun
 from trainer.report.statistics import MOST_SEEDS, Difference, Interval
@@ -61,7 +61,7 @@ def outlook(comparison: PairwiseComparison) -> str:
         return ""
     if comparison.more_seeds is None:
         return f" One of this size and spread would take more than {MOST_SEEDS} seeds of each."
-    count = f"{comparison.more_seeds} more seed{'s' * (comparison.more_seeds != 1)}"
+    count = counted(comparison.more_seeds, "more seed")
     return f" If it is real and of this size, about {count} of each would show it."
 
 
@@ -74,7 +74,7 @@ def method(report: Report) -> str:
     means = f"Mean ± {beside} over finished runs."
     if not report.tests:
         return means
-    pairs = f"{report.tests} pair{'s' * (report.tests != 1)} of groups"
+    pairs = f"{counted(report.tests, 'pair')} of groups"
     return (
         f"{means} A difference is claimed at p < {report.level:g} after Holm's correction for {pairs}: "
         f"where its interval, of {100 * (1 - report.level):g} % with the same correction, leaves out zero."

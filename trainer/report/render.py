@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
+from trainer.cli.common import folding_table
 from trainer.formatting import printable
 from trainer.report.caveats import notes
 from trainer.report.formatting import method, verdict
@@ -29,9 +29,7 @@ def to_stdout() -> Iterator[None]:
 def show(report: Report, console: Console) -> None:
     """Prints the report in a terminal."""
     for table in tables(report):
-        grid = RichTable(title=Text(printable(table.title), "italic"), title_justify="left")
-        for head in table.heads:
-            grid.add_column(Text(printable(head)), overflow="fold")
+        grid = folding_table(*map(printable, table.heads), title=printable(table.title))
         for row in table.rows:
             grid.add_row(*(Text(printable(cell)) for cell in row))
         console.print(grid)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.formatting import duration, memory
+from trainer.formatting import counted, duration, memory
 from trainer.metrics import STEP_PARTS, Metric, metric_of
 from trainer.report.formatting import NONE, basis, difference, interval, p_value, remark
 from trainer.report.grouping import config_text
@@ -56,6 +56,7 @@ def tables(report: Report) -> list[Table]:
 def result_table(report: Report) -> Table:
     """Each group's runs by state, and its final and best mean of the metric."""
     by = ", ".join(key.removesuffix(".name") for key in report.keys)
+    count = counted(len(report.runs), "run")
     rows = [
         [
             s.group.label,
@@ -64,9 +65,7 @@ def result_table(report: Report) -> Table:
         ]
         for s in report.summaries
     ]
-    return Table(
-        f"{report.metric.name} of {len(report.runs)} runs by {by}", ["group", "runs", "final", "best"], rows
-    )
+    return Table(f"{report.metric.name} of {count} by {by}", ["group", "runs", "final", "best"], rows)
 
 
 def published_table(results: Sequence[PublishedResult]) -> Table:

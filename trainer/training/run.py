@@ -209,14 +209,14 @@ def fit(trainer: Trainer, directory: RunDirectory, status: StatusFile) -> int:
         end("preempted" if killed else "failed", cause)
         if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit
             raise
-        where = f"rank {ranks.rank}: " if ranks.world_size > 1 else ""
         if isinstance(error, UserError):
-            print_if_read(f"error: {where}{error_line(error)}", error=True)
+            print_if_read(f"error: {cause}", error=True)
         else:
+            where = f"rank {ranks.rank}: " if ranks.world_size > 1 else ""
             with suppress(OSError):
                 directory.log(f"{where}{traceback.format_exc()}")
             seen = f"(traceback in {directory.path / 'run.log'})"
-            print_if_read(f"crashed: {where}{error_line(error)} {seen}", error=True)
+            print_if_read(f"crashed: {cause} {seen}", error=True)
         return PREEMPTED if killed else CRASHED
     no_number = math.isnan(counters.evaluated[parts.primary])
     end("finished", f"{parts.primary} at the end is not a number" if no_number else None)
