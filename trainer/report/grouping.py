@@ -11,11 +11,8 @@ from trainer.report.read_runs import RecordedRun
 NEVER_SWEPT = ("name", "hydra.run.dir", "hydra.output_subdir", "checkpoint.resume")
 """Options that differ between the runs of a sweep without having been swept."""
 
-TASK = (
-    *("model.name", "model.arch", "data.name", "data.path", "objective.name"),
-    *("loop.max_epochs", "loop.max_steps", "loop.max_time"),
-)
-"""Options that say what is learnt and in which budget: runs that differ in them are no contenders of each other."""
+TASK = ("model.name", "model.arch", "data.name", "data.path", "objective.name")
+"""Options that say what learns what: groups that differ in one of them do not compete."""
 
 
 @dataclass(frozen=True)
