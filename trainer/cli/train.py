@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.cli.common import print_any_text
+from trainer.cli.common import fail, print_any_text, refuse, show_cause
 from trainer.config.command_line import CONF, parse_arguments
 from trainer.config.compose import (
     FROZEN,
@@ -25,8 +25,9 @@ from trainer.config.compose import (
 )
 from trainer.config.plugins import load_plugins
 from trainer.config.schema import Config
+from trainer.distributed.failure_detector import print_verdict
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks, join
-from trainer.errors import ConfigError, MachineError, UserError
+from trainer.errors import ConfigError, MachineError, UserError, one_line
 from trainer.formatting import printable
 from trainer.rundir.directory import RunDirectory, VisitedRunDirectory
 from trainer.rundir.status import CRASHED, FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR
@@ -45,8 +46,14 @@ def main(argv: list[str] | None = None) -> int:
         with join() as ranks:
             try:
                 return run_command(argv, ranks)
-            except UserError as error:  # the same on all ranks
-                return refuse(error) if ranks.is_rank0 else USER_ERROR
+            except UserError as error:
+                ranks.fail(
+                    one_line(error), USER_ERROR
+                )  # a rank that has not the same mistake would wait for this one
+                if ranks.is_rank0:
+                    return refuse(error)
+                show_cause(error)
+                return USER_ERROR
     except UserError as error:
         return refuse(error)
     except MachineError as error:
@@ -83,18 +90,6 @@ def run_command(argv: list[str], ranks: Ranks) -> int:
     if directory is None:
         return sweep(args, argv)
     return single(args, configs[0], directory, ranks)
-
-
-def refuse(error: UserError) -> int:
-    """Prints a user's mistake; returns the exit code for one."""
-    print(f"error: {error}", file=sys.stderr)
-    return USER_ERROR
-
-
-def fail(error: MachineError) -> int:
-    """Prints what failed before the run began; returns the exit code for it."""
-    print(f"crashed: {error}", file=sys.stderr)
-    return CRASHED
 
 
 def check(args: Namespace) -> tuple[list[Config], Path | None]:
@@ -141,6 +136,12 @@ def run_in(
     """Trains in a run directory and releases it; one in which nothing was written is removed."""
     from trainer.training.run import run
 
+    def end_with_peer(cause: str, code: int) -> None:
+        """Until training sets its own."""
+        directory.remove_if_unused()
+        print_verdict(cause, code)
+
+    ranks.on_peer_failure(end_with_peer)
     try:
         return run(config, directory, overrides, ranks)
     finally:
