@@ -17,6 +17,7 @@ from trainer.cli.common import fail, print_any_text, refuse, show_cause
 from trainer.config.command_line import CONF, parse_arguments
 from trainer.config.compose import (
     FROZEN,
+    GridPoint,
     compose_grid,
     compose_run,
     names_run_directory,
@@ -24,6 +25,7 @@ from trainer.config.compose import (
     store_frozen,
 )
 from trainer.config.plugins import load_plugins
+from trainer.config.recipes import warn_of_kept_options
 from trainer.config.schema import Config
 from trainer.distributed.failure_detector import print_verdict
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks, join
@@ -73,14 +75,17 @@ def run_command(argv: list[str], ranks: Ranks) -> int:
         ranks.run_on_all(lambda: load_plugins(args.overrides))
         hydra_app(args, argv, print)
         return FINISHED
-    configs, directory = ranks.run_on_all(lambda: check(args))
+    points, directory = ranks.run_on_all(lambda: check(args))
     if args.cfg or args.info:
         hydra_app(args, argv, print)
         return FINISHED
+    configs = [point.config for point in points]
     if args.multirun and ranks.world_size > 1:
         raise ConfigError(
             "--multirun trains on one rank: start its runs one by one, or with python -m launch"
         )
+    if ranks.is_rank0:
+        warn_of_kept_options(args, [point.overrides for point in points])
     if any(config.dry_run for config in configs):
         from trainer.cli.dry_run import dry_run
 
@@ -92,19 +97,19 @@ def run_command(argv: list[str], ranks: Ranks) -> int:
     return single(args, configs[0], directory, ranks)
 
 
-def check(args: Namespace) -> tuple[list[Config], Path | None]:
+def check(args: Namespace) -> tuple[list[GridPoint], Path | None]:
     """Composes and checks the config of every run that the command line asks for.
 
     Returns:
-        The configs, and the directory of a single run; None for a sweep.
+        The runs, and the directory of a single one; None for a sweep.
 
     Raises:
         UserError: one of them is wrong.
     """
     if args.multirun:
-        return [point.config for point in compose_grid(args, args.overrides)], None
+        return compose_grid(args, args.overrides), None
     config, directory = compose_run(args)
-    return [config], directory
+    return [GridPoint(args.overrides, config)], directory
 
 
 def single(args: Namespace, config: Config, path: Path, ranks: Ranks) -> int:
