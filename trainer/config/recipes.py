@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -43,35 +44,26 @@ def kept_options(
     hydra: Hydra, args: argparse.Namespace, overrides: list[str], tuned: Collection[str]
 ) -> str | None:
     """A sentence on what the recipe sets for its own optimizer and the chosen one keeps; None if that is nothing."""
-    keys = [override.key_or_group for override in parse_overrides(overrides)]
-    recipe = compose(
-        hydra, args, [text for text, key in zip(overrides, keys, strict=True) if key == "experiment"]
-    )
-    plain = compose(
-        hydra, args, [text for text, key in zip(overrides, keys, strict=True) if key == "optimizer"]
-    )
-    choices = recipe.hydra.runtime.choices
-    chosen = plain.hydra.runtime.choices.optimizer
-    if choices.optimizer == chosen:
-        return None
-    own, usual, taken = (
-        OmegaConf.to_container(config.optimizer)
-        for config in (recipe, plain, compose(hydra, args, overrides))
-    )
-    assert isinstance(own, dict)
-    assert isinstance(usual, dict)
-    assert isinstance(taken, dict)
+    typed = {o.key_or_group: text for o, text in zip(parse_overrides(overrides), overrides, strict=True)}
+    recipe, own = optimizer_of(hydra, args, [typed["experiment"]])
+    chosen, usual = optimizer_of(hydra, args, [typed["optimizer"]])
+    _, taken = optimizer_of(hydra, args, overrides)
     kept = [
         f"optimizer.{name}={value}"
         for name, value in taken.items()
-        if f"optimizer.{name}" not in keys
-        and name not in tuned
-        and value != usual.get(name)
-        and value == own.get(name)
+        if value == own.get(name) and value != usual.get(name)
+        if f"optimizer.{name}" not in typed and name not in tuned
     ]
-    if not kept:
+    if recipe == chosen or not kept:
         return None
     return (
-        f"experiment={choices.experiment} sets {', '.join(kept)} for optimizer={choices.optimizer}, "
-        f"and optimizer={chosen} keeps it: set what suits it"
+        f"{typed['experiment']} sets {', '.join(kept)} for optimizer={recipe}, and {typed['optimizer']} keeps it: "
+        f"set what suits it"
     )
+
+
+def optimizer_of(hydra: Hydra, args: argparse.Namespace, overrides: list[str]) -> tuple[str, dict[str, Any]]:
+    """The optimizer that overrides lead to, by the name of its config file, and its options."""
+    config = compose(hydra, args, overrides)
+    options: Any = OmegaConf.to_container(config.optimizer)
+    return config.hydra.runtime.choices.optimizer, options
