@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from launch.options import LaunchOptions, check_launch
 from trainer.config.command_line import parse_arguments, parse_overrides
 from trainer.config.compose import compose, compose_grid, file_name, hydra_session
+from trainer.config.recipes import warn_of_kept_options
 from trainer.config.schema import Config
 from trainer.distributed.strategies import STRATEGIES
 from trainer.errors import ConfigError
@@ -51,6 +52,7 @@ def compose_sweep(arguments: list[str]) -> tuple[LaunchOptions, list[SweepPoint]
     grid = compose_grid(args, train)
     for point in grid:
         check_tasks(options, point.config)
+    warn_of_kept_options(args, [point.overrides for point in grid])
     names = point_names([point.overrides for point in grid])
     return options, [
         SweepPoint(

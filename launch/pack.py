@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from submitit import JobEnvironment
-from submitit.core.utils import JobPaths
 from submitit.helpers import DelayedSubmission
 
 from launch.options import SlurmOptions
@@ -64,7 +63,7 @@ class Pack:
             record_exit(
                 sweep.directory(run),
                 PREEMPTED if read_status(sweep.directory(run)).get("state") == "preempted" else code,
-                [*sweep.logs(run), JobPaths(sweep.jobs, job, 0).stdout],
+                [*sweep.logs(run), sweep.job_log(job)],
                 max(restart_count(), next_restart(sweep.directory(run), job) - 1),
                 sweep.options.max_requeues,
             )

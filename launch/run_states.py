@@ -36,7 +36,7 @@ class RunState:
     reason: str | None
     """Why the run is in this state: an error, or what the queue waits for."""
     log: Path | None
-    """The output of its first process."""
+    """The output of its first process, or of the script of a job that failed before it."""
 
     @property
     def is_active(self) -> bool:
@@ -110,6 +110,10 @@ def state_of(sweep: Sweep, run: SweepRun, entry: QueueEntry | None) -> RunState:
     if sweep.options.runs_per_job > 1 and current and entry and status.get("state") == "failed":
         entry = QueueEntry(None)  # the run has ended, whatever its job still does for the others
     state, reason = resolve_state(status, entry, started=started, current=current, cancelled=cancelled)
+    log = sweep.logs(run)[0] if newest else None
+    if newest and state == "failed" and not started:  # what there is to read was written by the job's script
+        log = sweep.job_log(newest)
+        reason = f"{reason}: see {log}" if log.exists() else reason
     metric = status.get("primary")
     return RunState(
         name=run.name,
@@ -121,7 +125,7 @@ def state_of(sweep: Sweep, run: SweepRun, entry: QueueEntry | None) -> RunState:
         value=(status.get("metrics") or {}).get(metric),
         restarts=start.restarts if start else 0,
         reason=reason,
-        log=sweep.logs(run)[0] if newest else None,
+        log=log,
     )
 
 
@@ -156,6 +160,8 @@ def resolve_state(
         return "cancelled", error if started else None
     if recorded == "preempted" and started:
         return "preempted", error
+    if entry.accounting and not started:
+        return "failed", f"Slurm reports {entry.accounting} before the run had started"
     if entry.accounting:
         return "vanished", f"Slurm reports {entry.accounting}"
     return "vanished", "the job left the queue without reporting a result"

@@ -95,6 +95,11 @@ class Sweep:
         first = 0 if self.options.runs_per_job == 1 else 1 + together.index(run.name)
         return [JobPaths(self.jobs, job, first + rank).stdout for rank in range(self.options.tasks)]
 
+    def job_log(self, job: str) -> Path:
+        """The output of a job's script, and that of its first process unless runs share the job."""
+        stdout: Path = JobPaths(self.jobs, job, 0).stdout
+        return stdout
+
     def command(self, run: SweepRun) -> list[str]:
         """The module that the processes of a run execute, and its arguments."""
         directory = str(self.directory(run))

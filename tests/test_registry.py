@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.errors import ConfigError
+from trainer.errors import BuildError, ConfigError
 from trainer.options import Count, Option
 from trainer.registry import Registry
 
@@ -63,7 +63,9 @@ def test_what_a_component_refuses_is_the_users_mistake() -> None:
     config = {"name": "interval", "low": 2, "high": 1}
     with pytest.raises(ConfigError, match=r"^part=interval: low must be less than high$"):
         strict.build(config)
-    with pytest.raises(ValueError, match="low must be"):
+    with pytest.raises(
+        BuildError, match=r"^part=interval cannot be built: ValueError: low must be less than high"
+    ):
         plain.build(config)
 
 

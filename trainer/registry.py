@@ -13,11 +13,12 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from trainer.errors import ConfigError, nearest, one_line
+from trainer.errors import ConfigError, build_error, nearest, one_line, one_line_errors
 from trainer.options import Option, check_options, keyword_options, options_of
 
 Target = TypeVar("Target", bound=Callable[..., Any])
@@ -45,6 +46,8 @@ class Registry:
         entry_points: the group in which installed packages announce modules that register components.
         refusals: what components raise for options that exclude each other, as torch's optimizers a ValueError;
             `build` makes a ConfigError of it.
+        explains: whatever else a component raises is its own fault, and `build` makes a BuildError of it; false for
+            those that use the network or write to the disk.
     """
 
     def __init__(
@@ -54,11 +57,13 @@ class Registry:
         common: type | None = None,
         entry_points: str | None = None,
         refusals: tuple[type[Exception], ...] = (),
+        explains: bool = True,
     ) -> None:
         self.kind = kind
         self.common = options_of(common) if common else {}
         self.entry_points = entry_points
         self.refusals = refusals
+        self.explains = explains
         self._entries: dict[str, Entry] = {}
 
     def register(self, name: str, **tags: Any) -> Callable[[Target], Target]:
@@ -131,12 +136,15 @@ class Registry:
 
         Raises:
             ConfigError: the component refuses its options, or what is given.
+            BuildError: it fails in another way.
         """
         entry = self.get(config["name"])
-        try:
-            return entry.target(*given, **{name: config[name] for name in entry.options})
-        except self.refusals as error:
-            raise ConfigError(f"{self.kind}={entry.name}: {one_line(error)}") from error
+        what = f"{self.kind}={entry.name} cannot be built"
+        with one_line_errors(what, entry.target.__module__) if self.explains else nullcontext():
+            try:
+                return entry.target(*given, **{name: config[name] for name in entry.options})
+            except self.refusals as error:
+                raise ConfigError(f"{self.kind}={entry.name}: {one_line(error)}") from error
 
     def load_entry_points(self) -> None:
         """Imports every module that an installed package announces for this registry."""
@@ -160,10 +168,9 @@ def import_plugin(module: str) -> None:
     """Imports a user's module, so that it can register components.
 
     Raises:
-        ConfigError: it cannot be imported.
+        BuildError: it cannot be imported.
     """
     try:
         importlib.import_module(module)
     except Exception as error:  # a plugin may fail in any way, and the user must learn which one did
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise ConfigError(f"plugin {module!r} cannot be imported: {reason}") from error
+        raise build_error(f"plugin {module!r} cannot be imported", error, module) from error

@@ -1,9 +1,14 @@
-"""Small models whose shapes do not divide by the number of ranks."""
+"""Small models whose shapes do not divide by the number of ranks, and an optimizer that one rank refuses."""
+
+import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainer.models import MODELS
+from trainer.optim import OPTIMIZERS
+from trainer.options import Positive
 
 
 class Block(nn.Module):
@@ -85,3 +90,10 @@ def idle(*, num_classes: int | None = None) -> nn.Module:
     """With parameters that the loss does not depend on."""
     assert num_classes is not None
     return Idle(num_classes)
+
+
+@OPTIMIZERS.register("picky")
+def picky(model: nn.Module, params: list[dict[str, Any]], *, lr: Positive = 0.1) -> torch.optim.Optimizer:
+    if os.environ.get("RANK") == "1":
+        raise ValueError("out of luck")
+    return torch.optim.SGD(params, lr=lr)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
+from queue import Queue
 
 import pytest
 
@@ -121,6 +123,19 @@ def test_the_first_failure_is_the_cause(detector: FailureDetector) -> None:
     assert verdicts_on_failure_of_rank_1(detector, peers) == {"rank 1: RuntimeError: out of luck"}
 
 
+def test_a_mistake_of_one_rank_ends_the_others_as_one(
+    detector: FailureDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: Queue[tuple[int, str, int]] = Queue()
+    peers = [peer(detector, rank) for rank in range(3)]
+    for one in peers:
+        monkeypatch.setattr(
+            one, "_end", partial(lambda one: ended.put((one.rank, one._verdict, one._code)), one)
+        )
+    assert peers[1].fail("no such file", 2) == "rank 1: no such file"
+    assert {ended.get(timeout=10) for _ in range(2)} == {(rank, "rank 1: no such file", 2) for rank in (0, 2)}
+
+
 def test_a_rank_that_vanished_is_the_cause_of_earlier_failures(detector: FailureDetector) -> None:
     peers = [peer(detector, rank) for rank in range(2)]
     with closing(vanishing(detector, 2)) as connection, ThreadPoolExecutor() as threads:
@@ -152,16 +167,16 @@ def test_the_end_of_the_first_rank_is_reported_by_the_second() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         alone = PeerConnection(1, "127.0.0.1", server.getsockname()[1], TOKEN, timeout=10)
         reported: list[str] = []
-        alone.on_verdict = reported.append
+        alone.on_verdict = lambda verdict, code: reported.append(f"{verdict} {code}")
         connection, _ = server.accept()
         with ThreadPoolExecutor() as threads:
             verdict = threads.submit(alone.fail, "RuntimeError: out of luck")
             lines = connection.makefile()
             assert [lines.readline(), lines.readline()] == [
                 f"{TOKEN} 1\n",
-                "failed RuntimeError: out of luck\n",
+                "failed 1 RuntimeError: out of luck\n",
             ]
             lines.close()
             connection.close()
             assert verdict.result(10).startswith("rank 0 exited without reporting an error")
-    assert reported == [verdict.result()], "nobody else is left to report it"
+    assert reported == [f"{verdict.result()} 1"], "nobody else is left to report it"

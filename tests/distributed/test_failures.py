@@ -134,6 +134,7 @@ def test_a_bad_batch_on_one_rank_is_skipped_by_all(tmp_path: Path) -> None:
             "rank 1: plugin 'tests.distributed.faults' cannot be imported: DataError: this rank lacks something",
         ),
         ("--multirun", "--multirun trains on one rank"),
+        ("optimizer=picky plugins=[tests.distributed.models]", "error: rank 1: optimizer=picky: out of luck"),
     ],
 )
 def test_a_mistake_is_told_once(wrong: str, hint: str, tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """State and reason of a run from its own status and its job's."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launch.run_states import ACTIVE, QueueEntry, resolve_state
+from launch import slurm_executor
+from launch.options import SlurmOptions
+from launch.run_states import ACTIVE, QueueEntry, resolve_state, run_states
+from launch.sweep_dir import Sweep, SweepRun
 from trainer.rundir.status import STATES
 
 RUNNING, PREEMPTED = {"state": "running"}, {"state": "preempted", "error": "stopped at 5"}
@@ -47,7 +51,20 @@ OTHER_FORMAT = {"state": "unknown", "error": "has format 2"}
             True,
             ("vanished", "the job left the queue without reporting a result"),
         ),
-        (FAILED, QueueEntry(None, "NODE_FAIL"), False, False, ("vanished", "Slurm reports NODE_FAIL")),
+        (
+            FAILED,
+            QueueEntry(None, "NODE_FAIL"),
+            False,
+            False,
+            ("failed", "Slurm reports NODE_FAIL before the run had started"),
+        ),
+        (
+            {},
+            QueueEntry(None),
+            False,
+            False,
+            ("vanished", "the job left the queue without reporting a result"),
+        ),
         (RUNNING, None, True, True, ("unknown", None)),
         (OTHER_FORMAT, QueueEntry(None), True, False, ("unknown", "has format 2")),
         (OTHER_FORMAT, QueueEntry(("RUNNING", "None")), True, False, ("starting", "has format 2")),
@@ -81,3 +98,20 @@ def test_cancelled_by_us_without_accounts() -> None:
 
 def test_active_runs_are_in_states_of_their_own() -> None:
     assert set(ACTIVE) < STATES.keys()
+
+
+def test_a_job_that_died_before_its_run_is_failed_with_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = SweepRun("0_seed=0", ["seed=0"], jobs=["7"])
+    sweep = Sweep(tmp_path, tmp_path, SlurmOptions(dir="x"), [run])
+    monkeypatch.setattr(slurm_executor, "queued", lambda jobs: {})
+    monkeypatch.setattr(slurm_executor, "ended", lambda jobs: {"7": "FAILED"})
+    died = "Slurm reports FAILED before the run had started"
+    [state], _ = run_states(sweep)
+    assert (state.state, state.reason) == ("failed", died), "there is no log to be named"
+    log = tmp_path / "jobs" / "7_0_log.out"
+    log.parent.mkdir()
+    log.write_text("cd: code: No such file or directory\n")
+    [state], _ = run_states(sweep)
+    assert (state.state, state.reason, state.log) == ("failed", f"{died}: see {log}", log)

@@ -72,6 +72,25 @@ def test_a_clearly_better_one_is_claimed(tmp_path: Path, capsys: pytest.CaptureF
     assert comparison["verdict"].startswith("good is better than bad: +5.")
 
 
+def test_contenders_are_compared_within_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for model, seconds, adamw, sgd in (("cnn", 0.01, 0.9, 0.8), ("mlp", 0.1, 0.5, 0.6)):
+        own = {"model__name": model, "step_seconds": seconds}
+        write_group(tmp_path / model, "adamw", [adamw, adamw + 0.001, adamw + 0.002], **own)
+        write_group(tmp_path / model, "sgd", [sgd, sgd + 0.002, sgd + 0.001], **own)
+    found = report(capsys, tmp_path)
+    assert [(c["best"], c["other"], c["claimed"]) for c in found["comparisons"]] == [
+        ("cnn adamw", "cnn sgd", True),
+        ("mlp sgd", "mlp adamw", True),
+    ]
+    text = shown(capsys, tmp_path)
+    assert "cnn adamw minus each other group of its task" in text
+    assert "mlp sgd minus each other group of its task" in text
+    assert "correction for 2 pairs of groups" in text
+    assert "× 10.00" not in text, "the steps of one network are not measured by those of the other"
+    sgd_alone = list(tmp_path.glob("*/sgd_*"))
+    assert report(capsys, *sgd_alone)["comparisons"][0]["best"] == "cnn", "where they differ in nothing else"
+
+
 def test_a_loss_is_better_when_it_is_lower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_group(tmp_path, "good", [1.00, 1.02, 1.01, 1.00], metric="test/loss")
     write_group(tmp_path, "bad", [1.50, 1.51, 1.50, 1.52], metric="test/loss")
@@ -375,6 +394,23 @@ def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("test_accuracy.png", "train_loss.png"):
         assert (out / name).read_bytes().startswith(PNG)
         assert f"]({name})" in page
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_labels_leave_room_for_the_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from trainer.report.plots import short_labels
+
+    for width in (4, 8):
+        for number, lr in enumerate((0.1, 0.2, 0.3)):
+            path = f"/{'deep/' * 30}text_{width}"
+            write_run(tmp_path / f"{width}_{number}", [0.5, 0.6], data__path=path, optimizer__lr=lr)
+    shown(capsys, tmp_path, "--out", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    assert short_labels(["adamw lr=0.1", "sgd"]) == ["adamw lr=0.1", "sgd"]
+    assert short_labels(["cnn adamw widths=[4, 8]", "cnn sgd widths=[4, 16]"], 15) == [
+        "adamw w…=[4, 8]",
+        "sgd wid…[4, 16]",
+    ]
 
 
 def test_starts_without_torch() -> None:

@@ -35,6 +35,34 @@ def test_an_unknown_objective_is_one_line(ranking_model: str, capsys: pytest.Cap
     )
 
 
+@pytest.fixture
+def broken_model() -> Iterator[str]:
+    """A model of a plugin that has a bug."""
+
+    @MODELS.register("broken_model")
+    def broken_model(*, num_classes: int | None = None) -> nn.Module:
+        return nn.Linear(64, num_classes).no_such_method()
+
+    yield "broken_model"
+    del MODELS._entries["broken_model"]
+
+
+def test_what_a_component_raises_is_one_line(
+    broken_model: str,
+    refused: Callable[[int, str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = [f"model={broken_model}", "plugins=[trainer]", f"hydra.run.dir={tmp_path / 'run'}"]
+    raised = "AttributeError: 'Linear' object has no attribute 'no_such_method'"
+    refused(main(line), f"error: model={broken_model} cannot be built: {raised} ({__file__}:")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert main(line) == 2
+    assert "return nn.Linear(64, num_classes).no_such_method()" in capsys.readouterr().err
+
+
 def objective_of(*overrides: str) -> str:
     return repr(parts_of(*overrides).objective)
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from trainer.data import Batch, Data
 from trainer.distributed.ranks import Ranks
+from trainer.errors import one_line_errors
 from trainer.monitor import Progress, Sink
 from trainer.objectives import Objective
 from trainer.options import check_options
@@ -142,9 +143,14 @@ class Callbacks:
         self.training: Training | None = None
 
     def check(self, setup: Setup) -> None:
-        """As `Callback.check`, of each."""
-        for callback in self.by_name.values():
-            callback.check(setup)
+        """As `Callback.check`, of each.
+
+        Raises:
+            BuildError: one of them fails.
+        """
+        for name, callback in self.by_name.items():
+            with one_line_errors(f"callbacks={name} cannot be checked", type(callback).__module__):
+                callback.check(setup)
 
     def start(self, training: Training) -> None:
         """Gives them what they may see from now on."""

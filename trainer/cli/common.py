@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Collection, Iterable
 from importlib.util import find_spec
@@ -43,13 +44,30 @@ def exit_code(command: Callable[[], int]) -> int:
     try:
         return command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return refuse(error)
     except MachineError as error:
-        print(f"crashed: {error}", file=sys.stderr)
-        return CRASHED
+        return fail(error)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def refuse(error: UserError) -> int:
+    """Prints a user's mistake; returns the exit code for one."""
+    show_cause(error)
+    print(f"error: {error}", file=sys.stderr)
+    return USER_ERROR
+
+
+def show_cause(error: UserError) -> None:
+    """Prints the traceback of what a component raised, if HYDRA_FULL_ERROR=1 asks for it, as Hydra itself does."""
+    if error.__cause__ and os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exception(error.__cause__)
+
+
+def fail(error: MachineError) -> int:
+    """Prints what failed before the command could do its work; returns the exit code for it."""
+    print(f"crashed: {error}", file=sys.stderr)
+    return CRASHED
 
 
 def count(text: str, least: int = 1) -> int:

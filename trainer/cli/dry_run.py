@@ -14,7 +14,7 @@ from trainer.cli.memory_estimate import Tensors, TensorShare, mebibytes, tensors
 from trainer.config.schema import Config, DryRun
 from trainer.data import Data, TrainLoader
 from trainer.distributed.ranks import Ranks
-from trainer.errors import ConfigError
+from trainer.errors import BuildError, ConfigError
 from trainer.optim.ema import EMA
 from trainer.optim.protocols import CurvatureOptimizer
 from trainer.training.build import (
@@ -91,7 +91,7 @@ def plan(config: Config, world_size: int, console: Console) -> None:
     )
     try:
         tensors = planned_tensors(config, data, torch.device("meta"))
-    except (RuntimeError, NotImplementedError):  # the model or the optimizer's first step needs numbers
+    except (BuildError, RuntimeError):  # the model or the optimizer's first step needs numbers
         tensors = planned_tensors(config, data, torch.device("cpu"))
     shards = world_size // replicas if strategy.shards_parameters else 1
     alone = mebibytes(tensors, TensorShare.bytes_here)

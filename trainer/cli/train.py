@@ -11,10 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.text import Text
 
-from trainer.cli.common import folding_table, print_any_text, table_console
+from trainer.cli.common import fail, folding_table, print_any_text, refuse, show_cause, table_console
 from trainer.config.command_line import CONF, parse_arguments
 from trainer.config.compose import (
     FROZEN,
+    GridPoint,
     compose_grid,
     compose_run,
     names_run_directory,
@@ -22,9 +23,11 @@ from trainer.config.compose import (
     store_frozen,
 )
 from trainer.config.plugins import load_plugins
+from trainer.config.recipes import warn_of_kept_options
 from trainer.config.schema import Config
+from trainer.distributed.failure_detector import print_verdict
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks, join
-from trainer.errors import ConfigError, MachineError, UserError
+from trainer.errors import ConfigError, MachineError, UserError, one_line
 from trainer.formatting import printable
 from trainer.metrics import metric_of
 from trainer.rundir.directory import RunDirectory, VisitedRunDirectory
@@ -44,8 +47,14 @@ def main(argv: list[str] | None = None) -> int:
         with join() as ranks:
             try:
                 return run_command(argv, ranks)
-            except UserError as error:  # the same on all ranks
-                return refuse(error) if ranks.is_rank0 else USER_ERROR
+            except UserError as error:
+                ranks.fail(
+                    one_line(error), USER_ERROR
+                )  # a rank that has not the same mistake would wait for this one
+                if ranks.is_rank0:
+                    return refuse(error)
+                show_cause(error)
+                return USER_ERROR
     except UserError as error:
         return refuse(error)
     except MachineError as error:
@@ -65,14 +74,17 @@ def run_command(argv: list[str], ranks: Ranks) -> int:
         ranks.run_on_all(lambda: load_plugins(args.overrides))
         hydra_app(args, argv, print)
         return FINISHED
-    configs, directory = ranks.run_on_all(lambda: check(args))
+    points, directory = ranks.run_on_all(lambda: check(args))
     if args.cfg or args.info:
         hydra_app(args, argv, print)
         return FINISHED
+    configs = [point.config for point in points]
     if args.multirun and ranks.world_size > 1:
         raise ConfigError(
             "--multirun trains on one rank: start its runs one by one, or with python -m launch"
         )
+    if ranks.is_rank0:
+        warn_of_kept_options(args, [point.overrides for point in points])
     if any(config.dry_run for config in configs):
         from trainer.cli.dry_run import dry_run
 
@@ -84,31 +96,19 @@ def run_command(argv: list[str], ranks: Ranks) -> int:
     return single(args, configs[0], directory, ranks)
 
 
-def refuse(error: UserError) -> int:
-    """Prints a user's mistake; returns the exit code for one."""
-    print(f"error: {error}", file=sys.stderr)
-    return USER_ERROR
-
-
-def fail(error: MachineError) -> int:
-    """Prints what failed before the run began; returns the exit code for it."""
-    print(f"crashed: {error}", file=sys.stderr)
-    return CRASHED
-
-
-def check(args: Namespace) -> tuple[list[Config], Path | None]:
+def check(args: Namespace) -> tuple[list[GridPoint], Path | None]:
     """Composes and checks the config of every run that the command line asks for.
 
     Returns:
-        The configs, and the directory of a single run; None for a sweep.
+        The runs, and the directory of a single one; None for a sweep.
 
     Raises:
         UserError: one of them is wrong.
     """
     if args.multirun:
-        return [point.config for point in compose_grid(args, args.overrides)], None
+        return compose_grid(args, args.overrides), None
     config, directory = compose_run(args)
-    return [config], directory
+    return [GridPoint(args.overrides, config)], directory
 
 
 def single(args: Namespace, config: Config, path: Path, ranks: Ranks) -> int:
@@ -140,6 +140,12 @@ def run_in(
     """Trains in a run directory and releases it; one in which nothing was written is removed."""
     from trainer.training.run import run
 
+    def end_with_peer(cause: str, code: int) -> None:
+        """Until training sets its own."""
+        directory.remove_if_unused()
+        print_verdict(cause, code)
+
+    ranks.on_peer_failure(end_with_peer)
     try:
         return run(config, directory, overrides, ranks)
     finally:

@@ -9,6 +9,7 @@ from trainer.compare.grids import parsed
 from trainer.compare.tables import expanded
 from trainer.compare.tuning_options import SEARCH_FOLDER, TUNE, Search, split, trials_of
 from trainer.config.command_line import parse_arguments
+from trainer.config.recipes import warn_of_kept_options
 from trainer.errors import ConfigError
 
 FOLDER, SEEDS, BUDGET = "compare.dir", "compare.seeds", "budget_from"
@@ -82,6 +83,8 @@ def parse_command(argv: Sequence[str]) -> Command:
     tunes = {key: text for key, text in own.items() if key.startswith(TUNE)}
     seeds, contenders = compose_all(args, tuned=bool(tunes))
     grids, search = split(tunes, contenders)
+    tuned = {key.rpartition(".")[2] for key in tunes}
+    warn_of_kept_options(args, [contender.overrides for contender in contenders], tuned)
     return Command(
         words=[word for word in argv if word != "--json" and not word.startswith(f"{FOLDER}=")],
         folder=Path(own[FOLDER]) if FOLDER in own else None,

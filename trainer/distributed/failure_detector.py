@@ -12,7 +12,8 @@ import weakref
 from collections.abc import Callable
 from typing import NoReturn
 
-from trainer.rundir.status import CRASHED
+from trainer.rundir.status import CRASHED, USER_ERROR
+from trainer.streams import print_if_read
 
 GRACE = 1.0
 """Seconds from the first sign of a failure to the verdict on its cause, so that the signs of others count too."""
@@ -43,9 +44,9 @@ class PeerConnection:
 
     def __init__(self, rank: int, host: str, port: int, token: str, timeout: float) -> None:
         self.rank = rank
-        self.on_verdict: Callable[[str], None] = print_verdict
-        """Called on the lowest rank that is alive when another rank's failure ends this process."""
-        self._verdict, self._reporting_rank = "", 0
+        self.on_verdict: Callable[[str, int], None] = print_verdict
+        """Called, with the exit code too, on the lowest rank that is alive when another's failure ends this process."""
+        self._verdict, self._code, self._reporting_rank = "", CRASHED, 0
         self._known = threading.Event()
         self._ending = threading.Lock()
         self._main_thread_ends = self._closed = False
@@ -55,14 +56,19 @@ class PeerConnection:
         send(self._socket, f"{token} {rank}")
         threading.Thread(target=self._listen, name="peer connection", daemon=True).start()
 
-    def fail(self, reason: str) -> str:
-        """Sends the reason why this rank fails to the others; returns which rank failed first, and why."""
+    def fail(self, reason: str, code: int = CRASHED) -> str:
+        """Ends all other ranks, since this one fails; returns which rank failed first, and why.
+
+        Args:
+            reason: on one line.
+            code: the exit code of those that end because of it.
+        """
         with self._ending:  # a watching thread that ends the process never releases it
             self._main_thread_ends = True
-        send(self._socket, f"failed {reason}")
+        send(self._socket, f"failed {code} {reason}")
         self._known.wait(5 * GRACE)
         if self._reporting_rank == self.rank != 0:  # the first rank is gone, and this one fails because of it
-            self.on_verdict(self._verdict)
+            self.on_verdict(self._verdict, self._code)
         return self._verdict or f"rank {self.rank}: {reason}"
 
     def close(self) -> None:
@@ -71,10 +77,12 @@ class PeerConnection:
         send(self._socket, BYE)
 
     def _listen(self) -> None:
-        verdict = receive(self._socket)
-        if not verdict and self._closed:
+        line = receive(self._socket)
+        if not line and self._closed:
             return
-        self._verdict, self._reporting_rank = (verdict, 0) if verdict else (f"rank 0 {SILENT}", 1)
+        self._reporting_rank = 0 if line else 1
+        code, _, self._verdict = (line or f"{CRASHED} rank 0 {SILENT}").partition(" ")
+        self._code = int(code)
         self._known.set()
         with self._ending:
             if not self._main_thread_ends:
@@ -83,16 +91,16 @@ class PeerConnection:
     def _end(self) -> NoReturn:
         try:
             if self.rank == self._reporting_rank:
-                self.on_verdict(self._verdict)
+                self.on_verdict(self._verdict, self._code)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(CRASHED)
+            os._exit(self._code)
 
 
-def print_verdict(verdict: str) -> None:
-    """Prints which rank failed first, and why."""
-    print(f"crashed: {verdict}", file=sys.stderr)
+def print_verdict(verdict: str, code: int) -> None:
+    """Prints which rank failed first, and why, as its exit code says: by a mistake of the user's or otherwise."""
+    print_if_read(f"{'error' if code == USER_ERROR else 'crashed'}: {verdict}", error=True)
 
 
 class Peer:
@@ -153,7 +161,7 @@ class FailureDetector:
 
     def _watch(self) -> None:
         verdict_at = float("inf")
-        while len(self._left) < self.count and time.monotonic() < verdict_at:
+        while len(self._left | self._signs.keys()) < self.count and time.monotonic() < verdict_at:
             for key, _ in self._selector.select(0.1 if self._signs or self._strangers() else None):
                 if key.fileobj is self._server:
                     self._accept()
@@ -191,7 +199,8 @@ class FailureDetector:
                     self._drop(peer)
                     return
             elif line.startswith("failed "):
-                self._signs.setdefault(peer.rank, f": {line.removeprefix('failed ')}")
+                code, _, reason = line.removeprefix("failed ").partition(" ")
+                self._signs.setdefault(peer.rank, f"{code} rank {peer.rank}: {reason}")
             elif line == BYE:
                 self._left.add(peer.rank)
                 self._selector.unregister(peer.socket)
@@ -212,7 +221,7 @@ class FailureDetector:
     def _drop(self, peer: Peer) -> None:
         """Closes a connection; if it is that of a rank that has not said goodbye, it is gone."""
         if peer.rank is not None and peer.rank not in self._left:
-            self._signs.setdefault(peer.rank, f" {SILENT}")
+            self._signs.setdefault(peer.rank, f"{CRASHED} rank {peer.rank} {SILENT}")
             self._left.add(peer.rank)
         self._selector.unregister(peer.socket)
         peer.socket.close()
@@ -225,7 +234,7 @@ class FailureDetector:
         ranks = {peer.rank: peer for peer in self._peers if peer.rank is not None}
         # the first rank is the last to receive it: its process ends with it, and this thread with the process
         for peer in (ranks[number] for number in sorted(ranks, reverse=True)):
-            send(peer.socket, f"rank {rank}{self._signs[rank]}")
+            send(peer.socket, self._signs[rank])
 
 
 def send(peer: socket.socket, line: str) -> None:

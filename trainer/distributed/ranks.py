@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trainer.distributed.failure_detector import FailureDetector, PeerConnection
 from trainer.errors import UserError, one_line
+from trainer.rundir.status import CRASHED
 
 T = TypeVar("T")
 
@@ -183,14 +184,23 @@ class Ranks:
 
     # How they end
 
-    def on_peer_failure(self, action: Callable[[str], None]) -> None:
-        """Sets what the lowest rank that is alive does, given the cause, before another rank's failure ends it."""
+    def on_peer_failure(self, action: Callable[[str, int], None]) -> None:
+        """Sets what the lowest rank that is alive does before another rank's failure ends it.
+
+        Args:
+            action: is given the cause and the exit code.
+        """
         if self.connection:
             self.connection.on_verdict = action
 
-    def fail(self, reason: str) -> str:
-        """Ends all ranks, since this one fails; returns the cause: which rank failed first, and why."""
-        return self.connection.fail(reason) if self.connection else reason
+    def fail(self, reason: str, code: int = CRASHED) -> str:
+        """Ends all ranks, since this one fails; returns the cause: which rank failed first, and why.
+
+        Args:
+            reason: on one line.
+            code: the exit code of those that end because of it.
+        """
+        return self.connection.fail(reason, code) if self.connection else reason
 
 
 def to_json(value: Any) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # their import takes a second, and only FSDP needs them
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
-STRATEGIES = Registry("parallel", entry_points="trainer.strategies")
+STRATEGIES = Registry("parallel", entry_points="trainer.strategies", explains=False)
 """Strategies by name, subclasses of `Strategy`; their keyword-only fields are the options of ``parallel=NAME``."""
 
 

@@ -13,7 +13,7 @@ from trainer.monitor.guard import Guard
 from trainer.options import Count, Natural
 from trainer.registry import Registry
 
-SINKS = Registry("sink", entry_points="trainer.sinks")
+SINKS = Registry("sink", entry_points="trainer.sinks", explains=False)
 
 Level = Literal["info", "warning", "error"]
 Status = Literal["finished", "failed", "preempted"]

@@ -11,6 +11,9 @@ from trainer.report.read_runs import RecordedRun
 NEVER_SWEPT = ("name", "hydra.run.dir", "hydra.output_subdir", "checkpoint.resume")
 """Options that differ between the runs of a sweep without having been swept."""
 
+TASK = ("model.name", "model.arch", "data.name", "data.path", "objective.name")
+"""Options that say what learns what: groups that differ in one of them do not compete."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -22,6 +25,11 @@ class Group:
     runs: list[RecordedRun]
     counted: dict[Hashable, RecordedRun]
     """Finished runs by the other swept options, the seed among them; of several with the same ones, the newest."""
+
+    @property
+    def task(self) -> str:
+        """What its runs learn, as far as the groups differ in it: such as ``cnn fashion_mnist``."""
+        return label({key: value for key, value in self.values.items() if key in TASK})
 
     @property
     def repeated(self) -> int:

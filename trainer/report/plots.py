@@ -26,6 +26,9 @@ STYLES = ["-", "--", "-.", ":"]
 LABEL = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.6, "linewidth": 0}
 """Behind text on colours, light or dark."""
 
+LONGEST = 60
+"""Characters of a label beside a plot, which takes their room from it."""
+
 Axis = Literal["step", "seconds"]
 AXES: dict[Axis, str] = {"step": "optimizer steps", "seconds": "training seconds"}
 
@@ -62,6 +65,17 @@ def literal(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
+def short_labels(labels: Sequence[str], longest: int = LONGEST) -> list[str]:
+    """Labels of one plot: if one is long, without the words that all share, and then with dots for its middle."""
+    if max(map(len, labels), default=0) <= longest:
+        return list(labels)
+    words = [re.split(r"(?<![,:]) ", label) for label in labels]  # a list's or mapping's value is one word
+    shared = set.intersection(*map(set, words)) if len(labels) > 1 else set()
+    own = [" ".join(word for word in each if word not in shared) for each in words]
+    half = (longest - 1) // 2
+    return [text if len(text) <= longest else f"{text[:half]}…{text[-half:]}" for text in own]
+
+
 def curve(run: RecordedRun, metric: str) -> list[MetricPoint]:
     """A metric's values in evaluations or, where it has none, in training; empty if it has neither."""
     return run.evaluations.get(metric) or run.training.get(metric, [])
@@ -72,9 +86,10 @@ def plot(report: Report, metric: Metric) -> Figure:
     height = max(4.2, 0.5 + 0.22 * len(report.summaries))  # inches: the legend has a line for each group
     figure = Figure(figsize=(11, height), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
+    labels = short_labels([summary.group.label for summary in report.summaries])
     for panel, axis in zip(panels, AXES, strict=True):
-        for number, summary in enumerate(report.summaries):
-            draw_group(panel, summary.group, metric.name, axis, line_style(number))
+        for number, (summary, label) in enumerate(zip(report.summaries, labels, strict=True)):
+            draw_group(panel, summary.group, literal(label), metric.name, axis, line_style(number))
         if report.target is not None and metric == report.metric:
             panel.axhline(report.target, color="0.5", linewidth=0.8, label="target")
         panel.set_xlabel(AXES[axis])
@@ -97,14 +112,15 @@ def plot_sensitivity(sensitivity: Sensitivity) -> Figure:
     figure = Figure(figsize=(8, height), layout="constrained")
     panel = figure.subplots()
     means = [mean for curve in sensitivity.curves for mean in curve.means.values()]
-    for number, curve in enumerate(sensitivity.curves):
+    labels = short_labels([curve.label for curve in sensitivity.curves])
+    for number, (curve, label) in enumerate(zip(sensitivity.curves, labels, strict=True)):
         x = list(curve.means)
         panel.plot(
             x,
             list(curve.means.values()),
             marker="o",
             markersize=4,
-            label=literal(curve.label),
+            label=literal(label),
             **line_style(number),
         )
         low, high = ([end(curve.finals[value]) for value in x] for end in (min, max))
@@ -132,9 +148,10 @@ def plot_heat_map(found: HeatMap) -> Figure:
         "norm": (LogNorm if wide else Normalize)(min(means), max(means)),
         "cmap": "viridis" if found.metric.higher_is_better else "viridis_r",
     }
-    for panel, grid in zip(panels, found.grids, strict=True):
+    titles = short_labels([grid.label for grid in found.grids], longest=int(8 * width))
+    for panel, grid, title in zip(panels, found.grids, titles, strict=True):
         image = draw_grid(panel, found, grid, colors)
-        panel.set_title(literal(grid.label) if len(found.grids) > 1 else "")
+        panel.set_title(literal(title) if len(found.grids) > 1 else "")
         panel.set_xlabel(literal(found.columns))
     panels[0].set_ylabel(literal(found.rows))
     form = PercentFormatter(1.0) if found.metric.format == "percent" else None
@@ -160,21 +177,19 @@ def draw_grid(panel: Axes, found: HeatMap, grid: Grid, colors: dict[str, Any]) -
     return image
 
 
-def draw_group(panel: Axes, group: Group, metric: str, axis: Axis, style: dict[str, Any]) -> None:
+def draw_group(panel: Axes, group: Group, label: str, metric: str, axis: Axis, style: dict[str, Any]) -> None:
     """Draws a group's median and band, and each unfinished run as a thin line that ends in a cross."""
     finished = [xy for run in group.counted.values() if len(xy := coordinates(curve(run, metric), axis))]
     if finished:
         x, values = on_one_grid(finished)
-        panel.plot(
-            x, np.median(values, axis=0), label=f"{literal(group.label)} (n = {len(finished)})", **style
-        )
+        panel.plot(x, np.median(values, axis=0), label=f"{label} (n = {len(finished)})", **style)
         panel.fill_between(
             x, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.15, linewidth=0
         )
     for run in group.runs:
         if run.state != "finished" and len(xy := coordinates(curve(run, metric), axis)):
-            label = None if finished else f"{literal(group.label)} (unfinished)"
-            panel.plot(*xy.T, linewidth=0.7, marker="x", markevery=[-1], label=label, **style)
+            name = None if finished else f"{label} (unfinished)"
+            panel.plot(*xy.T, linewidth=0.7, marker="x", markevery=[-1], label=name, **style)
 
 
 def coordinates(points: Iterable[MetricPoint], axis: Axis) -> np.ndarray:

@@ -76,7 +76,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairwiseComparison:
-    """The best group against another."""
+    """The best group of an experiment against another of it."""
 
     best: str
     other: str
@@ -213,18 +213,31 @@ def reach(group: Group, metric: Metric, target: float) -> Reached:
     return Reached(len(points), len(points) + ended, middle([float(p.step) for p in points]), middle(seconds))
 
 
+def experiments(summaries: Sequence[Summary]) -> list[list[Summary]]:
+    """The groups that compete with each other: those of the same task, or all where each has a task of its own."""
+    tasks: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        tasks.setdefault(summary.group.task, []).append(summary)
+    found = list(tasks.values())
+    return found if any(len(members) > 1 for members in found) else [list(summaries)]
+
+
 def compare_all(
     summaries: Sequence[Summary], metric: Metric, level: float
 ) -> tuple[list[PairwiseComparison], int]:
-    """Comparisons of the group with the best mean to every other, and the number of pairs tested."""
-    sound = [s for s in summaries if s.finals and all(map(math.isfinite, s.finals.values()))]
-    if not sound or len(summaries) < 2:
-        return [], 0
-    ranked = sorted(sound, key=lambda s: fmean(s.finals.values()), reverse=metric.higher_is_better)
-    labels = [s.group.label for s in ranked]
-    differences = {
-        (a.group.label, b.group.label): compare(a.finals, b.finals) for a, b in combinations(ranked, 2)
-    }
+    """Comparisons of the group with the best mean to every other of its experiment, and the number of pairs tested.
+
+    The p values are corrected for the pairs of all experiments together.
+    """
+    differences: dict[tuple[str, str], Difference] = {}
+    pairs: list[tuple[str, str]] = []
+    for members in experiments(summaries):
+        sound = [s for s in members if s.finals and all(map(math.isfinite, s.finals.values()))]
+        ranked = sorted(sound, key=lambda s: fmean(s.finals.values()), reverse=metric.higher_is_better)
+        differences |= {
+            (a.group.label, b.group.label): compare(a.finals, b.finals) for a, b in combinations(ranked, 2)
+        }
+        pairs += [(best.group.label, s.group.label) for best in ranked[:1] for s in members if s is not best]
     tested = {
         pair: difference.p
         for pair, difference in differences.items()
@@ -233,7 +246,6 @@ def compare_all(
     ps = list(tested.values())
     corrected = dict(zip(tested, holm(ps), strict=True))
     confidences = dict(zip(tested, holm_confidences(ps, level), strict=True))
-    pairs = [(labels[0], s.group.label) for s in summaries if s is not ranked[0]]
     found = [
         PairwiseComparison(
             *pair, differences.get(pair), corrected.get(pair), level, confidences.get(pair, 1 - level)

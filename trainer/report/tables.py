@@ -12,7 +12,7 @@ from trainer.report.published import PublishedResult, Sample
 from trainer.report.read_runs import STATES
 from trainer.report.records import SPEEDS
 from trainer.report.sensitivity import Curve, Sensitivity
-from trainer.report.summary import Report, Summary
+from trainer.report.summary import Report, Summary, experiments
 
 HEADS = {
     "flops_per_second": "FLOP/s",
@@ -46,8 +46,7 @@ def tables(report: Report) -> list[Table]:
     if any(name in s.speeds for s in report.summaries for name in STEP_PARTS):
         found.append(parts_table(report))
     found += [sensitivity_table(each) for each in report.sensitivities]
-    if report.comparisons:
-        found.append(comparison_table(report))
+    found += comparison_tables(report)
     if any(run.state != "finished" for run in report.runs):
         found.append(unfinished_table(report))
     return found
@@ -103,8 +102,15 @@ def cost_table(report: Report) -> Table:
     heads = ["group", "steps", "training time", "time/step", "overhead", "memory", *(HEADS[n] for n in names)]
     if report.target is not None:
         heads += [f"reached {report.metric.text(report.target)}", "after steps", "after time"]
-    fastest = min((s.seconds_per_step for s in report.summaries if s.seconds_per_step), default=None)
-    return Table("Cost", heads, [cost_row(summary, fastest, names) for summary in report.summaries])
+    fastest = {
+        s.group.label: min(
+            (other.seconds_per_step for other in members if other.seconds_per_step), default=None
+        )
+        for members in experiments(report.summaries)
+        for s in members
+    }
+    rows = [cost_row(summary, fastest[summary.group.label], names) for summary in report.summaries]
+    return Table("Cost", heads, rows)
 
 
 def cost_row(summary: Summary, fastest: float | None, names: Sequence[str]) -> list[str]:
@@ -112,7 +118,7 @@ def cost_row(summary: Summary, fastest: float | None, names: Sequence[str]) -> l
 
     Args:
         summary: of the group.
-        fastest: seconds per step of the fastest group.
+        fastest: seconds per step of the fastest group of its experiment.
         names: of `trainer.report.records.SPEEDS`, those that are shown.
     """
     speed, peak, reached = summary.seconds_per_step, summary.memory_mib, summary.reached
@@ -167,21 +173,22 @@ def result_cell(metric: Metric, curve: Curve, value: float) -> str:
     return "diverged" if curve.finals[value] else "pruned" if value in curve.pruned else "failed"
 
 
-def comparison_table(report: Report) -> Table:
-    """The best group's difference to each other one, with its test."""
-    rows = []
+def comparison_tables(report: Report) -> list[Table]:
+    """For each experiment, the best group's difference to each other one, with its test."""
+    rows: dict[str, list[list[str]]] = {}
     for comparison in report.comparisons:
         cells = [NONE] * 3
         if (found := comparison.difference) and comparison.interval:
             p = NONE if comparison.p is None else p_value(comparison.p).lstrip("p =")
             cells = [difference(report.metric, comparison.interval), basis(found), p]
-        rows.append([comparison.other, *cells, "yes" if comparison.claimed else "no"])
-    best = report.comparisons[0].best
-    return Table(
-        f"{best} minus each other group: {report.metric.name}",
-        ["group", "difference", "test", "p", "claimed"],
-        rows,
-    )
+        row = [comparison.other, *cells, "yes" if comparison.claimed else "no"]
+        rows.setdefault(comparison.best, []).append(row)
+    several = len(experiments(report.summaries)) > 1
+    others = "each other group of its task" if several else "each other group"
+    heads = ["group", "difference", "test", "p", "claimed"]
+    return [
+        Table(f"{best} minus {others}: {report.metric.name}", heads, found) for best, found in rows.items()
+    ]
 
 
 def unfinished_table(report: Report) -> Table:

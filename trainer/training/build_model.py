@@ -6,7 +6,7 @@ from torch.nn.parameter import is_lazy
 
 from trainer.config.schema import Config
 from trainer.data import Data
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, one_line_errors
 from trainer.models import MODELS
 from trainer.models.base import kind_read
 
@@ -49,9 +49,15 @@ def build_model(config: Config, data: Data) -> nn.Module:
 
 @torch.no_grad()
 def initialize_lazy_layers(model: nn.Module, data: Data) -> None:
-    """Runs a model with layers such as ``nn.LazyLinear`` on one sample, from which they take their shapes."""
+    """Runs a model with layers such as ``nn.LazyLinear`` on one sample, from which they take their shapes.
+
+    Raises:
+        BuildError: the model fails.
+    """
     if any(is_lazy(parameter) for parameter in model.parameters()):
-        model.eval()(data.train.batch(torch.arange(1), None)[0].cpu())
+        sample = data.train.batch(torch.arange(1), None)[0].cpu()
+        with one_line_errors("the model does not take a sample of the data", type(model).__module__):
+            model.eval()(sample)
 
 
 def fits(fact: str, option: int, value: int) -> bool:

@@ -11,7 +11,7 @@ from trainer.checkpoint.storage import find_checkpoints
 from trainer.checkpoint.weights import load_weights
 from trainer.config.schema import Config
 from trainer.data import Data
-from trainer.errors import ConfigError, UserError, nearest, one_line
+from trainer.errors import ConfigError, nearest, one_line_errors
 from trainer.models import MODELS
 from trainer.objectives import OBJECTIVES, Objective, default_objective
 from trainer.objectives.base import DEFAULTS
@@ -99,16 +99,14 @@ def try_objective(objective: Objective, model: nn.Module, data: Data, config: Co
     chosen = f"objective={objective_config(config)['name']}"
     where = f"with model={config.model['name']} and data={config.data['name']}"
     inputs, targets = data.train.batch(torch.arange(min(SAMPLES, len(data.train))), None)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            loss, totals = objective.loss(model.eval(), (inputs.cpu(), targets.cpu()))
-            metrics = objective.metrics(totals)
-    except UserError:
-        raise
-    except Exception as error:  # a plugin's may fail in any way
-        raise ConfigError(
-            f"{chosen} does not work {where}: {type(error).__name__}: {one_line(error)}"
-        ) from error
+    modules = type(objective).__module__, MODELS.get(config.model["name"]).target.__module__
+    with (
+        one_line_errors(f"{chosen} does not work {where}", *modules),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+    ):
+        loss, totals = objective.loss(model.eval(), (inputs.cpu(), targets.cpu()))
+        metrics = objective.metrics(totals)
     if loss.dim() or totals.dim() != 1 or not totals.is_floating_point():
         raise ConfigError(
             f"{chosen} must give a scalar loss and floats [n], not {loss.shape} and {totals.shape}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.writing import content_of
 from trainer.config.schema import Config
+from trainer.distributed.failure_detector import print_verdict
 from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
 from trainer.errors import UserError, WorkerKilled, one_line
 from trainer.monitor import Monitors, Profile, RunInfo, Sink, Status
@@ -90,7 +91,8 @@ def prepare(
         UserError: the run's state cannot be saved, or its directory cannot be written.
     """
     ranks, step = parts.ranks, started.step
-    content_of(parts.state, {}, ranks)  # as in checkpoints to come
+    # as in checkpoints to come, which no rank may refuse; and none writes before all are built
+    ranks.run_on_all(lambda: content_of(parts.state, {}, ranks))
     if ranks.is_rank0:
         config = to_dict(parts.config)
         if parts.config.checkpoint.resume == "none":  # which the next start of this run must not say
@@ -178,11 +180,11 @@ def fit(trainer: Trainer, directory: RunDirectory, status: StatusFile) -> int:
             write_state(state, error)
         monitors.finish(state, counters.evaluated)
 
-    def end_with_peer(cause: str) -> None:
+    def end_with_peer(cause: str, code: int) -> None:
         write_state("failed", cause)
         with suppress(OSError):
             directory.log(cause)
-        print_if_read(f"crashed: {cause}", error=True)
+        print_verdict(cause, code)
 
     if ranks.is_rank0:
         write_state("running")
