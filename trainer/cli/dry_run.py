@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from trainer.cli.memory_estimate import Tensors, TensorShare, mebibytes, tensors_of
 from trainer.config.schema import Config, DryRun
 from trainer.data import Data, TrainLoader
 from trainer.distributed.ranks import Ranks
@@ -28,6 +27,7 @@ from trainer.training.micro_batches import settle_accumulate
 from trainer.training.parts import RunParts
 from trainer.training.run import describe
 from trainer.training.step import TrainStep
+from trainer.training.tensor_memory import Tensors, TensorShare, mebibytes, tensors_of
 from trainer.training.throughput import memory_mib
 
 STEPS = 2
