@@ -13,6 +13,7 @@ from trainer.optim.base import OPTIMIZERS, Groups, fuses_by_default, is_sharded
 from trainer.options import Count, Fraction, NonNegative, Option, Positive, check_value
 
 Arguments = dict[str, Any]
+LineSearch = Literal["strong_wolfe"] | None
 
 
 def register_torch(
@@ -157,7 +158,7 @@ register_torch(
         "lr": NonNegative,
         "max_iter": Count,
         "history_size": Count,
-        "line_search_fn": Literal["strong_wolfe"] | None,
+        "line_search_fn": LineSearch,
     },
     defaults={"line_search_fn": "strong_wolfe"},
     adapt=adapt_lbfgs,

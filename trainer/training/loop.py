@@ -2,7 +2,8 @@
 
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
@@ -46,7 +47,9 @@ class Trainer:
         self.callbacks = parts.state.callbacks
         self.train_step = TrainStep(parts, self.requests)
         profile = monitors.sinks.get("profile")
-        self.watched = profile.step if isinstance(profile, MemoryProfile) else nullcontext
+        self.watched: Callable[[], AbstractContextManager[None]] = nullcontext
+        if isinstance(profile, MemoryProfile):
+            self.watched = profile.step
         number, unit = self.options.eval_interval
         self.eval_every = number if unit == "steps" else number * parts.state.loader.batches_per_epoch
         self.speed = Speed(parts.state.loader.batch_size)
