@@ -104,6 +104,11 @@ def test_event_file_writer(tmp_path: Path) -> None:
     assert list(parameters)[:2] == ["summary", "global_step"]
 
 
+def test_memory_of_a_gpu_is_recorded() -> None:
+    assert next(iter(inspect.signature(torch.cuda.memory._record_memory_history).parameters)) == "enabled"
+    assert next(iter(inspect.signature(torch.cuda.memory._dump_snapshot).parameters)) == "filename"
+
+
 def test_is_batch_or_instance_norm() -> None:
     norms = [
         nn.BatchNorm2d(1),

@@ -6,6 +6,7 @@ A name is imported when it is first asked for, so that a command that needs no t
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 NAMES = {
@@ -68,6 +69,16 @@ def worker_processes(batches: Any) -> list[Any]:
 def event_file_writer(writer: Any) -> Any:
     """Returns what writes a SummaryWriter's events: data of a plugin cannot be added in another way."""
     return writer._get_file_writer()
+
+
+def record_cuda_memory(on: bool) -> None:
+    """Has torch record every allocation on GPUs from now on, with where it was asked for, or no more."""
+    importlib.import_module("torch.cuda.memory")._record_memory_history("all" if on else None)
+
+
+def write_cuda_memory(path: Path) -> None:
+    """Writes what was recorded as https://pytorch.org/memory_viz reads it: torch has no public function for either."""
+    importlib.import_module("torch.cuda.memory")._dump_snapshot(str(path))
 
 
 # timm

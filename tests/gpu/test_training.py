@@ -1,6 +1,7 @@
 """Runs on a GPU, as a user starts them."""
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +60,12 @@ def test_a_dry_run_tells_of_memory(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*RUN, "dry_run=true", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     assert "peak" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_where_the_memory_is(tmp_path: Path) -> None:
+    assert main([*RUN, "profile=memory", "monitor.profile_steps=3", f"hydra.run.dir={tmp_path}"]) == 0
+    mib = json.loads((tmp_path / "profile/memory.json").read_text())["mib"]
+    kept = sum(mib[name] for name in ("parameters", "optimizer state", "activations"))
+    assert kept < mib["peak of the step"]
+    [events] = pickle.loads((tmp_path / "profile/memory.pickle").read_bytes())["device_traces"][:1]
+    assert {"alloc", "free_completed"} <= {event["action"] for event in events}

@@ -12,7 +12,7 @@ from trainer.training import build
 
 CONFIGS = Path(__file__).parents[2] / "conf/optimizer"
 QUICK = [column for column in TRIALS if column not in (*ON_RANKS, "compile")]
-ON_TWO = ["adafisher", "kfac", "sam_sgd"]
+ON_TWO = ["adafisher", "kfac", "sam_sgd", "lbfgs"]
 
 
 def test_every_optimizer_is_in_the_table() -> None:

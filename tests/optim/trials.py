@@ -43,6 +43,7 @@ OPTIMIZERS = {  # what is written behind optimizer=, and options that have somet
     "adamw": "",
     "nadam": "",
     "adafactor": "",
+    "lbfgs": "optimizer.max_iter=4",
     "muon": "",
     "schedulefree_adamw": "",
     "schedulefree_sgd": "",

@@ -97,7 +97,7 @@ class Callback:
     def after_backward(self, training: Training, batch: Batch, last: bool) -> None:
         """After the backward pass of each micro-batch, whose gradients, divided by their number, are added up.
 
-        An optimizer that takes two gradients, such as ``sam_sgd``, has it called for both.
+        An optimizer that takes several gradients a step, such as ``sam_sgd`` or ``lbfgs``, has it called for each.
 
         After the last one they are those of the whole batch, and what is changed of them counts for the gradient's
         norm. Before, with several ranks, they are this rank's own.

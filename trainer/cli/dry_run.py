@@ -10,13 +10,12 @@ from rich.table import Table
 from torch import Tensor
 
 from trainer.cli.common import folding_table, table_console
-from trainer.cli.memory_estimate import Tensors, TensorShare, mebibytes, tensors_of
 from trainer.config.schema import Config, DryRun
 from trainer.data import Data, TrainLoader
 from trainer.distributed.ranks import Ranks
 from trainer.errors import BuildError, ConfigError
 from trainer.optim.ema import EMA
-from trainer.optim.protocols import CurvatureOptimizer
+from trainer.optim.protocols import CurvatureOptimizer, EvaluatesAgain
 from trainer.training.build import (
     build,
     build_optimizer,
@@ -29,6 +28,7 @@ from trainer.training.micro_batches import settle_accumulate
 from trainer.training.parts import RunParts
 from trainer.training.run import describe
 from trainer.training.step import TrainStep
+from trainer.training.tensor_memory import Tensors, TensorShare, mebibytes, tensors_of
 from trainer.training.throughput import memory_mib
 
 STEPS = 2
@@ -104,12 +104,21 @@ def plan(config: Config, world_size: int, console: Console) -> None:
 
 
 def planned_tensors(config: Config, data: Data, device: torch.device) -> Tensors:
-    """The tensors of a run on one rank; on the device ``meta`` they have shapes only."""
+    """The tensors of a run on one rank; on the device ``meta`` they have shapes only.
+
+    Raises:
+        ConfigError: the optimizer's state has no size that is known before.
+    """
     with device:
         model = build_model(config, data)
         initialize_lazy_layers(model, data)
         ema = EMA(model, config.loop.ema) if config.loop.ema is not None else None
         optimizer = build_optimizer(config, model)
+        if isinstance(optimizer, EvaluatesAgain):
+            raise ConfigError(
+                f"dry_run.world_size does not know the state of optimizer={config.optimizer['name']}, "
+                "which grows with its history: use dry_run=true"
+            )
         if not optimizer.state:  # it makes it in its first step
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None

@@ -161,8 +161,8 @@ class Config:
     deterministic: Annotated[bool, MAY_DIFFER] = False
     """Use deterministic algorithms only, on a GPU too, where they are slower."""
     dry_run: Annotated[bool | DryRun, MAY_DIFFER] = False
-    profile: Annotated[bool | Literal["parts"], MAY_DIFFER] = False
-    """A trace of a few steps; or the shares of the step's parts, all along."""
+    profile: Annotated[bool | Literal["parts", "memory"], MAY_DIFFER] = False
+    """A trace of a few steps, what the memory of a few steps is for, or the shares of the step's parts, all along."""
     loop: LoopOptions = field(default_factory=LoopOptions)
     precision: PrecisionOptions = field(default_factory=PrecisionOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)

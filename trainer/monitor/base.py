@@ -42,7 +42,7 @@ class MonitorOptions:
     sample_prompt: str | None = None
     """The text that it continues; None: the beginning of the text that is evaluated on."""
     profile_steps: Count = 10
-    """Steps that are recorded under ``profile=true``."""
+    """Steps that are recorded under ``profile=true``, or measured under ``profile=memory``."""
 
     def __post_init__(self) -> None:
         for name in self.sinks:

@@ -106,6 +106,14 @@ class TakesTwoGradients(Protocol):
         """Moves them back, to the bit; their gradients are then those that the step takes."""
 
 
+@runtime_checkable
+class EvaluatesAgain(Protocol):
+    """Evaluates the batch of a step several times, by a closure that sets the gradients and gives the loss."""
+
+    evaluates_again: bool
+    """True."""
+
+
 @contextmanager
 def evaluation_weights(optimizer: Optimizer) -> Iterator[None]:
     """A context in which the model has the weights by which it is evaluated and saved."""

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -10,9 +10,10 @@ from torch.optim import Optimizer
 
 from trainer.errors import ConfigError
 from trainer.optim.base import OPTIMIZERS, Groups, fuses_by_default, is_sharded
-from trainer.options import Fraction, NonNegative, Option, Positive, check_value
+from trainer.options import Count, Fraction, NonNegative, Option, Positive, check_value
 
 Arguments = dict[str, Any]
+LineSearch = Literal["strong_wolfe"] | None
 
 
 def register_torch(
@@ -75,15 +76,38 @@ class SGD(torch.optim.SGD):
         return super().step(closure)
 
 
-def refuse_shards(params: Groups, arguments: Arguments) -> Arguments:
-    """Refuses sharded parameters for Adafactor, whose row and column means torch takes of plain tensors only.
+def adapt_adafactor(params: Groups, arguments: Arguments) -> Arguments:
+    """Refuses sharded parameters, of which torch takes no row and column means."""
+    refuse_shards("adafactor", params)
+    return arguments
+
+
+class LBFGS(torch.optim.LBFGS):
+    """As torch's, whose steps the trainer gives a closure."""
+
+    evaluates_again = True
+
+
+def adapt_lbfgs(params: Groups, arguments: Arguments) -> Arguments:
+    """Refuses shards, and groups: torch makes one vector of all parameters.
 
     Raises:
-        ConfigError: the parameters are sharded.
+        ConfigError: the parameters are sharded, or not all in one group.
+    """
+    refuse_shards("lbfgs", params)
+    if len(params) > 1:
+        raise ConfigError("optimizer=lbfgs has no weight decay: leave optimizer.decay_norms_and_biases=true")
+    return arguments
+
+
+def refuse_shards(name: str, params: Groups) -> None:
+    """Refuses parameters that FSDP has sharded, for an optimizer that needs plain tensors.
+
+    Raises:
+        ConfigError: they are.
     """
     if is_sharded(params):
-        raise ConfigError("optimizer=adafactor cannot update sharded parameters: use parallel=ddp")
-    return arguments
+        raise ConfigError(f"optimizer={name} cannot update sharded parameters: use parallel=ddp")
 
 
 ADAM = {
@@ -125,5 +149,17 @@ register_torch(
     torch.optim.Adafactor,
     {"lr": NonNegative, "beta2_decay": float, "clip_threshold": Positive, "weight_decay": NonNegative},
     renamed={"clip_threshold": "d"},
-    adapt=refuse_shards,
+    adapt=adapt_adafactor,
+)
+register_torch(
+    "lbfgs",
+    LBFGS,
+    {
+        "lr": NonNegative,
+        "max_iter": Count,
+        "history_size": Count,
+        "line_search_fn": LineSearch,
+    },
+    defaults={"line_search_fn": "strong_wolfe"},
+    adapt=adapt_lbfgs,
 )

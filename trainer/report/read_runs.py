@@ -12,7 +12,7 @@ from trainer.errors import DataError
 from trainer.metrics import Metric, read_declarations
 from trainer.options import flatten
 from trainer.report.records import SPEEDS, MetricPoint, points, read_records, seconds_per_step, speeds
-from trainer.rundir.files import CONFIG, METRICS, OVERRIDES, STATUS
+from trainer.rundir.files import CONFIG, MEMORY, METRICS, OVERRIDES, STATUS
 from trainer.rundir.foreign import parse_json, parse_yaml, read_text
 from trainer.rundir.frozen_config import check_checksum
 from trainer.rundir.status import process_is_alive, read_status
@@ -72,6 +72,8 @@ class RecordedRun:
     """The highest."""
     speeds: dict[str, float] = field(default_factory=dict)
     """Medians of `trainer.report.records.SPEEDS`, of those that it has."""
+    step_memory: dict[str, float] = field(default_factory=dict)
+    """MiB by what they are for, of a run with ``profile=memory``."""
     unreadable: int = 0
     """Lines of metrics.jsonl and clock.jsonl that are no records, such as a half-written last one."""
 
@@ -163,6 +165,7 @@ def read_run(path: Path) -> RecordedRun:
             (values["memory_mib"] for *_, values in clock if "memory_mib" in values), default=None
         ),
         speeds=speeds(clock),
+        step_memory=read_step_memory(path),
         unreadable=bad_metrics + bad_clock,
     )
 
@@ -194,6 +197,20 @@ def read_environment(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return {key: value[key] for key in MACHINE if key in value} if isinstance(value, dict) else {}
+
+
+def read_step_memory(path: Path) -> dict[str, float]:
+    """What the memory of a run's steps is for; empty if it was not measured or cannot be read."""
+    try:
+        value = parse_json(read_text(path / MEMORY))
+    except (OSError, ValueError):
+        return {}
+    mib = value.get("mib") if isinstance(value, dict) else None
+    return (
+        {name: float(x) for name, x in mib.items() if isinstance(x, int | float)}
+        if isinstance(mib, dict)
+        else {}
+    )
 
 
 def state_of(status: Mapping[str, Any]) -> str:

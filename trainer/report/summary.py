@@ -72,6 +72,8 @@ class Summary:
     """Maximum over the runs."""
     speeds: dict[str, float] = field(default_factory=dict)
     """Medians over the runs of `trainer.report.records.SPEEDS`, of those that are known."""
+    step_memory: dict[str, float] = field(default_factory=dict)
+    """Maxima over the runs with ``profile=memory``: MiB by what they are for."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,10 @@ def summarise(group: Group, metric: Metric, target: float | None) -> Summary:
             name: median(values)
             for name in SPEEDS
             if (values := [run.speeds[name] for run in group.runs if name in run.speeds])
+        },
+        step_memory={
+            name: max(run.step_memory.get(name, 0.0) for run in group.runs)
+            for name in dict.fromkeys(name for run in group.runs for name in run.step_memory)
         },
     )
 

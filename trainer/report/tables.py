@@ -45,6 +45,8 @@ def tables(report: Report) -> list[Table]:
     found.append(cost_table(report))
     if any(name in s.speeds for s in report.summaries for name in STEP_PARTS):
         found.append(parts_table(report))
+    if any(s.step_memory for s in report.summaries):
+        found.append(step_memory_table(report))
     found += [sensitivity_table(each) for each in report.sensitivities]
     found += comparison_tables(report)
     if any(run.state != "finished" for run in report.runs):
@@ -146,6 +148,16 @@ def parts_table(report: Report) -> Table:
     names = ["data_wait", *STEP_PARTS]
     rows = [[summary.group.label, *speed_cells(summary, names)] for summary in report.summaries]
     return Table("Shares of the training time", ["group", *(HEADS[name] for name in names)], rows)
+
+
+def step_memory_table(report: Report) -> Table:
+    """What the memory of each group's steps is for, in MiB; on the first rank."""
+    names = list(dict.fromkeys(name for summary in report.summaries for name in summary.step_memory))
+    rows = [
+        [s.group.label, *(f"{s.step_memory[name]:.2f}" if name in s.step_memory else NONE for name in names)]
+        for s in report.summaries
+    ]
+    return Table("Memory of a step in MiB", ["group", *names], rows)
 
 
 def speed_cells(summary: Summary, names: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ CONFIG = "config.yaml"
 OVERRIDES = "overrides.yaml"
 STATUS = "status.json"
 METRICS = "metrics.jsonl"
+MEMORY = "profile/memory.json"
 
 FORMAT = 1
 """Of the records that this version writes, under the key ``format``; it grows when an old reader would misread one."""

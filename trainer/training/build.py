@@ -19,7 +19,7 @@ from trainer.monitor import check_sinks
 from trainer.objectives import Objective
 from trainer.optim import OPTIMIZERS, SCHEDULES, Schedule, param_groups
 from trainer.optim.ema import EMA
-from trainer.optim.protocols import ReadsLossScale, differentiates_gradient
+from trainer.optim.protocols import EvaluatesAgain, ReadsLossScale, differentiates_gradient
 from trainer.training.build_model import build_model, initialize_lazy_layers
 from trainer.training.build_objective import build_objective, objective_config
 from trainer.training.flops import skeleton_of
@@ -130,6 +130,8 @@ def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
     optimizer: Optimizer = OPTIMIZERS.build(config.optimizer, model, groups)
     if differentiates_gradient(optimizer):
         check_second_derivative(config)
+    if isinstance(optimizer, EvaluatesAgain):
+        check_evaluations(config)
     return optimizer
 
 
@@ -149,6 +151,21 @@ def check_second_derivative(config: Config) -> None:
         config.precision.name == "fp16"
     ):  # the loss scale keeps the gradient in range, not what it is differentiated to
         raise ConfigError(f"{cause}, which overflows in float16: use precision=bf16")
+
+
+def check_evaluations(config: Config) -> None:
+    """Checks that a step can evaluate its batch several times, and compare the losses and gradients.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    cause = f"optimizer={config.optimizer['name']} compares several gradients of a batch"
+    if config.precision.name == "fp16":
+        raise ConfigError(f"{cause}, which the loss scale of float16 does not allow: use precision=bf16")
+    if config.loop.clip_norm is not None:
+        raise ConfigError(f"{cause}, which clipping would change: use loop.clip_norm=null")
+    if config.loop.channels_last:
+        raise ConfigError(f"{cause} as vectors, which have no channels: use loop.channels_last=false")
 
 
 def blocks_to_recompute(model: nn.Module, config: Config) -> list[nn.Module]:

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
@@ -17,6 +19,7 @@ from trainer.optim.protocols import CurvatureOptimizer, evaluation_weights
 from trainer.signals import Preempted, StopSignal
 from trainer.training.evaluation import evaluate_with_average
 from trainer.training.flops import peak_flops, training_flops
+from trainer.training.memory_profile import MemoryProfile
 from trainer.training.parts import RunParts
 from trainer.training.step import StepOutcome, TrainStep
 from trainer.training.step_sync import Requests
@@ -43,6 +46,10 @@ class Trainer:
         self.options = parts.config.loop
         self.callbacks = parts.state.callbacks
         self.train_step = TrainStep(parts, self.requests)
+        profile = monitors.sinks.get("profile")
+        self.watched: Callable[[], AbstractContextManager[None]] = nullcontext
+        if isinstance(profile, MemoryProfile):
+            self.watched = profile.step
         number, unit = self.options.eval_interval
         self.eval_every = number if unit == "steps" else number * parts.state.loader.batches_per_epoch
         self.speed = Speed(parts.state.loader.batch_size)
@@ -74,7 +81,8 @@ class Trainer:
             ends = self.evaluate()
         while not (ends or self.parts.is_finished):
             refreshes = self.curvature is not None and self.curvature.needs_refresh
-            outcome = self.train_step()
+            with self.watched():
+                outcome = self.train_step()
             if self.counters.step == 1:
                 self.checkpoints.check(self.parts.state)  # the optimizer has a state now
             self.report(outcome)

@@ -23,6 +23,7 @@ from trainer.signals import Preempted, StopSignal
 from trainer.streams import print_if_read
 from trainer.training.build import build
 from trainer.training.loop import Trainer
+from trainer.training.memory_profile import MemoryProfile
 from trainer.training.micro_batches import settle_accumulate
 from trainer.training.nonfinite import TrainingFailed
 from trainer.training.parts import RunParts
@@ -155,6 +156,8 @@ def open_monitors(parts: RunParts, status: StatusFile, resumed_step: int) -> Mon
     extra: dict[str, Sink] = {}
     if config.profile is True:
         extra["profile"] = Profile(info, config.monitor.profile_steps)
+    elif config.profile == "memory":
+        extra["profile"] = MemoryProfile(info, parts, config.monitor.profile_steps)
     extra["status"] = StatusSink(status)
     try:
         return Monitors(info, config.monitor, extra)

@@ -16,6 +16,7 @@ from trainer.data import Batch
 from trainer.distributed.dtensor import local_tensor
 from trainer.optim.protocols import (
     CurvatureOptimizer,
+    EvaluatesAgain,
     TakesTwoGradients,
     differentiates_gradient,
     evaluation_weights,
@@ -24,6 +25,7 @@ from trainer.training.nonfinite import count_skipped_step
 from trainer.training.parts import RunParts
 from trainer.training.step_parts import StepParts
 from trainer.training.step_sync import Requests, StepResults, StepSync, sync_step
+from trainer.training.torch_random import TorchRandom
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class TrainStep:
         self.requests = requests
         self._curvature = parts.optimizer if isinstance(parts.optimizer, CurvatureOptimizer) else None
         self._timed = StepParts(parts.device, on=parts.config.profile == "parts")
+        self._noise = TorchRandom(parts.device)  # of the step's first pass, where there are several
         self._create_graph = differentiates_gradient(parts.optimizer)
         self._buffers = list(parts.model.buffers())
         self._statistics = [buffer for buffer in self._buffers if buffer.is_floating_point()]
@@ -85,7 +88,7 @@ class TrainStep:
             sync = self._sync(losses, totals, start)
         warning = None
         if sync.finite:
-            self._update(sync)
+            self._update(sync, batches, losses)
         else:
             self._restore(saved_buffers)
             warning = count_skipped_step(parts, batches, sync)
@@ -120,18 +123,43 @@ class TrainStep:
 
     def _gradients(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """As `_forward_backward`; if the optimizer takes two gradients, the second one, and all else of the first."""
-        parts, optimizer = self.parts, self.parts.optimizer
-        if not isinstance(optimizer, TakesTwoGradients):
-            return self._forward_backward(batches)
-        with torch.random.fork_rng(devices=[parts.device] if parts.device.type == "cuda" else []):
-            first = self._forward_backward(batches)  # both draw the same random numbers
-        buffers = [buffer.clone() for buffer in self._buffers]
-        optimizer.climb(parts.ranks.sum(self._squared_norm()).sqrt().item())
-        optimizer.zero_grad()
-        self._forward_backward(batches)
-        optimizer.descend()
-        self._restore(buffers)
+        optimizer = self.parts.optimizer
+        if isinstance(optimizer, TakesTwoGradients | EvaluatesAgain):
+            self._noise = TorchRandom(self.parts.device)
+        first = self._forward_backward(batches)
+        if isinstance(optimizer, TakesTwoGradients):
+            optimizer.climb(self.parts.ranks.sum(self._squared_norm()).sqrt().item())
+            self._evaluate_again(batches)
+            optimizer.descend()
         return first
+
+    def _evaluate_again(self, batches: list[Batch]) -> Tensor:
+        """Replaces the gradients by those at the present weights, with the noise of the first pass.
+
+        Nothing else is left of it: neither random numbers nor running statistics go on.
+
+        Returns:
+            The losses of this rank's micro-batches, [M].
+        """
+        self.parts.optimizer.zero_grad()
+        buffers = [buffer.clone() for buffer in self._buffers]
+        with self._noise.again():
+            losses, _ = self._forward_backward(batches)
+        self._restore(buffers)
+        return losses
+
+    def _closure(self, batches: list[Batch], losses: Tensor) -> Callable[[], float]:
+        """What an optimizer evaluates the step's batch by: at first it has the losses and gradients that are there.
+
+        The loss is the mean over all ranks, like the gradient, so that they all decide the same.
+        """
+        first, ranks = [losses], self.parts.ranks
+
+        def evaluate() -> float:
+            here = first.pop() if first else self._evaluate_again(batches)
+            return ranks.sum(here.mean()).item() / ranks.world_size
+
+        return evaluate
 
     def _forward_backward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Adds up the gradients of this rank's micro-batches; returns their losses [M] and the sum of their totals."""
@@ -171,7 +199,7 @@ class TrainStep:
         norm = get_total_norm([local_tensor(p.grad) for p in parameters if p.grad is not None])
         return norm.double() ** 2 / self.parts.strategy.gradient_replicas
 
-    def _update(self, sync: StepSync) -> None:
+    def _update(self, sync: StepSync, batches: list[Batch], losses: Tensor) -> None:
         """Clips the gradient, takes the optimizer's step, and counts it."""
         parts, clip_norm = self.parts, self.parts.config.loop.clip_norm
         parts.state.callbacks.tell("before_update")
@@ -181,7 +209,10 @@ class TrainStep:
             clip_grads_with_norm_(parameters, clip_norm, norm)
         refreshes = self._curvature is not None and self._curvature.needs_refresh
         with self._timed("refresh" if refreshes else "optimizer"):
-            parts.precision.scaler.step(parts.optimizer)
+            if isinstance(parts.optimizer, EvaluatesAgain):
+                parts.optimizer.step(self._closure(batches, losses))
+            else:
+                parts.precision.scaler.step(parts.optimizer)
         if parts.state.ema is not None:
             with evaluation_weights(parts.optimizer):
                 parts.state.ema.update()

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from trainer.cli.memory_estimate import TensorShare, mebibytes, tensors_of
 from trainer.optim import AdaFisher
+from trainer.training.tensor_memory import TensorShare, mebibytes, tensors_of
 
 
 def test_shares_of_a_linear_layers_state() -> None:

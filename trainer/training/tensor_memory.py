@@ -56,11 +56,12 @@ def state_of(optimizer: Optimizer) -> Iterator[tuple[TensorShare, bool]]:
     """The tensors of an optimizer's state, each with whether it is a factor of the curvature."""
     for param, state in optimizer.state.items():
         layout = optimizer.state_layout(param) if isinstance(optimizer, CurvatureOptimizer) else {}
-        for key, tensor in state.items():
-            if isinstance(tensor, Tensor):
-                known = layout.get(key)
-                sharded = known.is_sharded if known else rows(tensor) == rows(param)
-                yield TensorShare(tensor, rows(tensor) if sharded else 0), bool(known and known.is_factor)
+        for key, value in state.items():
+            known = layout.get(key)
+            for tensor in value if isinstance(value, list) else [value]:  # L-BFGS has lists
+                if isinstance(tensor, Tensor):
+                    sharded = known.is_sharded if known else rows(tensor) == rows(param)
+                    yield TensorShare(tensor, rows(tensor) if sharded else 0), bool(known and known.is_factor)
 
 
 def rows(tensor: Tensor) -> int:
