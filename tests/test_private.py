@@ -147,3 +147,14 @@ def test_timm_has_a_registry() -> None:
     timm = pytest.importorskip("timm.optim")
     assert isinstance(_private.timm_registry(), timm.OptimizerRegistry)
     assert _private.timm_registry().list_optimizers() == timm.list_optimizers()
+
+
+def test_trackio_has_a_storage(tmp_path: Path) -> None:
+    pytest.importorskip("trackio", reason="trackio is tested with an older pillow, see .ci/run")
+    storage = _private.trackio_storage(tmp_path)
+    assert storage.get_project_db_path("project").parent == tmp_path
+    stored = {"project", "run", "run_id", "metrics_list", "steps", "timestamps", "log_ids", "config"}
+    assert stored <= inspect.signature(storage.bulk_log).parameters.keys()
+    assert "run_id" in inspect.signature(storage.get_run_config).parameters
+    assert "run_id" in inspect.signature(storage.get_logs).parameters
+    assert storage.get_run_records("project") == []

@@ -97,3 +97,17 @@ def reopened_trial(study: Any, number: int) -> Any:
     storage = study._storage
     trial = importlib.import_module("optuna.trial").Trial
     return trial(study, storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+
+
+# trackio
+
+
+def trackio_storage(folder: Path) -> Any:
+    """Returns trackio's storage with that folder, which it reads from TRACKIO_DIR only once, when it is imported.
+
+    trackio.init asks a server for the user's name, turns each error into a warning, stores when it wants to, and finds
+    a run by its name alone; trackio.Api reads no metrics.
+    """
+    module = importlib.import_module("trackio.sqlite_storage")
+    module.TRACKIO_DIR = folder  # type: ignore[attr-defined]
+    return module.SQLiteStorage

@@ -1,9 +1,10 @@
-"""What trackers have stored, read by their own packages: MLflow's client, and the reader of W&B's files."""
+"""What trackers have stored: read by MLflow's client, from trackio's SQLite file, by W&B's reader of its files."""
 
 import json
 import os
+import sqlite3
 from collections import defaultdict
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +56,37 @@ class MlflowStore:
         points = {name: [(p.step, p.value) for p in history] for name, history in histories.items()}
         state = states.get(run.info.status, run.info.status)
         return Stored(run.info.run_id, run.info.run_name, state, run.data.params, points)
+
+
+class TrackioStore:
+    """A SQLite file in a folder."""
+
+    name = "trackio"
+
+    def __init__(self, folder: Path):
+        pytest.importorskip("trackio", reason="trackio is tested with an older pillow, see .ci/run")
+        self.folder = folder / "trackio"
+        self.variables = {"TRACKIO_DIR": str(self.folder)}
+        self.gone = {"TRACKIO_DIR": "/dev/null/trackio"}
+
+    def gives_up_soon(self, monkeypatch):
+        return nullcontext()
+
+    def query(self, text: str) -> list[tuple]:
+        with closing(sqlite3.connect(self.folder / f"{PROJECT}.db")) as database:
+            return database.execute(text).fetchall()
+
+    def runs(self) -> list[Stored]:
+        found = {id: Stored(id) for (id,) in self.query("SELECT DISTINCT run_id FROM metrics")}
+        for id, name, step, values in self.query("SELECT run_id, run_name, step, metrics FROM metrics"):
+            found[id].name = name
+            for metric, value in json.loads(values).items():
+                found[id].points[metric].append((step, float(value)))
+        for id, config in self.query("SELECT run_id, config FROM configs"):
+            found[id].options = {option: str(value) for option, value in json.loads(config).items()}
+            state = found[id].options.pop("state")
+            found[id].state = {"preempted": "stopped"}.get(state, state)
+        return list(found.values())
 
 
 class WandbStore:
@@ -135,4 +167,4 @@ def next_record(store) -> bytes | None:
         return None
 
 
-STORES = [MlflowStore, WandbStore]
+STORES = [MlflowStore, TrackioStore, WandbStore]

@@ -4,7 +4,7 @@ import importlib
 import os
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.errors import MissingExtra
 
-TRACKERS = {"mlflow": ("mlflow", "sqlalchemy"), "wandb": ("wandb",)}
+TRACKERS = {"mlflow": ("mlflow", "sqlalchemy"), "trackio": ("trackio",), "wandb": ("wandb",)}
 """Their names, which are those of the extras, of the modules here and of the sinks; and the packages each needs."""
 
 PROJECT = "adafisher-trainer"
@@ -115,3 +115,13 @@ def tracked(metrics: Mapping[str, float], clock: Mapping[str, float]) -> dict[st
     """
     named = {name if "/" in name else f"train/{name}": value for name, value in metrics.items()}
     return {**named, **{f"speed/{name}": value for name, value in clock.items()}}
+
+
+def steps_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, set[int]]:
+    """The steps at which there is a value, by name, of rows that have a column ``step``; others are left out."""
+    steps: dict[str, set[int]] = {}
+    for row in rows:
+        for name in row.keys() - {"step"} if "step" in row else ():
+            if row[name] is not None:
+                steps.setdefault(name, set()).add(int(row["step"]))
+    return steps

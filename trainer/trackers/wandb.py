@@ -15,7 +15,7 @@ from typing import Any
 
 import wandb
 
-from trainer.trackers.base import PROJECT, TrackedRun, Tracker, in_slurm_job
+from trainer.trackers.base import PROJECT, TrackedRun, Tracker, in_slurm_job, steps_of
 from trainer.trackers.wandb_files import newest_id, stored_rows, wait_for_end
 
 OPENING, CLOSING = 20, 60
@@ -101,16 +101,6 @@ def own_id(run: TrackedRun, folder: Path, anew: bool) -> str:
     if newest is None:
         return run.identity
     return uuid.uuid4().hex if anew else newest
-
-
-def steps_of(rows: Iterator[Mapping[str, Any]]) -> dict[str, set[int]]:
-    """The steps at which there is a value, by name."""
-    steps: dict[str, set[int]] = {}
-    for row in rows:
-        for name in row.keys() - {"step"} if "step" in row else ():
-            if row[name] is not None:
-                steps.setdefault(name, set()).add(int(row["step"]))
-    return steps
 
 
 TRACKER = Wandb
