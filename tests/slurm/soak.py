@@ -39,7 +39,8 @@ SEEDS = 2
 SHAPES = ("launch.gpus_per_node=0", "launch.gpus_per_node=2 parallel=ddp")
 RUN = f"{TINY} {DISTURBED} launch.max_requeues=1000 checkpoint.keep_last=2"
 ACTIVE_SWEEPS = 2
-DISK_MIB = 64
+DISK_MIB, DISK_MIB_A_MINUTE = 64, 2
+"""The small file system: it is full for seconds only, though sweeps stay there to the end."""
 PATIENCE = 60.0
 """Seconds for which a state may differ from what is there: jobs start and end in between."""
 
@@ -225,10 +226,10 @@ class Soak:
 
 
 @contextmanager
-def mounted(folder: Path) -> Iterator[Path]:
+def mounted(folder: Path, mebibytes: int) -> Iterator[Path]:
     """A small file system in memory, which the nodes see since it is mounted before they start."""
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", folder], check=True)
     try:
         yield folder
     finally:
@@ -240,7 +241,8 @@ def soak(minutes: float, seed: int) -> list[str]:
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("SLURM_LAB_CPUS", "3")
-    with LOCK.open("w") as lock, mounted(folder / "disk") as disk:
+    mebibytes = DISK_MIB + round(DISK_MIB_A_MINUTE * minutes)
+    with LOCK.open("w") as lock, mounted(folder / "disk", mebibytes) as disk:
         fcntl.flock(lock, fcntl.LOCK_EX)
         cluster.start(Path(tempfile.mkdtemp(prefix="slurm-")), PORT)
         try:
