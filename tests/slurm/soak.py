@@ -41,8 +41,9 @@ RUN = f"{TINY} {DISTURBED} launch.max_requeues=1000 checkpoint.keep_last=2"
 ACTIVE_SWEEPS = 2
 DISK_MIB, DISK_MIB_A_MINUTE = 64, 2
 """The small file system: it is full for seconds only, though sweeps stay there to the end."""
-PATIENCE = 60.0
-"""Seconds for which a state may differ from what is there: jobs start and end in between."""
+PATIENCE = 180.0
+"""Seconds for which a state may differ from what is there: jobs start and end in between, and Slurm itself takes a
+minute or two to miss a job that had just begun on a node that died and is back at once."""
 
 
 @dataclass
