@@ -48,9 +48,8 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 return run_command(argv, ranks)
             except UserError as error:
-                ranks.fail(
-                    one_line(error), USER_ERROR
-                )  # a rank that has not the same mistake would wait for this one
+                # a rank that has not the same mistake would wait for this one
+                ranks.fail(one_line(error), USER_ERROR)
                 if ranks.is_rank0:
                     return refuse(error)
                 show_cause(error)
