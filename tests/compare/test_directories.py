@@ -132,13 +132,13 @@ def test_two_in_the_same_second(
 
 @pytest.mark.slow
 def test_two_in_one_folder(tmp_path: Path, trained: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    """The first is stopped as soon as it has its folder."""
+    """The first is stopped as soon as it has written down its state, and so has locked its folder."""
     folder = tmp_path / "c"
     argv = [*TINY, "optimizer=sgd", f"compare.dir={folder}"]
     first = subprocess.Popen([sys.executable, "-m", "trainer.compare", *argv], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 100
-        while not folder.exists():
+        while not (folder / "status.json").exists():
             assert time.monotonic() < deadline
             time.sleep(0.005)
         os.kill(first.pid, signal.SIGSTOP)
