@@ -95,7 +95,9 @@ def test_no_workers_and_any_micro_batches(pictures: Path) -> None:
 
 def test_mistakes(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached_images, "free_memory", lambda device: 18 * 3 * 20 * 25 - 1)
-    with pytest.raises(DataError, match=r"data.cache=memory needs 0 MiB for 18 pictures, and 0 MiB are free"):
+    with pytest.raises(
+        DataError, match=r"data.cache=memory needs 26 KiB for 18 pictures, and 26 KiB are free"
+    ):
         build(root=str(pictures), cache="memory")
     monkeypatch.undo()
     with pytest.raises(

@@ -68,7 +68,10 @@ def test_odd_files_of_one_run(
 @pytest.mark.parametrize(
     "text", ["[/nothing]", "[bold]x[/bold]", "monitor.sinks=[console,jsonl]", "[", "\x1b[31m"]
 )
-def test_text_is_shown_as_it_is(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_is_shown_as_it_is(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     sweep = made(tmp_path)
     write_status(sweep.directory(sweep.runs[0]), "failed", error=text, primary=text, metrics={text: 1.0})
     assert main(["status", str(tmp_path)]) == 0

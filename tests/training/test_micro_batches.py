@@ -110,7 +110,7 @@ def test_a_cpu_has_no_limit_and_one_sample_may_be_too_much(
     capsys.readouterr()
     simulate(monkeypatch, limit=110)
     refused(
-        train(tmp_path / "small", "loop.accumulate=auto"), "not even one sample a rank fits into 0 MiB: try"
+        train(tmp_path / "small", "loop.accumulate=auto"), "not even one sample a rank fits into 0 KiB: try"
     )
     assert not (tmp_path / "small").exists()
 
