@@ -1,4 +1,4 @@
-"""What the commands other than training share: exit codes, mistakes in one line, progress bars."""
+"""What the commands other than training share: exit codes, mistakes in one line, arguments, tables, progress bars."""
 
 import os
 import sys

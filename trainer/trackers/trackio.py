@@ -35,9 +35,8 @@ class Trackio(Tracker):
     """
 
     def __init__(self, run: TrackedRun, id: str | None, anew: bool) -> None:
-        if (
-            in_slurm_job()
-        ):  # a network file system may hold the folder: SQLite's WAL, trackio's choice, is not for that
+        if in_slurm_job():
+            # a network file system may hold the folder: SQLite's WAL, trackio's choice, is not for that
             os.environ.setdefault("TRACKIO_SQLITE_JOURNAL_MODE", "delete")
         self._folder = folder_for(run)
         names = {each["id"]: each["name"] for each in self._storage.get_run_records(PROJECT)}
