@@ -21,13 +21,13 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, here and i
 
 SLOWEST = [
     "slurm/test_jobs.py",
-    "slurm/test_pack.py",
     "distributed/test_checkpoints.py",
     "training/test_resume.py",
     "training/test_recipes.py",
     "optim/adafisher/test_optimizer.py",
     "launch/test_local_executor.py",
     "launch/test_pack.py",
+    "slurm/test_pack.py",
     "compare/test_comparison.py",
     "distributed/test_adafisher.py",
     "distributed/test_failures.py",
@@ -40,7 +40,10 @@ SLOWEST = [
     "optim/test_registry.py",
     "optim/test_clients.py",
 ]
-"""Files that take longest, in that order: they come first, so that no worker of pytest-xdist ends with a long one."""
+"""Files that take longest, in that order: they come first, so that no worker of pytest-xdist ends with a long one.
+
+Between the two with a Slurm cluster are others, so that not two clusters are up at once.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

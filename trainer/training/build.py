@@ -93,7 +93,9 @@ def choose_algorithms(deterministic: bool) -> None:
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    # only where it changes something: the call imports torch's compiler, half a second
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def build_on_rank(config: Config, ranks: Ranks) -> tuple[torch.device, Data, nn.Module, Objective]:
