@@ -9,6 +9,7 @@ import yaml
 from trainer.compare.arguments import Command, parse_command
 from trainer.compare.contenders import variant
 from trainer.compare.grids import Interval
+from trainer.compare.protocol import ComparisonRun
 from trainer.compare.sentences import protocol_sentences
 from trainer.compare.tables import FILE, expanded
 from trainer.compare.tuning import Tuned
@@ -44,6 +45,12 @@ def test_a_config_file_of_ones_own_is_a_contender(tmp_path) -> None:
     assert [c.label for c in command.contenders] == ["adafisher", "paper"]
     assert [c.config.optimizer["rule"] for c in command.contenders] == ["orthogonal", "paper"]
     assert command.reference == "paper"
+
+
+def test_a_baseline_has_the_name_of_its_group_in_the_report(tmp_path: Path) -> None:
+    command = parse("optimizer=sgd,adafisher,adafisher_paper", "compare.baseline=adafisher_paper")
+    assert command.baseline == "adafisher_paper"
+    assert ComparisonRun(command, tmp_path).baseline == "adafisher rule=paper"
 
 
 def test_runs_do_not_write_to_the_terminal() -> None:
@@ -159,6 +166,10 @@ def test_a_variant_has_one_budget() -> None:
     ("argv", "message"),
     [
         ("optimizer=adamw,sgd budget_from=sdg", "budget_from: unknown contender 'sdg'; did you mean sgd?"),
+        (
+            "optimizer=adamw,sgd compare.baseline=sdg",
+            "compare.baseline: unknown contender 'sdg'; did you mean sgd?",
+        ),
         (
             "optimizer=adamw,sgd precision=fp32,bf16 budget_from=sgd",
             "names sgd fp32 and sgd bf16: choose one",

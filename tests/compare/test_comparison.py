@@ -36,13 +36,15 @@ def by_start(runs: list[RecordedRun]) -> list[str]:
 
 @pytest.mark.slow
 def test_equal_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = compare(capsys, tmp_path / "c", "optimizer=adafisher,sgd", "seed=0,1", "loop.max_steps=2")
+    words = ["optimizer=adafisher,sgd", "seed=0,1", "loop.max_steps=2", "compare.baseline=sgd"]
+    found = compare(capsys, tmp_path / "c", *words)
     assert (found["metric"], found["by"], found["seconds"]) == ("test/accuracy", ["optimizer.name"], None)
     assert [(g["group"], g["counted"], g["steps"]) for g in found["groups"]] == [
         ("adafisher", 2, 2),
         ("sgd", 2, 2),
     ]
     (comparison,) = found["comparisons"]
+    assert (comparison["first"], comparison["other"]) == ("sgd", "adafisher")
     assert comparison["verdict"].startswith("Too few runs ")
     runs = read_runs([tmp_path / "c" / "runs"])
     assert by_start(runs) == [

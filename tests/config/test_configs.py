@@ -38,6 +38,8 @@ PRESETS = {
         "synthetic_images",
         {"train_samples": 256, "test_samples": 64, "image_size": 16, "noise": 0.3},
     ),
+    ("data", "tiny_imagenet"): ("image_folder", {"image_size": 64, "resize": 64}),
+    ("model", "swin_base_cifar"): ("swin_tiny_cifar", {"width": 128, "depths": [2, 2, 18, 2]}),
     ("optimizer", "adafisher_calibrated"): ("adafisher", {"rule": "calibrated"}),
     ("optimizer", "adafisher_paper"): ("adafisher", {"rule": "paper"}),
     ("optimizer", "adafisher_released"): ("adafisher", {"rule": "released"}),

@@ -30,6 +30,11 @@ CIFAR = {"num_classes": 10, "in_channels": 3}
         ("mobilenetv3_cifar", CIFAR, 4_206_658),
         ("mobilenetv3_cifar", {**CIFAR, "dense": True}, 70_045_738),
         ("swin_tiny_cifar", {**CIFAR, "image_size": 32}, 26_598_646),
+        (
+            "swin_tiny_cifar",
+            {"width": 128, "depths": (2, 2, 18, 2), "in_channels": 3, "num_classes": 200, "image_size": 64},
+            85_266_656,
+        ),
         ("focalnet_tiny_cifar", {**CIFAR, "image_size": 32}, 27_662_350),
         ("focalnet_tiny_cifar", {**CIFAR, "image_size": 32, "dense": True}, 100_834_702),
         ("cct2_cifar", {**CIFAR, "image_size": 32}, 283_723),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scipy.stats import ttest_rel
 
 from tests.report.fake import config, write_run
 from trainer.cli.train import main as train
@@ -78,7 +79,7 @@ def test_contenders_are_compared_within_a_task(tmp_path: Path, capsys: pytest.Ca
         write_group(tmp_path / model, "adamw", [adamw, adamw + 0.001, adamw + 0.002], **own)
         write_group(tmp_path / model, "sgd", [sgd, sgd + 0.002, sgd + 0.001], **own)
     found = report(capsys, tmp_path)
-    assert [(c["best"], c["other"], c["claimed"]) for c in found["comparisons"]] == [
+    assert [(c["first"], c["other"], c["claimed"]) for c in found["comparisons"]] == [
         ("cnn adamw", "cnn sgd", True),
         ("mlp sgd", "mlp adamw", True),
     ]
@@ -88,7 +89,45 @@ def test_contenders_are_compared_within_a_task(tmp_path: Path, capsys: pytest.Ca
     assert "correction for 2 pairs of groups" in text
     assert "× 10.00" not in text, "the steps of one network are not measured by those of the other"
     sgd_alone = list(tmp_path.glob("*/sgd_*"))
-    assert report(capsys, *sgd_alone)["comparisons"][0]["best"] == "cnn", "where they differ in nothing else"
+    assert report(capsys, *sgd_alone)["comparisons"][0]["first"] == "cnn", "where they differ in nothing else"
+
+
+def test_a_baseline_is_tested_against_the_others_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By scipy's test for pairs and Holm's correction by hand: three pairs with sgd, of six."""
+    finals = {
+        "sgd": [0.80, 0.82, 0.81, 0.83],
+        "adamw": [0.86, 0.87, 0.88, 0.88],
+        "muon": [0.85, 0.90, 0.86, 0.91],
+        "lion": [0.79, 0.81, 0.83, 0.80],
+    }
+    for name, values in finals.items():
+        write_group(tmp_path, name, values)
+    found = report(capsys, tmp_path, "--baseline", "sgd", "--level", "0.95")["comparisons"]
+    ps = {name: ttest_rel(finals["sgd"], finals[name]).pvalue for name in finals if name != "sgd"}
+    ranked = sorted(ps, key=ps.__getitem__)
+    corrected = {name: min(1.0, (3 - rank) * ps[name]) for rank, name in enumerate(ranked)}
+    assert {c["other"]: c["p"] for c in found} == pytest.approx(corrected)
+    assert {c["first"] for c in found} == {"sgd"}
+    assert {c["other"] for c in found if c["claimed"]} == {"adamw", "muon"}
+    assert [c["verdict"].split(":")[0] for c in found if c["other"] == "adamw"] == [
+        "adamw is better than sgd"
+    ]
+    text = shown(capsys, tmp_path, "--baseline", "sgd", "--level", "0.95")
+    assert "sgd minus each other group" in text
+    assert "correction for 3 pairs of groups" in text
+
+
+def test_a_baseline_in_each_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for model in ("cnn", "mlp"):
+        for name, value in (("adamw", 0.9), ("sgd", 0.8)):
+            finals = [value, value + 0.001, value + 0.003]
+            write_group(tmp_path / model, name, finals, model__name=model)
+    found = report(capsys, tmp_path, "--baseline", "sgd")["comparisons"]
+    assert [(c["first"], c["other"]) for c in found] == [("cnn sgd", "cnn adamw"), ("mlp sgd", "mlp adamw")]
+    assert "no group is called 'sdg'" in refused(capsys, tmp_path, "--baseline", "sdg")
+    assert "'cnn' may be 'cnn adamw' or 'cnn sgd'" in refused(capsys, tmp_path, "--baseline", "cnn")
 
 
 def test_a_loss_is_better_when_it_is_lower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +157,7 @@ def test_a_metric_that_only_the_runs_declare(tmp_path: Path, capsys: pytest.Capt
     assert found["comparisons"][0]["verdict"].startswith("good is better than bad: +5.20 pp")
     assert {group["group"]: group["reached"] for group in found["groups"]} == {"good": 5, "bad": 0}
     assert "95.40% ± " in shown(capsys, tmp_path)
-    assert report(capsys, tmp_path, "--metric", "test/loss")["comparisons"][0]["best"] == "bad"
+    assert report(capsys, tmp_path, "--metric", "test/loss")["comparisons"][0]["first"] == "bad"
 
 
 def test_without_a_primary_metric_one_that_is_better_when_higher_is_taken(

@@ -48,6 +48,7 @@ process of its own, and reports on them. Options are those of python -m trainer.
                                  an interrupted comparison resumes where it stopped
   tune.dir=FOLDER                where the search is (default: compare.dir); comparisons on several machines that name
                                  the same folder share its trials
+  compare.baseline=adafisher     tests the differences to this contender alone, not those of all pairs
   compare.seeds=[0,1]            those of the seeds that are run here; []: none, only trials of the search
   --json                         prints JSON instead of tables
 

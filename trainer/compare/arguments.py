@@ -12,7 +12,7 @@ from trainer.config.command_line import parse_arguments
 from trainer.config.recipes import warn_of_kept_options
 from trainer.errors import ConfigError
 
-FOLDER, SEEDS, BUDGET = "compare.dir", "compare.seeds", "budget_from"
+FOLDER, SEEDS, BASELINE, BUDGET = "compare.dir", "compare.seeds", "compare.baseline", "budget_from"
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Command:
     """Those that are run here; without any only the search is made."""
     reference: str | None
     """The label of the contender whose training seconds are the budget of all; None: each has its config's."""
+    baseline: str | None
+    """The label of the contender that all others are compared with; None: the one that turns out best."""
     trials: dict[str, list[Options]]
     """What each contender tries of a grid, by its label; empty: there is none."""
     search: Search | None
@@ -70,7 +72,7 @@ def parse_command(argv: Sequence[str]) -> Command:
     others: list[str] = []
     for word in argv:
         key, equals, value = word.partition("=")
-        if not equals or not (key in (FOLDER, SEEDS, BUDGET) or key.startswith(TUNE)):
+        if not equals or not (key in (FOLDER, SEEDS, BASELINE, BUDGET) or key.startswith(TUNE)):
             others.append(word)
         elif key in own:
             raise ConfigError(f"{key} is given twice")
@@ -92,7 +94,8 @@ def parse_command(argv: Sequence[str]) -> Command:
         contenders=contenders,
         seeds=seeds,
         own_seeds=choose_seeds(own[SEEDS], seeds, search) if SEEDS in own else seeds,
-        reference=find_reference(own[BUDGET], contenders) if BUDGET in own else None,
+        reference=find_one(BUDGET, own[BUDGET], contenders) if BUDGET in own else None,
+        baseline=find_one(BASELINE, own[BASELINE], contenders) if BASELINE in own else None,
         trials=trials_of(contenders, grids),
         search=search,
     )
@@ -112,13 +115,13 @@ def choose_seeds(text: str, seeds: Sequence[int], search: Search | None) -> list
     return [seed for seed in seeds if seed in named]
 
 
-def find_reference(name: str, contenders: Sequence[Contender]) -> str:
-    """Returns the label of the one contender that ``budget_from`` names.
+def find_one(key: str, name: str, contenders: Sequence[Contender]) -> str:
+    """Returns the label of the one contender that this option names.
 
     Raises:
         ConfigError: it names none or several.
     """
-    found = called(name, contenders, BUDGET)
+    found = called(name, contenders, key)
     if len(found) > 1:
-        raise ConfigError(f"{BUDGET}={name} names {' and '.join(c.label for c in found)}: choose one of them")
+        raise ConfigError(f"{key}={name} names {' and '.join(c.label for c in found)}: choose one of them")
     return found[0].label

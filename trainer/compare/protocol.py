@@ -16,7 +16,7 @@ from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.metrics import on_split
 from trainer.options import flatten, to_dict
-from trainer.report.grouping import group_keys
+from trainer.report.grouping import group_keys, group_label
 from trainer.report.metric_choice import choose_metric
 from trainer.report.read_runs import RecordedRun
 from trainer.report.summary import Report, make_report
@@ -59,6 +59,9 @@ class ComparisonRun:
         keys = [key for key in group_keys(None, bare) if key not in command.tuned_options]
         self.keys = keys or ["optimizer.name"]
         """The options in which the contenders differ."""
+        of_labels = {c.label: run for c, run in zip(command.contenders, bare, strict=True)}
+        self.baseline = command.baseline and group_label(of_labels[command.baseline], self.keys)
+        """The label of its group in the report."""
 
     def _checked_configs(self) -> list[Config]:
         """A config of each contender, with the kind of budget that it will have."""
@@ -98,7 +101,8 @@ class ComparisonRun:
         runs = runner.run(planned, "run")
         metric = choose_metric(None, runs).name
         metric = on_split(metric, "test", instead_of="val") if command.trials_of_each else metric
-        report = make_report(runs, by=",".join(self.keys), metric=metric, target=None)
+        baseline = None if self.command.baseline in untuned else self.baseline
+        report = make_report(runs, by=",".join(self.keys), metric=metric, target=None, baseline=baseline)
         report = dataclasses.replace(
             report,
             sensitivities=[*report.sensitivities, *tuned.curves],

@@ -41,6 +41,12 @@ def parser() -> Parser:
         "--metric", help="to compare by, such as test/loss (default: the one that picks the best checkpoint)"
     )
     parser.add_argument(
+        "--baseline",
+        metavar="GROUP",
+        help="compare all others with this group, by its label or a value such as adamw (default: with the best one; "
+        "as the data chose it, corrected for all pairs)",
+    )
+    parser.add_argument(
         "--target", type=value, help="value of the metric, such as 0.95 or 95%%: when did the runs reach it?"
     )
     parser.add_argument(
@@ -115,6 +121,7 @@ def run(args: Namespace) -> int:
         target=args.target,
         level=round(1 - args.level, 12),  # 1 - 0.995 is a little more than 0.005
         spread=args.spread,
+        baseline=args.baseline,
     )
     if args.out:
         write(report, args.out)

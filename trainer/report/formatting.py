@@ -41,18 +41,19 @@ def basis(found: Difference) -> str:
 
 def verdict(comparison: PairwiseComparison, metric: Metric) -> str:
     """A comparison in one sentence, which claims a difference only where one is shown."""
-    best, other, found = comparison.best, comparison.other, comparison.difference
+    first, other, found = comparison.first, comparison.other, comparison.difference
     if found is None or comparison.interval is None:
-        return f"{other} cannot be compared: no finished run, or one without a finite {metric.name}."
+        return f"{other} cannot be compared with {first}: no finished run, or one without a finite {metric.name}."
     if not comparison.enough:
-        return f"Too few runs to compare {best} and {other}: {min(found.n)}, where {MIN_SEEDS} of each are needed."
+        return f"Too few runs to compare {first} and {other}: {min(found.n)}, where {MIN_SEEDS} of each are needed."
     gap = f"{difference(metric, comparison.interval)} {metric.name}"
     if comparison.p is None:
-        return f"No claim about {best} and {other}: {gap}, but no variance to test it by ({basis(found)})."
+        return f"No claim about {first} and {other}: {gap}, but no variance to test it by ({basis(found)})."
     shown = f"{gap} ({p_value(comparison.p)}, {basis(found)})"
     if comparison.claimed:
-        return f"{best} is better than {other}: {shown}."
-    return f"No difference between {best} and {other} is shown: {shown}.{outlook(comparison)}"
+        better, worse = (first, other) if metric.better(found.mean, 0) else (other, first)
+        return f"{better} is better than {worse}: {shown}."
+    return f"No difference between {first} and {other} is shown: {shown}.{outlook(comparison)}"
 
 
 def outlook(comparison: PairwiseComparison) -> str:

@@ -106,10 +106,14 @@ def group(runs: Sequence[RecordedRun], keys: Sequence[str]) -> list[Group]:
             (run for run in members if run.state == "finished"), key=lambda run: run.updated or 0
         )
         values = {key: members[0].config.get(key) for key in keys}
-        own = {key: value for key, value in values.items() if key in members[0].config}
         counted: dict[Hashable, RecordedRun] = {values_of(run, rest): run for run in finished}
-        groups.append(Group(label(own), values, members, counted))
+        groups.append(Group(group_label(members[0], keys), values, members, counted))
     return groups
+
+
+def group_label(run: RecordedRun, keys: Iterable[str]) -> str:
+    """The label of the group that a run is in, by its values of those of these options that it has."""
+    return label({key: run.config[key] for key in keys if key in run.config})
 
 
 def label(values: dict[str, Any]) -> str:

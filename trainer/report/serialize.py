@@ -71,7 +71,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "groups": records(report),
         "comparisons": [
             {
-                "best": c.best,
+                "first": c.first,
                 "other": c.other,
                 "claimed": c.claimed,
                 "p": c.p,

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, product
 from statistics import fmean, median
 from typing import Literal
 
+from trainer.errors import ConfigError, nearest
 from trainer.metrics import Metric
-from trainer.report.grouping import Group, group, group_keys
+from trainer.report.grouping import Group, config_text, group, group_keys
 from trainer.report.metric_choice import choose_metric, first_reaching
 from trainer.report.published import PublishedResult, published_results
 from trainer.report.read_runs import RecordedRun
@@ -78,14 +79,15 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairwiseComparison:
-    """The best group of an experiment against another of it."""
+    """The baseline of an experiment, or without one its best group, against another of it."""
 
-    best: str
+    first: str
     other: str
     difference: Difference | None
-    """None: one of them has no counted run, or one whose last value is not finite."""
+    """Of the first to the other; None: one of them has no counted run, or one whose last value is not finite."""
     p: float | None
-    """Corrected for the number of all pairs of groups, since the data decided which group is the best."""
+    """Corrected for the number of pairs with a baseline, or without one, where the data decided which group is the
+    best, of all pairs of groups."""
     level: float = LEVEL
     """The p value below which a difference is claimed."""
     confidence: float = 1 - LEVEL
@@ -146,6 +148,7 @@ def make_report(
     target: float | None,
     level: float = LEVEL,
     spread: Spread = "interval",
+    baseline: str | None = None,
 ) -> Report:
     """Groups, summarises and compares runs.
 
@@ -155,16 +158,17 @@ def make_report(
         target: value of the metric to be reached.
         level: corrected p value below which a difference is claimed.
         spread: what stands beside the groups' means.
+        baseline: the group that all others are compared with, by its label or one of its values; None: the best one.
 
     Raises:
-        UserError: an unknown option or metric, or runs without a metric in common.
+        UserError: an unknown option, metric or baseline, or runs without a metric in common.
     """
     readable = [run for run in runs if run.state != "unreadable"]
     keys = group_keys(by, readable)
     chosen = choose_metric(metric, readable)
     groups = group(readable, keys)
     summaries = [summarise(each, chosen, target) for each in groups]
-    comparisons, tests = compare_all(summaries, chosen, level)
+    comparisons, tests = compare_all(summaries, chosen, level, baseline)
     curves = sensitivities(readable, keys, chosen)
     return Report(
         *(runs, keys, chosen, target, summaries, comparisons, tests, curves, level, spread),
@@ -228,22 +232,47 @@ def experiments(summaries: Sequence[Summary]) -> list[list[Summary]]:
     return found if any(len(members) > 1 for members in found) else [list(summaries)]
 
 
-def compare_all(
-    summaries: Sequence[Summary], metric: Metric, level: float
-) -> tuple[list[PairwiseComparison], int]:
-    """Comparisons of the group with the best mean to every other of its experiment, and the number of pairs tested.
+def find_baselines(summaries: Sequence[Summary], name: str) -> list[Summary]:
+    """The groups of a name, which is a label or else a value, such as ``adamw``: at most one in each experiment.
 
-    The p values are corrected for the pairs of all experiments together.
+    Raises:
+        ConfigError: there is none, or there are several in one experiment.
     """
+    found = [s for s in summaries if s.group.label == name]
+    found = found or [s for s in summaries if name in map(config_text, s.group.values.values())]
+    if not found:
+        raise ConfigError(f"no group is called {name!r}{nearest(name, [s.group.label for s in summaries])}")
+    for members in experiments(summaries):
+        here = [s.group.label for s in members if s in found]
+        if len(here) > 1:
+            raise ConfigError(f"{name!r} may be {' or '.join(map(repr, here))}: choose one of them")
+    return found
+
+
+def compare_all(
+    summaries: Sequence[Summary], metric: Metric, level: float, baseline: str | None
+) -> tuple[list[PairwiseComparison], int]:
+    """Comparisons of one group to every other of its experiment, and the number of pairs tested.
+
+    The one is the baseline; without a baseline it is the group with the best mean, and all pairs count as tested. The
+    p values are corrected for the pairs of all experiments together.
+
+    Raises:
+        ConfigError: see `find_baselines`.
+    """
+    baselines = find_baselines(summaries, baseline) if baseline is not None else None
     differences: dict[tuple[str, str], Difference] = {}
     pairs: list[tuple[str, str]] = []
     for members in experiments(summaries):
         sound = [s for s in members if s.finals and all(map(math.isfinite, s.finals.values()))]
         ranked = sorted(sound, key=lambda s: fmean(s.finals.values()), reverse=metric.higher_is_better)
+        first = ranked[:1] if baselines is None else [s for s in members if s in baselines]
         differences |= {
-            (a.group.label, b.group.label): compare(a.finals, b.finals) for a, b in combinations(ranked, 2)
+            (a.group.label, b.group.label): compare(a.finals, b.finals)
+            for a, b in (combinations(ranked, 2) if baselines is None else product(first, ranked))
+            if a in ranked and a is not b
         }
-        pairs += [(best.group.label, s.group.label) for best in ranked[:1] for s in members if s is not best]
+        pairs += [(a.group.label, s.group.label) for a in first for s in members if s is not a]
     tested = {
         pair: difference.p
         for pair, difference in differences.items()

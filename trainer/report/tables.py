@@ -186,7 +186,7 @@ def result_cell(metric: Metric, curve: Curve, value: float) -> str:
 
 
 def comparison_tables(report: Report) -> list[Table]:
-    """For each experiment, the best group's difference to each other one, with its test."""
+    """For each experiment, the difference of the baseline, or the best group, to each other one, with its test."""
     rows: dict[str, list[list[str]]] = {}
     for comparison in report.comparisons:
         cells = [NONE] * 3
@@ -194,12 +194,12 @@ def comparison_tables(report: Report) -> list[Table]:
             p = NONE if comparison.p is None else p_value(comparison.p).lstrip("p =")
             cells = [difference(report.metric, comparison.interval), basis(found), p]
         row = [comparison.other, *cells, "yes" if comparison.claimed else "no"]
-        rows.setdefault(comparison.best, []).append(row)
+        rows.setdefault(comparison.first, []).append(row)
     several = len(experiments(report.summaries)) > 1
     others = "each other group of its task" if several else "each other group"
     heads = ["group", "difference", "test", "p", "claimed"]
     return [
-        Table(f"{best} minus {others}: {report.metric.name}", heads, found) for best, found in rows.items()
+        Table(f"{first} minus {others}: {report.metric.name}", heads, found) for first, found in rows.items()
     ]
 
 

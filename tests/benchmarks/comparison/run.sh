@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# AdaFisher by its four rules against nine other optimizers, on three tasks, at equal training seconds.
+# AdaFisher by its four rules against nine other optimizers, on four tasks, at equal training seconds.
 #
 #     tests/benchmarks/comparison/run.sh TEXT [OPTION=VALUE ...]
 #
@@ -30,6 +30,7 @@ mkdir -p "$out"
 {
     compare digits data.holdout=0.2 loop.max_steps=400 loop.eval_every=40 "$@"
     compare fashion_mnist experiment=fashion_mnist_cnn data.holdout=0.05 loop.max_steps=120 loop.eval_every=60 "$@"
+    compare autoencoder experiment=fashion_mnist_autoencoder data.holdout=0.05 loop.max_steps=120 loop.eval_every=60 "$@"
 } &
 images=$!
 compare text experiment=shakespeare_gpt "data.path=$text" data.holdout=0.05 \
