@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import random
 import re
 import subprocess
@@ -126,6 +127,10 @@ def test_a_baseline_in_each_task(tmp_path: Path, capsys: pytest.CaptureFixture[s
             write_group(tmp_path / model, name, finals, model__name=model)
     found = report(capsys, tmp_path, "--baseline", "sgd")["comparisons"]
     assert [(c["first"], c["other"]) for c in found] == [("cnn sgd", "cnn adamw"), ("mlp sgd", "mlp adamw")]
+    for name, value in (("adamw", 0.9), ("sgd", math.nan)):
+        write_group(tmp_path / "vit", name, [value] * 3, model__name="vit")
+    last = report(capsys, tmp_path, "--baseline", "sgd")["comparisons"][-1]
+    assert last["verdict"].startswith("vit adamw cannot be compared with vit sgd")
     assert "no group is called 'sdg'" in refused(capsys, tmp_path, "--baseline", "sdg")
     assert "'cnn' may be 'cnn adamw' or 'cnn sgd'" in refused(capsys, tmp_path, "--baseline", "cnn")
 
