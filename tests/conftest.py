@@ -42,7 +42,7 @@ SLOWEST = [
 ]
 """Files that take longest, in that order: they come first, so that no worker of pytest-xdist ends with a long one.
 
-Between the two with a Slurm cluster are others, so that not two clusters are up at once.
+Between the two with a Slurm cluster are others, so that the jobs of both do not run at once.
 """
 
 

@@ -93,7 +93,7 @@ def test_a_contender_whose_trials_all_failed(
     tmp_path: Path, trained: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     tunes = ["tune.lr=[0.1,0.2]", "tune.lr.sgd=[10,20]"]
-    argv = [*TINY, "optimizer=adamw,sgd", *tunes, f"compare.dir={tmp_path}"]
+    argv = [*TINY, "optimizer=adamw,sgd", *tunes, "compare.baseline=sgd", f"compare.dir={tmp_path}"]
     assert command.main(argv) == 1
     said, problem = capsys.readouterr(), "sgd is not compared, since all of its trials failed."
     assert problem in said.out

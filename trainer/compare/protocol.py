@@ -101,7 +101,7 @@ class ComparisonRun:
         runs = runner.run(planned, "run")
         metric = choose_metric(None, runs).name
         metric = on_split(metric, "test", instead_of="val") if command.trials_of_each else metric
-        baseline = None if self.command.baseline in untuned else self.baseline
+        baseline = None if command.baseline in untuned else self.baseline  # without a rate it has no runs
         report = make_report(runs, by=",".join(self.keys), metric=metric, target=None, baseline=baseline)
         report = dataclasses.replace(
             report,

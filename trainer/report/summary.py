@@ -1,9 +1,9 @@
 """The results of each group of runs, and the tests of their differences."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import combinations
 from statistics import fmean, median
 from typing import Literal
 
@@ -265,13 +265,14 @@ def compare_all(
     pairs: list[tuple[str, str]] = []
     for members in experiments(summaries):
         sound = [s for s in members if s.finals and all(map(math.isfinite, s.finals.values()))]
-        ranked = sorted(sound, key=lambda s: fmean(s.finals.values()), reverse=metric.higher_is_better)
-        first = ranked[:1] if baselines is None else [s for s in members if s in baselines]
-        differences |= {
-            (a.group.label, b.group.label): compare(a.finals, b.finals)
-            for a, b in (combinations(ranked, 2) if baselines is None else product(first, ranked))
-            if a in ranked and a is not b
-        }
+        couples: Iterable[tuple[Summary, Summary]]
+        if baselines is None:
+            ranked = sorted(sound, key=lambda s: fmean(s.finals.values()), reverse=metric.higher_is_better)
+            first, couples = ranked[:1], combinations(ranked, 2)
+        else:
+            first = [s for s in members if s in baselines]
+            couples = [(a, b) for a in first if a in sound for b in sound if b is not a]
+        differences |= {(a.group.label, b.group.label): compare(a.finals, b.finals) for a, b in couples}
         pairs += [(a.group.label, s.group.label) for a in first for s in members if s is not a]
     tested = {
         pair: difference.p

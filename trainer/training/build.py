@@ -93,8 +93,8 @@ def choose_algorithms(deterministic: bool) -> None:
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # only where it changes something: the call imports torch's compiler, half a second
-    if deterministic != torch.are_deterministic_algorithms_enabled():
+    # not where there is nothing to set back: the call imports torch's compiler, half a second
+    if deterministic or torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic)
 
 

@@ -3,9 +3,9 @@
 #
 #     tests/benchmarks/comparison/run.sh TEXT [OPTION=VALUE ...]
 #
-# TEXT is a text file, such as tinyshakespeare. Two comparisons run side by side, with one thread each: an hour on
-# two cores that have nothing else to do. Started again, it goes on where it stopped. There is no weight decay: it means
-# something else to each of them.
+# TEXT is a text file, such as tinyshakespeare. Two comparisons run side by side, with one thread each: an hour and
+# a quarter on two cores that have nothing else to do. Started again, it goes on where it stopped. There is no weight
+# decay: it means something else to each of them.
 set -euo pipefail
 text=$1
 shift
