@@ -65,7 +65,7 @@ def diagnose(parameters: Sequence[Followed], steps: int, rule: Rule) -> dict[str
     for i, (t, _) in enumerate(parameters):
         mean, low, median, high = numbers[i]
         weight, update = norms[i], norms[len(parameters) + i]
-        lr = float(t.group["lr"]) * (1.0 if t.role.name == "orthogonal" else rule.rate)
+        lr = float(t.group["lr"])
         result[t.name] = {
             "share": mean / (mean + t.damping),
             "preconditioner_min": low,

@@ -27,7 +27,6 @@ class GroupUpdate:
         group: of the optimizer; its rates are looked up at every step.
         tracked: those of its parameters that have a gradient and are updated here.
         curvatures: H' and S' of all of them, which stay where they are in memory.
-        rate: multiplies the group's learning rate.
         decoupled: whether weight decay bypasses the preconditioner.
         fused: ``"compile"`` compiles the updates; False does without kernels.
     """
@@ -38,12 +37,10 @@ class GroupUpdate:
         tracked: Sequence[Tracked],
         curvatures: Curvatures,
         *,
-        rate: float,
         decoupled: bool,
         fused: bool | str | None,
     ) -> None:
         self._group = group
-        self._rate = rate
         self._damping = group["damping"]
         self._has_gradient = [param.grad is not None for param in group["params"]]
         self._decoupled = decoupled
@@ -114,7 +111,7 @@ class GroupUpdate:
         group = self._group
         sign = -1 if group["maximize"] else 1  # of g: the same as that of lr and of what decays
         return {
-            "lr": sign * self._rate * float(group["lr"]),
+            "lr": sign * float(group["lr"]),
             "beta": group["momentum"],
             "weight_decay": sign * group["weight_decay"],
         }

@@ -49,7 +49,7 @@ class AdaFisher(SavedOptimizer):
         O = the blocks' polar factors        u = O / √((S' + 0.1) (H' + 0.1))        θ ← (1 − η κ) θ − η 0.2 u / rms(u)
 
     Embeddings of tokens, also those that are output layers too, have for F̃ the root of its means over columns, plus λ.
-    They and all other parameters take the calibrated step of 2 η. `coverage` tells what each parameter takes.
+    They and all other parameters take the calibrated step. `coverage` tells what each parameter takes.
 
     ``"paper"`` (Algorithm 1): H' and S' are the bias-corrected averages, min-max normalized; a vector whose range is
     under 1 % of its maximum gives ones. ``"released"`` (the authors' code): new factors are min-max normalized, then
@@ -251,12 +251,9 @@ class AdaFisher(SavedOptimizer):
         if missing and self._curvatures.refresh(missing, {}):
             self._updates = []
         if not self._is_prepared():
-            options: dict[str, Any] = {
-                "rate": self._rule.rate,
-                "decoupled": self.decoupled,
-                "fused": self.fused,
-            }
-            self._updates = make_updates(self.param_groups, tracked, self._curvatures, **options)
+            self._updates = make_updates(
+                self.param_groups, tracked, self._curvatures, decoupled=self.decoupled, fused=self.fused
+            )
             self._remember_sources()
 
     def _refresh(

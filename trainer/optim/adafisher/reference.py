@@ -192,7 +192,7 @@ class OrthogonalReference(AdaFisherReference):
         O = U Vᵀ of every block U Σ Vᵀ of n         u = O / √((F₁ + 0.1) (F₂ + 0.1))
         W ← (1 − η κ) W − η 0.2 u / rms(u)
 
-    All others take calibrated steps of 2 η: norms, biases, positions, and matrices of which a side is under 4. Those of
+    All others take calibrated steps: norms, biases, positions, and matrices of which a side is under 4. Those of
     other embeddings, also as output layers, are rooted: their F is √F₁ + λ, since a row's gradient is as rare as its
     token.
     """
@@ -204,7 +204,7 @@ class OrthogonalReference(AdaFisherReference):
             u = self.orthogonal_update(p)
             p.mul_(1 - lr * weight_decay)
             p.sub_(lr * 0.2 * u / rms(u))
-        super().descend([p for p in params if not self.is_matrix(p)], 2 * lr, weight_decay)
+        super().descend([p for p in params if not self.is_matrix(p)], lr, weight_decay)
 
     def is_embedding(self, p: Tensor) -> bool:
         """Whether a parameter is that of an embedding, among others."""

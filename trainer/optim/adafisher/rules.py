@@ -36,7 +36,6 @@ class Rule:
         normalize: makes H' and S' of the averages of H and S, in place.
         normalize_update: whether the step is `update.normalized_update`; else `update.bias_corrected_update`.
         orthogonal: whether parameters have different roles: matrices take the steps of `update_orthogonal`.
-        rate: multiplies η for all parameters that are not orthogonal.
     """
 
     lr: float
@@ -53,7 +52,6 @@ class Rule:
     normalize: Callable[[Vectors, Vectors], None]
     normalize_update: bool = False
     orthogonal: bool = False
-    rate: float = 1.0
 
 
 def _running_mean(olds: list[Tensor], news: list[Tensor], gamma: float, count: int) -> None:
@@ -105,7 +103,7 @@ _CALIBRATED = Rule(
 
 RULES: dict[RuleName, Rule] = {
     "calibrated": _CALIBRATED,
-    "orthogonal": replace(_CALIBRATED, orthogonal=True, rate=2.0),
+    "orthogonal": replace(_CALIBRATED, orthogonal=True),
     "paper": Rule(
         lr=1e-3,
         damping=1e-3,
