@@ -4,8 +4,8 @@
 
 Every contender tunes its learning rate over the same number of trials (seed 0), and its best rate then runs with
 fresh seeds, first for the same number of steps, then for the seconds that AdamW took. Each finished run is a line of
-``--out``: started again, the script goes on where it stopped. ``--variants`` runs the calibrated rule with other
-options at its best rate. Seconds are CPU seconds of one thread, in training alone. Muon's AdamW has the rate of Muon's
+``--out``: started again, the script goes on where it stopped. ``--variants`` runs a rule with other options at its
+best rate. Seconds are CPU seconds of one thread, in training alone. Muon's AdamW has the rate of Muon's
 own; with momentum 0.9 it is a contender of its own, and so it is with that, queries, keys and values taken apart, and
 the output layer orthogonalised, too. A second table has the differences to Muon, paired by seed.
 """
@@ -52,19 +52,30 @@ OPTIONS: dict[str, Run] = {
     "muon, momentum 0.9": {"momentum": 0.9},
     "muon, helped": {"momentum": 0.9, "split_qkv": True, "output_layer": True},
 }
-VARIANTS: list[Run] = [
-    {"damping": 0.003},
-    {"damping": 0.03},
-    {"damping": 0.1},
-    {"gamma": 0.8},
-    {"gamma": 0.98},
-    {"update_interval": 1},
-    {"update_interval": 5},
-    {"update_interval": 50},
-    {"momentum": 0.85},
-    {"momentum": 0.95},
-    {"capture": "gradient"},
-]
+VARIANTS: dict[str, list[Run]] = {
+    "calibrated": [
+        {"damping": 0.003},
+        {"damping": 0.03},
+        {"damping": 0.1},
+        {"gamma": 0.8},
+        {"gamma": 0.98},
+        {"update_interval": 1},
+        {"update_interval": 5},
+        {"update_interval": 50},
+        {"momentum": 0.85},
+        {"momentum": 0.95},
+        {"capture": "gradient"},
+    ],
+    "orthogonal": [
+        {"momentum": 0.85},
+        {"momentum": 0.95},
+        {"roles": {"*.*.weight": 64}},
+        {"roles": {"*.*.weight": "whole"}},
+        {"update_interval": 50},
+        {"capture": "gradient"},
+    ],
+}
+"""Options of a rule; ``*.*.weight`` are the matrices of all tasks but for embeddings."""
 
 
 def optimizer_of(model: nn.Module, run: Run, weight_decay: float) -> torch.optim.Optimizer:
@@ -239,14 +250,12 @@ def tables(study: Study) -> Iterator[Table]:
                 summary(timed),
                 str(timed[0]["steps"]) if timed else "–",
             )
-        for variant in VARIANTS:
-            runs = study.of(study.seeds(task, "calibrated", variant))
+        for rule, variant in ((rule, variant) for rule, variants in VARIANTS.items() for variant in variants):
+            runs = study.of(study.seeds(task, rule, variant))
             if runs:
                 name = ", ".join(f"{k}={v}" for k, v in variant.items())
                 seconds = f"{mean(run['seconds'] for run in runs):.1f}"
-                table.add_row(
-                    f"calibrated {name}", "", "", "", f"{summary(runs)} ({len(runs)})", seconds, "", ""
-                )
+                table.add_row(f"{rule} {name}", "", "", "", f"{summary(runs)} ({len(runs)})", seconds, "", "")
         yield table
 
 
@@ -262,9 +271,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps of a run instead of the task's own number")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument(
-        "--variants", action="store_true", help="also run the calibrated rule with other options"
-    )
+    parser.add_argument("--variants", choices=VARIANTS, help="also run this rule with other options")
     parser.add_argument("--only-table", action="store_true", help="print what is in the file")
     args = parser.parse_args()
     if not args.text and any("text" in task for task in args.tasks):
@@ -275,8 +282,8 @@ def main() -> None:
         study.complete([run for pair in pairs for run in study.tuning(*pair)])
         study.complete([run for pair in pairs for run in study.seeds(*pair)])
         if args.variants:
-            options = [(task, variant) for variant in VARIANTS for task in args.tasks]
-            study.complete([r for task, v in options for r in study.seeds(task, "calibrated", v)])
+            options = [(task, variant) for variant in VARIANTS[args.variants] for task in args.tasks]
+            study.complete([r for task, v in options for r in study.seeds(task, args.variants, v)])
         study.complete([run for pair in pairs for run in study.timed(*pair)])
     for table in (*tables(study), differences(study)):
         Console(width=160).print(table)

@@ -142,6 +142,7 @@ TASKS: dict[str, Callable[[str], Task]] = {
     "autoencoder": lambda text: autoencoder_task(),
     "long_text": lambda text: text_task(text, steps=2000),
     "residual": lambda text: residual_task(),
+    "text_64": lambda text: text_task(text, width=64),
     "text_256": lambda text: text_task(text, width=256),
     "text_512": lambda text: text_task(text, width=512),
 }
