@@ -250,12 +250,14 @@ def tables(study: Study) -> Iterator[Table]:
                 summary(timed),
                 str(timed[0]["steps"]) if timed else "–",
             )
-        for rule, variant in ((rule, variant) for rule, variants in VARIANTS.items() for variant in variants):
-            runs = study.of(study.seeds(task, rule, variant))
-            if runs:
-                name = ", ".join(f"{k}={v}" for k, v in variant.items())
-                seconds = f"{mean(run['seconds'] for run in runs):.1f}"
-                table.add_row(f"{rule} {name}", "", "", "", f"{summary(runs)} ({len(runs)})", seconds, "", "")
+        for rule in VARIANTS:
+            for variant in VARIANTS[rule]:
+                if runs := study.of(study.seeds(task, rule, variant)):
+                    name = ", ".join(f"{k}={v}" for k, v in variant.items())
+                    seconds = f"{mean(run['seconds'] for run in runs):.1f}"
+                    table.add_row(
+                        f"{rule} {name}", "", "", "", f"{summary(runs)} ({len(runs)})", seconds, "", ""
+                    )
         yield table
 
 
