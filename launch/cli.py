@@ -17,7 +17,7 @@ Composes, checks and freezes the config of every run of a grid, and submits all 
 Options of the launcher begin with "launch." and are listed in conf/launch; all others are those of python -m trainer.
 
   python -m launch optimizer=adafisher,adamw 'seed=range(5)' launch.partition=gpu launch.time=4:00:00
-  python -m launch experiment=imagenet_resnet50 parallel=fsdp launch.nodes=4 launch.gpus_per_node=8
+  python -m launch experiment=imagenet_resnet50 parallel=ddp launch.nodes=4 launch.gpus_per_node=8
   python -m launch launch=local optimizer.lr=1e-3,3e-3 launch.array_parallelism=2
 
   python -m launch compare ...         submit a comparison, with the options of python -m trainer.compare: one job per
@@ -57,11 +57,11 @@ def run(argv: list[str]) -> int:
     Raises:
         UserError: the command line is wrong, or the command cannot be carried out.
     """
-    if not argv or argv[0] in ("-h", "--help"):
+    if argv and argv[0] in COMMANDS:
+        return COMMANDS[argv[0]](parse(argv))
+    if not argv or not {"-h", "--help"}.isdisjoint(argv):
         print(HELP, end="")
         return FINISHED
-    if argv[0] in COMMANDS:
-        return COMMANDS[argv[0]](parse(argv))
     if argv[0].isalpha() and argv[0] != "compare":
         raise ConfigError(f"unknown command {argv[0]}{nearest(argv[0], [*COMMANDS, 'compare'])}")
     from launch.submit import launch  # imports torch, which takes seconds

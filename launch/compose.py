@@ -18,6 +18,12 @@ from trainer.errors import ConfigError
 from trainer.options import to_dict
 from trainer.rundir.frozen_config import freeze
 
+NOT_OF_SWEEPS = (
+    "config_path", "config_name", "cfg", "info", "resolve", "shell_completion", "hydra_help", "package",
+    "experimental_rerun",
+)  # fmt: skip
+"""Flags of Hydra's that say nothing of a sweep."""
+
 
 @dataclass(frozen=True)
 class SweepPoint:
@@ -42,7 +48,7 @@ def compose_sweep(arguments: list[str]) -> tuple[LaunchOptions, list[SweepPoint]
         UserError: an option or a point is wrong.
     """
     args = parse_arguments(arguments)
-    for flag in ("config_path", "config_name", "cfg", "info", "resolve", "shell_completion"):
+    for flag in NOT_OF_SWEEPS:
         if getattr(args, flag):
             raise ConfigError(
                 f"--{flag.replace('_', '-')} is for python -m trainer, not for python -m launch"

@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.compose import SweepPoint, launch_options
 from launch.options import LaunchOptions
 from trainer.compare.arguments import BUDGET, FOLDER, SEEDS, Command, parse_command
+from trainer.compare.protocol import ComparisonRun
 from trainer.compare.resume import write_record
 from trainer.compare.tables import expanded
 from trainer.compare.tuning_options import PARALLEL, SEARCH, SEARCH_FOLDER, TUNE, count
@@ -18,8 +19,11 @@ from trainer.distributed.strategies import STRATEGIES
 from trainer.errors import ConfigError
 
 
-def compose_comparison(arguments: list[str]) -> tuple[LaunchOptions, list[SweepPoint]]:
+def compose_comparison(arguments: list[str]) -> tuple[LaunchOptions, list[SweepPoint], list[str]]:
     """Composes and checks the launch, and the comparison with each seed.
+
+    Returns:
+        The options of the launch, its jobs, and the options in which the contenders differ.
 
     Raises:
         UserError: an option is wrong, for one of the contenders or for a comparison.
@@ -54,16 +58,18 @@ def compose_comparison(arguments: list[str]) -> tuple[LaunchOptions, list[SweepP
                 f"parallel={strategy} needs more than one process, and a comparison "
                 "trains its contenders in one: use parallel=none"
             )
+    if parallel and not command.search:
+        raise ConfigError(f"{parallel[0]} needs {SEARCH}=tpe: the job of a seed tries its grid by itself")
+    folder = Path(options.dir).absolute()
+    keys = ComparisonRun(command, folder).keys
     if command.search:
         jobs = [count(PARALLEL, word.partition("=")[2]) for word in parallel]
-        return options, with_search(command, Path(options.dir).absolute() / "search", *jobs)
-    if parallel:
-        raise ConfigError(f"{parallel[0]} needs {SEARCH}=tpe: the job of a seed tries its grid by itself")
-    without_seed = [word for word in words if word.partition("=")[0] != "seed"]
-    return options, [
-        point(f"{number}_seed={seed}", command, [*without_seed, f"seed={seed}"])
+        return options, with_search(command, folder / "search", *jobs), keys
+    points = [
+        point(f"{number}_seed={seed}", command, [*command.words, f"{SEEDS}=[{seed}]"])
         for number, seed in enumerate(command.seeds)
     ]
+    return options, points, keys
 
 
 def with_search(command: Command, folder: Path, jobs: int = 1) -> list[SweepPoint]:

@@ -134,7 +134,6 @@ def parameters(sweep: Sweep, earlier: Sequence[str]) -> dict[str, Any]:
     options = sweep.options
     assert isinstance(options, SlurmOptions)
     python = shlex.quote(sys.executable)
-    parallel = {"array_parallelism": options.array_parallelism} if options.array_parallelism else {}
     return {
         "job_name": sweep.path.name,
         "partition": options.partition,
@@ -155,7 +154,7 @@ def parameters(sweep: Sweep, earlier: Sequence[str]) -> dict[str, Any]:
         "teardown": [f"{python} -m launch.on_exit {shlex.quote(str(sweep.jobs))} $?"],
         "stderr_to_stdout": True,
         "wckey": None,
-        **parallel,
+        "array_parallelism": options.array_parallelism or sys.maxsize,  # submitit's own limit is 256
     }
 
 

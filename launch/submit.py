@@ -34,7 +34,11 @@ def launch(arguments: list[str]) -> int:
     """
     rest = [argument for argument in arguments if argument != "--dry-run"]
     is_dry_run, is_comparison = rest != arguments, rest[:1] == ["compare"]
-    options, points = compose_comparison(rest[1:]) if is_comparison else compose_sweep(rest)
+    keys: list[str] = []
+    if is_comparison:
+        options, points, keys = compose_comparison(rest[1:])
+    else:
+        options, points = compose_sweep(rest)
     runs = [SweepRun(point.name, point.overrides, stage=point.stage) for point in points]
     sweep = Sweep(Path(options.dir).absolute(), Path.cwd(), options, runs, is_comparison)
     if isinstance(options, SlurmOptions):
@@ -52,7 +56,8 @@ def launch(arguments: list[str]) -> int:
             f"{counted(len(runs), 'run')} in {sweep.path}; see python -m launch status {sweep.path}"
         )
         if is_comparison:
-            print_if_read(f"report: python -m trainer.report {sweep.path}/*/runs")
+            # each job has a budget and tuned options of its own, by which the report would group them, too
+            print_if_read(f"report: python -m trainer.report {sweep.path}/*/runs --by {','.join(keys)}")
     return FINISHED if isinstance(options, SlurmOptions) else local_executor.execute(sweep, runs)
 
 

@@ -84,7 +84,7 @@ def continuation(trained: TrainedModel, args: Namespace) -> str:
         outputs,
         prompt.to(trained.device),
         args.tokens,
-        data.model_defaults["context_length"],
+        data.model_defaults,
         torch.Generator().manual_seed(args.seed % 2**63),
         model.new_cache() if isinstance(model, CachingModel) else None,
         temperature=args.temperature,

@@ -57,6 +57,8 @@ class MayDiffer:
 
 
 MAY_DIFFER = MayDiffer()
+KEYS_MAY_DIFFER = MayDiffer()
+"""Of a mapping whose keys say where something is: they may differ, but not its values and their order."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ class Option:
     def may_differ(self) -> bool:
         """Whether a run may go on with another value."""
         return MAY_DIFFER in getattr(self.type, "__metadata__", ())
+
+    def compared(self, value: Any) -> Any:
+        """What must be the same of a value where a run goes on."""
+        keys_may_differ = KEYS_MAY_DIFFER in getattr(self.type, "__metadata__", ())
+        return list(value.values()) if keys_may_differ and isinstance(value, Mapping) else value
 
 
 def options_of(target: Callable[..., Any] | type) -> dict[str, Option]:

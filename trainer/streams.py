@@ -2,7 +2,8 @@
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 
 def open_missing_streams() -> None:
@@ -31,6 +32,16 @@ def silence_broken_streams() -> None:
                 os.close(nowhere)
         except ValueError:  # closed
             pass
+
+
+@contextmanager
+def to_stdout() -> Iterator[None]:
+    """A context for printing to a pipe that may be closed early, as by ``head``: the rest is then dropped."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence_broken_streams()
 
 
 def print_if_read(line: str, *, error: bool = False) -> None:

@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from tests.abuse.runs import checkpoints, content, go, refusal, restate, stopped
+from tests.data.test_corpus import write_shards
 from tests.training.helpers import parts_of
 from tests.training.kill_and_resume import compare
 from trainer.checkpoint.reading import read_verified
@@ -129,6 +130,20 @@ def test_a_constant_rate_makes_an_extended_run_that_of_the_larger_budget(tmp_pat
     assert compare(tmp_path / "extended", tmp_path / "whole") == []
 
 
+def test_a_run_that_was_ended_early_goes_on_without_what_has_ended_it(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, early = tmp_path / "run", ["callbacks=[early_stop]", "callbacks.early_stop.target=0"]
+    assert go(run, *early) == 0
+    capsys.readouterr()
+    assert go(run, *early) == 0
+    assert "finished already at step 3" in capsys.readouterr().out
+    assert go(run, *early, "callbacks.early_stop.patience=9") == 0
+    assert "ended at step 3: test/accuracy has reached" in capsys.readouterr().out.replace("\n", " ")
+    assert go(run) == 0
+    assert compare(run, finished) == []
+
+
 def test_a_damaged_config_is_no_reason_to_overwrite_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Bytes of it are changed at random: told in one line, or without consequence."""
     chance = random.Random(0)
@@ -202,6 +217,50 @@ def test_a_text_is_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
     said = refusal(capsys, main([*line, "loop.max_steps=4"]))
     assert "val text: 48 tokens " in said
+
+
+def test_a_folder_of_a_mixture_is_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (
+        write_shards(tmp_path / name, rng.integers(30, size=size), vocab_size=30)
+        for name, size in (("a", 400), ("b", 300))
+    )
+    line = [
+        *("data=tokens", "data.context_length=8", "data.batch_size=8", "data.val_fraction=0.1"),
+        *("optimizer=sgd", "model=gpt", "model.layers=1", "model.width=8", "model.heads=2"),
+        *("monitor.sample_tokens=0", "monitor.sinks=[console,jsonl]", f"hydra.run.dir={tmp_path / 'run'}"),
+    ]
+    assert main([*line, "loop.max_steps=2", f"data.sources={{{a}:3,{b}:1}}"]) == 0
+    moved = a.rename(tmp_path / "moved")
+    capsys.readouterr()
+    for sources, said in (
+        (f"{moved}:1,{b}:1", f"data.sources={{'{a}': 3, '{b}': 1}} there, {{'{moved}': 1, '{b}': 1}} here"),
+        (f"{b}:3,{moved}:1", "tokens of source 1: "),
+    ):
+        assert said in refusal(capsys, main([*line, "loop.max_steps=4", f"data.sources={{{sources}}}"]))
+    assert main([*line, "loop.max_steps=4", f"data.sources={{{moved}:3,{b}:1}}"]) == 0
+
+
+def test_a_teacher_is_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, run, old = (tmp_path / name for name in ("teacher", "run", "old"))
+    taught = ["objective=distillation", f"objective.teacher={teacher}"]
+    assert go(teacher, "loop.max_steps=2") == 0
+    assert go(run, *taught) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.training.start.teachers_of", lambda _: {})  # as an older version
+        assert go(old, *taught) == 0
+    assert go(teacher, "loop.max_steps=4") == 0
+    before = content(run)
+    capsys.readouterr()
+    said = refusal(capsys, go(run, *taught, "loop.max_steps=8"))
+    former = f"objective.teacher={teacher}/checkpoints/step_00000002"
+    assert f"objective.teacher={teacher} is step_00000004 " in said
+    assert f": name that one, {former}, or" in said
+    assert content(run) == before
+    assert go(run, *taught, former, "loop.max_steps=8") == 0
+    assert go(old, *taught, "loop.max_steps=8") == 0
 
 
 def test_a_set_that_became_smaller_goes_on_with_its_next_epoch() -> None:

@@ -47,6 +47,8 @@ def test_which_weights(run: Path, tmp_path: Path) -> None:
     assert main([str(run), "--best", "--out", str(tmp_path / "best")]) == 0
     average = read(newest)["ema"]["average"]
     assert torch.equal(load_file(tmp_path / "ema")["norm.weight"], average["norm.weight"])
+    for name in ("tokens.weight", "head.weight"):  # they are one, and the average has one of them
+        assert torch.equal(load_file(tmp_path / "ema")[name], average["tokens.weight"])
     best = read(run / "checkpoints" / storage.BEST)["model"]
     assert torch.equal(load_file(tmp_path / "best")["norm.weight"], best["norm.weight"])
     assert not torch.equal(load_file(tmp_path / "one")["norm.weight"], average["norm.weight"])
@@ -138,6 +140,7 @@ def test_what_does_not_fit(
     refused: Callable[[int, str], None],
 ) -> None:
     refused(main([str(digits), "--to", "hf", "--out", str(tmp_path / "hf")]), "model=cnn is neither")
+    assert not (tmp_path / "hf").exists()
     refused(main([str(text), "--to", "pickle"]), "argument --to: invalid choice: 'pickle'")
     refused(main([str(text), "--to", "hf", "--out", __file__]), "is a file")
     refused(main([str(text), "--to", "onnx", "--step", "3"]), "has no checkpoint of step 3 (known: ")
@@ -150,6 +153,8 @@ def test_what_does_not_fit(
         "heads": 2,
         "bias": True,
     }
+    with pytest.raises(ConfigError, match=r"data\.document_mask=true.* --set data\.document_mask=false"):
+        counterpart(GPT(layers=1, width=8, heads=2, vocab_size=3, context_length=3, document_end=0), options)
     cases = (
         ({}, "model.norm=rms does not fit GPT-2's"),
         ({"position": "rope"}, "model.mlp=gelu does not fit"),

@@ -66,7 +66,8 @@ def test_the_first_token_moves_out_of_the_context() -> None:
     def outputs(tokens: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.one_hot((tokens + 1) % 7, 7).float() * 99
 
-    drawn = generate(outputs, torch.tensor([3]), 9, 2, torch.Generator(), temperature=0.0)
+    facts = {"context_length": 2, "vocab_size": 7}
+    drawn = generate(outputs, torch.tensor([3]), 9, facts, torch.Generator(), temperature=0.0)
     assert drawn.tolist() == [3, 4, 5, 6, 0, 1, 2, 3, 4, 5]
 
 

@@ -61,6 +61,17 @@ def test_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert [guess["probability"] for guess in best] == pytest.approx(expected.values.tolist(), rel=1e-5)
 
 
+def test_a_distilled_network_is_a_classifier(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, picture = tmp_path / "run", tmp_path / "fine.png"
+    Image.new("L", (8, 8)).save(picture)
+    given = f"objective=distillation objective.teacher={digits} model.widths=[4] loop.max_steps=1 device=cpu"
+    assert train([*given.split(), "monitor.sinks=[]", f"hydra.run.dir={run}"]) == 0
+    [found] = predicted(capsys, run, picture)
+    assert len(found["classes"]) > 0
+
+
 def test_mistakes(digits: Path, text: Path, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     (tmp_path / "folder").mkdir()

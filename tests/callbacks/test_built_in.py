@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from tests.training.helpers import MLP, trainer_of
 from tests.training.kill_and_resume import compare, content
+from trainer.callbacks import Callback, Training
 from trainer.callbacks.early_stop import EarlyStop
+from trainer.callbacks.freeze_until import FreezeUntil
 from trainer.callbacks.sharpness import largest_eigenvalue
 from trainer.cli.train import main
 from trainer.data import Batch, TrainLoader
@@ -120,6 +122,46 @@ def test_frozen_parameters_are_as_if_they_were_not_trained(tmp_path: Path) -> No
             torch.testing.assert_close(ours, expected)
 
 
+class Seen(Callback):
+    """The parameters that have a gradient, after each micro-batch."""
+
+    def __init__(self) -> None:
+        self.names: list[set[str]] = []
+
+    def after_backward(self, training: Training, batch: Batch, last: bool) -> None:
+        named = training.model.named_parameters()
+        self.names.append({name for name, p in named if p.grad is not None})
+
+
+def test_no_micro_batch_leaves_a_gradient_of_frozen_parameters(tmp_path: Path) -> None:
+    line = [*SMALL, "loop.accumulate=2", "loop.max_steps=1", "callbacks=[freeze_until]"]
+    frozen = ["callbacks.freeze_until.parameters=[4.*]", "callbacks.freeze_until.until=9"]
+    trainer, _ = trainer_with(tmp_path, *line, *frozen)
+    trained = {name for name, _ in trainer.parts.model.named_parameters() if not name.startswith("4.")}
+    seen = Seen()
+    trainer.callbacks.by_name["seen"] = seen
+    trainer.fit()
+    assert seen.names == [trained, trained]
+
+
+def freezes(callback: FreezeUntil, fraction: float) -> bool:
+    """Whether it drops a gradient at that share of the budget."""
+    model = nn.Linear(2, 2)
+    model(torch.ones(1, 2)).sum().backward()
+    training: Any = SimpleNamespace(model=model, progress=lambda: SimpleNamespace(fraction=fraction, step=0))
+    callback.after_backward(training, (torch.ones(1), torch.ones(1)), last=True)
+    return model.weight.grad is None
+
+
+def test_what_has_been_trained_is_not_frozen_again_by_a_larger_budget() -> None:
+    first, second = (FreezeUntil(parameters=["*"], until=0.5) for _ in range(2))
+    assert [freezes(first, fraction) for fraction in (0.4, 0.5)] == [True, False]
+    second.load_state_dict(first.state_dict())
+    assert not freezes(second, 0.2)
+    second.load_state_dict({})  # as of an older version
+    assert freezes(second, 0.2)
+
+
 def test_sharpness_is_the_largest_eigenvalue_of_the_hessian(tmp_path: Path) -> None:
     line = [
         *SMALL,
@@ -178,6 +220,7 @@ def stops_at(callback: EarlyStop, values: list[float]) -> int | None:
         ({"patience": 3}, [0.9, math.nan, 0.8, 0.7], None),
         ({"target": 0.5}, [0.9, 0.51, 0.5], 3),
         ({"target": 0.5, "metric": "test/accuracy"}, [0.9, 0.51, 0.5], 3),
+        ({"target": 0.98, "min_delta": 0.01, "metric": "test/accuracy"}, [0.025, 0.019], 2),
     ],
 )
 def test_early_stop(options: dict[str, Any], values: list[float], expected: int | None) -> None:
@@ -189,6 +232,15 @@ def test_early_stop_goes_on_from_its_state() -> None:
     assert stops_at(first, [0.5, 0.6, 0.6]) is None
     second.load_state_dict(first.state_dict())
     assert stops_at(second, [0.6]) == 1
+
+
+def test_a_target_that_was_reached_ends_a_resumed_run_at_once() -> None:
+    first, second = EarlyStop(target=0.5, min_delta=0.1), EarlyStop(target=0.5, min_delta=0.1)
+    assert stops_at(first, [0.55, 0.5]) == 2
+    second.load_state_dict(first.state_dict())
+    asked: list[str] = []
+    second.start(SimpleNamespace(primary="test/loss", stop=asked.append))  # type: ignore[arg-type]
+    assert len(asked) == 1
 
 
 def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +277,10 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.Mo
         (
             "callbacks=[early_stop] callbacks.early_stop.target=1 callbacks.early_stop.metric=val/loss",
             "callbacks.early_stop.metric=val/loss is of no split that is evaluated (known: test)",
+        ),
+        (
+            "callbacks=[early_stop] callbacks.early_stop.target=1 callbacks.early_stop.metric=test_ema/loss",
+            "callbacks.early_stop.metric=test_ema/loss is of averaged weights: set loop.ema, such as 0.999",
         ),
         (
             "callbacks=[early_stop] callbacks.early_stop.patience=0",

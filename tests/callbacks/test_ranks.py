@@ -11,6 +11,7 @@ from tests.distributed.ranks import on_ranks
 from tests.distributed.runs import parts_of
 from trainer.callbacks import CALLBACKS, Callback, Training
 from trainer.checkpoint.manager import CheckpointManager
+from trainer.checkpoint.reading import read
 from trainer.distributed.ranks import Ranks
 from trainer.monitor import MonitorOptions, Monitors
 from trainer.signals import StopSignal
@@ -49,7 +50,7 @@ class OnlyTheLastRank(Callback):
 def ends_at(ranks: Ranks, folder: Path) -> list[int]:
     """The last step, by the moment at which the last rank asks for the end."""
     CALLBACKS.register("test_only")(OnlyTheLastRank)
-    line = f"{LINE} parallel=ddp callbacks=[test_only] callbacks.test_only.moment="
+    line = f"{LINE} parallel=ddp checkpoint.every_steps=1 callbacks=[test_only] callbacks.test_only.moment="
     moments = ("after_backward", "after_update", "after_evaluation")
     return [outcome(ranks, folder / moment, line + moment)["step"] for moment in moments]
 
@@ -68,6 +69,9 @@ def test_the_numbers_are_those_of_one_rank(line: str, tmp_path: Path) -> None:
 @pytest.mark.ranks
 def test_one_rank_ends_all_and_states_agree(tmp_path: Path) -> None:
     assert on_ranks(2, ends_at, tmp_path) == [[2, 2, 3], [2, 2, 3]]
+    before, end = (read(tmp_path / "after_update" / f"step_0000000{step}")["values"] for step in (1, 2))
+    assert before["callbacks"]["training.stop"] == {"reason": "enough", "ends_here": False}
+    assert end["callbacks"].keys() == {"test_only"}
     line = f"{LINE} callbacks=[gradient_noise_scale] loop.accumulate=2 parallel=ddp"
     first, second = on_ranks(2, outcome, tmp_path / "noise", line)
     assert first["state"] == second["state"]

@@ -1,5 +1,6 @@
 """Checkpoints on disk: found, refused, restored."""
 
+import errno
 import json
 import shutil
 from dataclasses import asdict
@@ -92,3 +93,31 @@ def test_a_refused_checkpoint_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="format 1"):
         restore([path], parts.state, same_run=True)
     assert path.exists()  # it is not taken for a damaged one
+
+
+def test_a_run_that_keeps_no_best_marks_none_when_it_goes_on(tmp_path: Path) -> None:
+    line = [*TINY, "checkpoint.keep_best=false", "checkpoint.keep_last=9", "loop.eval_every=1"]
+    line += ["checkpoint.every_steps=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert main(line) == 0
+    assert main([*line, "loop.max_steps=3"]) == 0
+    assert storage.best(tmp_path / "run" / "checkpoints") is None
+
+
+def test_what_cannot_be_removed_is_left_to_the_next_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, which keeps a file that another process has open."""
+    for step in (1, 2, 3):
+        storage.path_of(tmp_path, step).mkdir()
+    rmtree = shutil.rmtree
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists() and not ignore_errors:
+            raise OSError(errno.EBUSY, "Device or resource busy", f"{path}/.nfs01")
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    storage.remove_old(tmp_path, keep_last=1)
+    assert [c.name for c in storage.list_checkpoints(tmp_path)] == ["step_00000003"]
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    storage.remove_partial(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]

@@ -72,6 +72,12 @@ WRONG = [
     ("data=fashion_mnist data.root=/nonexistent", "apt-get install dataset-fashion-mnist"),
     # parts that do not fit each other
     ("model.num_classes=5", "model.num_classes=5 does not fit data=digits, which has 10"),
+    ("model=mlp model.image_size=16", "model.image_size=16 does not fit data=digits, which has 8"),
+    (
+        "data=synthetic_tokens model=gpt model.context_length=16",
+        "model.context_length=16 does not fit data=synthetic_tokens, which has 64",
+    ),
+    ("parallel=fsdp loop.channels_last=true", "loop.channels_last=true does not work with parallel=fsdp"),
     ("model.in_channels=3", "model.in_channels=3 does not fit data=digits, which has 1"),
     ("model=gpt", "model=gpt reads tokens, but data=digits gives images"),
     ("model.widths=[8,8,8,8,8]", "fewer widths"),
@@ -98,6 +104,10 @@ WRONG = [
     ("dry_run.worldsize=8", "unknown option dry_run.worldsize; did you mean world_size"),
     ("dry_run.world_size=8", "dry_run.world_size=8 needs parallel=ddp, fsdp or hsdp"),
     ("parallel=ddp dry_run.world_size=3", "data.batch_size=64 does not divide into 3 ranks"),
+    (
+        "parallel=ddp dry_run.world_size=400 data.batch_size=400",
+        "the evaluation split test has 360 samples for 400 ranks: start fewer ranks",
+    ),
     (
         "parallel=hsdp dry_run.world_size=8",
         "parallel.replicas=null is wrong: it must be a divisor of 8 ranks",

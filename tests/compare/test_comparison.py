@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,12 +13,16 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from trainer.compare.__main__ import main
+from trainer.compare.arguments import parse_command
 from trainer.compare.contenders import rotated
-from trainer.compare.runner import has_ended
+from trainer.compare.planning import plan
+from trainer.compare.runner import Runner, has_ended
+from trainer.errors import UserError
 from trainer.report.read_runs import RecordedRun, read_run, read_runs
-from trainer.rundir.status import read_status
+from trainer.rundir.status import read_status, write_status
 
 TINY = ["model.widths=[4]", "monitor.sinks=[jsonl]", "checkpoint.keep_best=false", "loop.log_every=2"]
 
@@ -140,6 +145,48 @@ def test_a_failed_trial_is_not_chosen_and_a_failed_run_is_reported(
     found = compare(capsys, tmp_path / "failed", *options, "optimizer.lr=1e30,0.1")
     failed, fine = found["groups"]
     assert (failed["failed"], fine["finished"]) == (1, 1)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_options_exclude_each_other_has_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["optimizer=adafisher", "loop.max_steps=2", "tune.rule=[orthogonal,paper]"]
+    found = compare(capsys, tmp_path / "c", *argv, "tune.decoupled=[true,false]")
+    failed = [run for run in read_runs([tmp_path / "c" / "tune"]) if run.state == "failed"]
+    assert [run.config["optimizer.rule"] for run in failed] == ["orthogonal"]
+    assert failed[0].config["optimizer.decoupled"] is False
+    assert "decoupled" in str(failed[0].error)
+    assert found["tuned"]["adafisher"] != {"rule": "orthogonal", "decoupled": False}
+
+
+@pytest.mark.slow
+def test_what_a_run_settles_as_it_starts_does_not_make_it_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The number of micro-batches, and that it resumes; then the reference fails, and is made up for."""
+    argv = ["optimizer=sgd", "loop.max_steps=20", "loop.accumulate=auto", "checkpoint.resume=none"]
+    first = compare(capsys, tmp_path / "c", *argv, "budget_from=sgd")
+    reference = tmp_path / "c" / "reference" / "0_sgd,seed=0"
+    write_status(reference, "failed", step=20, error="no space left on device")
+    assert compare(capsys, tmp_path / "c", *argv, "budget_from=sgd")["seconds"] == first["seconds"]
+    assert read_status(reference)["state"] == "finished"
+
+
+def crash(_: Path, log: Path) -> None:
+    """The body of a process that ends before its run has begun."""
+    log.write_text("crashed: the disk is gone\n")
+    sys.exit(1)
+
+
+def test_a_crash_at_the_start_is_no_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the run was interrupted before."""
+    [each] = parse_command(["optimizer=sgd"]).contenders
+    planned = plan(tmp_path / "0", each, {}, 0, None)
+    write_status(planned.path, "preempted", step=3)
+    monkeypatch.setattr("trainer.compare.runner.train", crash)
+    with Runner(tmp_path, Console(quiet=True), 1) as runner, pytest.raises(UserError, match="disk is gone"):
+        runner.run([planned], "run")
 
 
 @pytest.mark.slow

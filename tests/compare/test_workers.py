@@ -13,7 +13,8 @@ from rich.console import Console
 
 from tests.data.pictures import cats_and_dogs
 from trainer.compare import runner
-from trainer.compare.planning import PlannedRun
+from trainer.compare.arguments import parse_command
+from trainer.compare.planning import plan
 from trainer.compare.runner import Runner
 from trainer.report.read_runs import read_runs
 from trainer.rundir.status import read_status, write_status
@@ -91,10 +92,10 @@ def test_a_process_that_does_not_leave_is_killed(
 ) -> None:
     monkeypatch.setattr(runner, "train", linger)
     monkeypatch.setattr(runner, "LEAVE_SECONDS", 0.5)
-    job = PlannedRun(tmp_path / "run", "sgd", None)
-    job.path.mkdir()
+    [each] = parse_command(["optimizer=sgd"]).contenders
+    job = plan(tmp_path / "0", each, {}, 0, None)
     write_status(job.path, "preempted")  # by a process before, of which nothing is expected
     with Runner(tmp_path, Console(stderr=True), 1) as started:
         started.run([job], "run")
     assert read_status(job.path)["state"] == "finished"
-    assert "sgd: its process was killed 0.5 s after the run had ended\n" in capsys.readouterr().err
+    assert "sgd seed=0: its process was killed 0.5 s after the run had ended\n" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from tests.data.pictures import cats_and_dogs, write
 from trainer.data import DATA, Data, LoaderOptions, TrainLoader, cached_images, hold_out
 from trainer.data.cached_images import draw_crops, resized_crops
 from trainer.data.crops import Crops
+from trainer.data.finish import Finish
 from trainer.errors import ConfigError, DataError
 
 
@@ -84,6 +85,14 @@ def test_a_sample_does_not_depend_on_its_batch(pictures: Path) -> None:
         plain.train.batch(torch.arange(12), 7)[0],
         plain.train.finish.normalized(resized_crops(plain.train.images, crops, 16)),
     )
+
+
+def test_where_a_square_is_cut_out_does_not_depend_on_the_crop() -> None:
+    indices = torch.arange(2000)
+    crops = draw_crops(indices, 7, 100, 100, Crops(16, 20, 0.08, True))
+    centres = Finish(torch.device("cpu"), False, 5, None).draw(indices, indices, (16, 16), 7)[:, 1:3]
+    together = np.corrcoef(np.concatenate([crops.numpy(), centres.T.numpy()]))
+    assert np.abs(together[:5, 5:]).max() < 0.1
 
 
 def test_no_workers_and_any_micro_batches(pictures: Path) -> None:

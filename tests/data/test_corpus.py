@@ -82,9 +82,12 @@ def test_no_training_sample_touches_what_is_held_out(folders: dict[str, float]) 
     )
 
 
-def sample_numbers(data: Data, batch_size: int, batches: int, seed: int = 0, **ranks: int) -> list[list[int]]:
+def sample_numbers(
+    data: Data, batch_size: int, batches: int, seed: int = 0, drop_last: bool = True, **ranks: int
+) -> list[list[int]]:
     """The first token of every sample, batch by batch."""
-    loader = TrainLoader(data.train, LoaderOptions(batch_size=batch_size), seed=seed, **ranks)
+    options = LoaderOptions(batch_size=batch_size, drop_last=drop_last)
+    loader = TrainLoader(data.train, options, seed=seed, **ranks)
     return [[int(x) for part in loader.next_batch() for x in part[0][:, 0]] for _ in range(batches)]
 
 
@@ -111,16 +114,15 @@ def test_the_mixture_has_its_weights_in_every_batch_and_repeats_a_source_only_wh
             assert max(Counter(drawn[start : start + size]).values()) == 1
 
 
+@pytest.mark.parametrize("drop_last", [True, False])
 @pytest.mark.parametrize(("world_size", "micro_batches"), [(2, 1), (3, 1), (1, 4), (3, 2)])
 def test_batches_are_the_same_on_any_number_of_ranks(
-    folders: dict[str, float], world_size: int, micro_batches: int
+    folders: dict[str, float], world_size: int, micro_batches: int, drop_last: bool
 ) -> None:
     data = build(sources=folders, val_fraction=0.1)
-    alone = sample_numbers(data, 12, 25)
-    ranks = [
-        sample_numbers(data, 12, 25, rank=rank, world_size=world_size, micro_batches=micro_batches)
-        for rank in range(world_size)
-    ]
+    alone = sample_numbers(data, 12, 25, drop_last=drop_last)
+    each = {"world_size": world_size, "micro_batches": micro_batches, "drop_last": drop_last}
+    ranks = [sample_numbers(data, 12, 25, rank=rank, **each) for rank in range(world_size)]
     assert [[*chain(*parts)] for parts in zip(*ranks, strict=True)] == alone
     assert alone != sample_numbers(data, 12, 25, seed=1)
 
@@ -169,6 +171,22 @@ def test_text_and_back(tmp_path: Path) -> None:
         == ("häßlich " * 50).encode()[:40].decode()
     )
     assert data.decode(data.encode("häßlich")) == "häßlich"
+
+
+def test_a_tokenizer_whose_end_token_was_named(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: number for number, word in enumerate(["?", "Document", "<end>"])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "my.json"))
+    (tmp_path / "a.txt").write_text("Document " * 50)
+    line = ["tokenize", tmp_path / "a.txt", "--tokenizer", tmp_path / "my.json", "--out", tmp_path / "out"]
+    assert main([*map(str, line), "--end-token", "<end>", "--workers", "1"]) == 0
+    data = build(path=str(tmp_path / "out"), val_fraction=0.2)
+    assert data.encode is not None
+    assert data.decode is not None
+    assert data.encode("Document ?").tolist() == [1, 0]
+    assert data.decode(torch.tensor([1, 2])) == "Document <end>"
 
 
 def test_a_tokenizer_that_is_not_there_shows_numbers(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 
 from tests.data.pictures import write
 from trainer.data import DATA, Data, LoaderOptions, TrainLoader, eval_batches, hold_out
+from trainer.data.finish import CUTOUT
 from trainer.data.images import cutout
 from trainer.data.random import mix, uniform
 from trainer.errors import ConfigError, DataError
@@ -99,7 +100,7 @@ def test_cutout_is_that_of_the_sets_in_memory(imagenet):
     indices = torch.arange(len(whole.train))
     (inputs, labels), (other, same) = (data.train.batch(indices, 7) for data in (whole, cut))
     assert torch.equal(labels, same)
-    centre = torch.from_numpy((uniform(7, indices, 2) * 16).astype(int))
+    centre = torch.from_numpy((uniform(mix(7, CUTOUT), indices, 2) * 16).astype(int))
     assert torch.equal(other, cutout(inputs.clone(), 6, *centre))
     assert not torch.equal(other, inputs)
     before, after = (data.train.batch(indices, None)[0] for data in (whole, cut))

@@ -266,7 +266,13 @@ def test_evaluation_is_not_augmented(images):
             16,
             {"world_size": 2, "micro_batches": 3},
             "data.batch_size=16 does not divide into 2 ranks x 3 micro-batches: "
-            "take a multiple of 6, such as 12",
+            "take a multiple of 6, such as 12, or loop.accumulate=1",
+        ),
+        (
+            16,
+            {"world_size": 8, "micro_batches": 4},
+            "data.batch_size=16 does not divide into 8 ranks x 4 micro-batches: "
+            "take a multiple of 32, such as 32, or loop.accumulate=2",
         ),
         (
             4,

@@ -270,6 +270,7 @@ def test_a_complete_folder_is_left_as_it_is_and_another_job_is_refused(
         ("a.parquet", "no table", [], "a.parquet is no Parquet file"),
         ("a.txt", "", [], "has no text"),
         ("a.txt", "x", ["--tokenizer", "none.json"], "--tokenizer none.json is no file"),
+        ("a.txt", "x", ["--end-token", "</s>"], "--tokenizer bytes has an end token of its own: leave out"),
         ("a.txt", "x", ["--workers", "0"], "argument --workers: '0' is not an integer of at least 1"),
         ("a.png", "x", [".."], "required"),
     ],

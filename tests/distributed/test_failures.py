@@ -126,6 +126,7 @@ def test_a_bad_batch_on_one_rank_is_skipped_by_all(tmp_path: Path) -> None:
     [
         ("model.widht=3", "did you mean width"),
         ("data.batch_size=63", "does not divide into 2 ranks"),
+        ("data.holdout=0.001", "the evaluation split val has 1 sample for 2 ranks: start fewer ranks"),
         ("parallel=none", "2 ranks were started: choose parallel=ddp, fsdp or hsdp"),
         ("parallel=hsdp parallel.replicas=3", "parallel.replicas=3 does not divide the number of ranks, 2"),
         ("loop.activation_checkpointing=full", "finds no blocks"),

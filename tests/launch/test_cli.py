@@ -19,6 +19,8 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from launch.cli import
     ("line", "code", "output"),
     [
         ("--help", 0, "python -m launch status DIR"),
+        ("compare optimizer=sgd --help", 0, "python -m launch status DIR"),
+        ("optimizer=sgd -h", 0, "python -m launch status DIR"),
         ("status DIR", 0, "1 finished"),
         ("status DIR --json", 0, '"state": "finished"'),
         ("logs DIR 0", 0, "the output"),
@@ -46,3 +48,17 @@ def test_no_torch(line: str, code: int, output: str, tmp_path: Path) -> None:
     )
     assert done.returncode == code, done.stderr
     assert output in done.stdout + done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    run = SweepRun("0_run", [], ["here.1.0"])
+    sweep = Sweep(tmp_path, tmp_path, LocalOptions(dir="x"), [run])
+    for directory in (sweep.directory(run), sweep.jobs):
+        directory.mkdir()
+    write_job(sweep.directory(run), "here.1.0", 0)
+    write_status(sweep.directory(run), "finished", step=3)
+    (sweep.jobs / "here.1.0_0_log.out").write_text("a line of the log\n" * 100_000)
+    sweep.write()
+    command = f"set -o pipefail; {sys.executable} -m launch logs {tmp_path} 0 | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a line of the log\n", "")

@@ -1,13 +1,17 @@
 """Comparisons as jobs, one for each seed."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
 from launch.cli import main
+from launch.compose_comparison import compose_comparison
 from launch.run_states import run_states
 from launch.sweep_dir import read_sweep
+from trainer.compare.arguments import parse_command
+from trainer.report.__main__ import main as report
 from trainer.report.read_runs import read_runs
 from trainer.rundir.status import read_status
 
@@ -20,17 +24,34 @@ def test_each_job_measures_its_own_budget(tmp_path: Path, capsys: pytest.Capture
     sweep = tmp_path / "sweep"
     words = ["optimizer=sgd,adamw", "seed=3,4", "budget_from=sgd", "loop.max_steps=20", f"launch.dir={sweep}"]
     assert main([*LOCAL, *TINY, *words]) == 0
-    assert f"python -m trainer.report {sweep}/*/runs" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"python -m trainer.report {sweep}/*/runs --by optimizer.name\n" in printed
     assert [row.state for row in run_states(read_sweep(sweep))[0]] == ["finished", "finished"]
-    for seed in (3, 4):
+    for seed, names in (
+        (3, ["0_sgd,seed=3", "1_adamw,seed=3"]),
+        (4, ["2_adamw,seed=4", "3_sgd,seed=4"]),  # another one is first
+    ):
         folder = sweep / f"{seed - 3}_seed={seed}"
         (reference,) = read_runs([folder / "reference"])
         budget = float(f"{reference.evaluations['test/loss'][-1].seconds:.4g}")
         runs = read_runs([folder / "runs"])
-        assert sorted(run.path.name for run in runs) == [f"0_sgd,seed={seed}", f"1_adamw,seed={seed}"]
+        assert sorted(run.path.name for run in runs) == names
         assert all(run.config["loop.max_time"] == budget for run in runs)
+    assert report([*map(str, sweep.glob("*/runs")), "--by", "optimizer.name", "--json"]) == 0
+    assert {each["group"]: each["counted"] for each in json.loads(capsys.readouterr().out)["groups"]} == {
+        "sgd": 2,
+        "adamw": 2,
+    }
     assert main(["rerun", str(sweep)]) == 0
     assert "nothing to rerun" in capsys.readouterr().out
+
+
+def test_all_jobs_tune_with_a_seed_that_none_of_them_compares() -> None:
+    words = [*LOCAL, *TINY, "optimizer=sgd,adamw", "seed=3,4", "tune.lr=[1,2]", "launch.dir=x"]
+    _, points, keys = compose_comparison(words[1:])
+    commands = [parse_command(point.overrides) for point in points]
+    assert keys == ["optimizer.name"]
+    assert [(each.tuning_seed, each.own_seeds) for each in commands] == [(5, [3]), (5, [4])]
 
 
 def test_jobs_search_together_before_the_seeds_run(

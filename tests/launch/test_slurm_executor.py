@@ -47,6 +47,11 @@ def test_the_script_is_one_that_bash_reads(tmp_path: Path) -> None:
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
+def test_an_array_has_no_limit_unless_one_is_given(tmp_path: Path) -> None:
+    assert "#SBATCH --array=0-599%600" in script(sweep(tmp_path), 600).splitlines()
+    assert "#SBATCH --array=0-599%7" in script(sweep(tmp_path, array_parallelism=7), 600).splitlines()
+
+
 @pytest.mark.parametrize("name", ["100%", "%j", "a\\b", "a\nb"])
 def test_names_that_slurm_reads_otherwise(name: str, tmp_path: Path) -> None:
     check_path(tmp_path / "a b;$(c)ü")

@@ -8,6 +8,7 @@ from torch import nn
 
 from trainer.errors import ConfigError, DataError
 from trainer.models import MODELS
+from trainer.models.pretrained import replaced_weights
 from trainer.optim import AdaFisher
 
 SMALL = {"layers": 2, "width": 32, "heads": 4, "vocab_size": 11, "context_length": 8}
@@ -54,6 +55,8 @@ def test_embeddings_of_a_file(file):
     assert torch.equal(model.positions.weight, tensors["transformer.positions_embed.weight"][:8])
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {"tokens.weight", "positions.weight"}
+    with replaced_weights():  # by those of a checkpoint
+        build(embeddings="nowhere", freeze_embeddings=True)
 
 
 def test_learns_as_many_parameters_as_the_paper_says_with_frozen_embeddings(tmp_path):

@@ -9,6 +9,7 @@ from torch import nn
 
 from trainer.errors import ConfigError, MissingExtra
 from trainer.models import MODELS
+from trainer.models.pretrained import replaced_weights
 
 models = pytest.importorskip("torchvision.models")
 
@@ -52,6 +53,16 @@ def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch):
         ConfigError, match=r"cannot be downloaded \(.*no network.*put https://.*pretrained=false$"
     ):
         build("torchvision", arch="squeezenet1_0", pretrained=True)
+
+
+def test_weights_that_a_checkpoint_replaces_are_not_downloaded(monkeypatch):
+    """What else comes with them stays: GoogLeNet rescales its inputs."""
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", pytest.fail)
+    with replaced_weights():
+        build("torchvision", arch="squeezenet1_0", pretrained=True)
+        build("densenet121_cifar", pretrained=True)
+        assert build("torchvision", arch="googlenet", pretrained=True).transform_input
+    assert not build("torchvision", arch="googlenet").transform_input
 
 
 def test_a_transformer_takes_the_data_sets_image_size():

@@ -115,6 +115,16 @@ def test_adafactors_state_is_a_row_and_a_column_of_each_parameter():
         assert shapes == expected, name
 
 
+@pytest.mark.parametrize("name", ["muon", *PRECONDITIONED])
+def test_parameters_that_come_later_are_refused_in_one_line(name):
+    optimizer = build(small_model(), name=name)
+    groups = len(optimizer.param_groups)
+    expected = r"^\w+ takes no parameters later: build the optimizer with all parameters$"
+    with pytest.raises(ValueError, match=expected):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert len(optimizer.param_groups) == groups
+
+
 @pytest.mark.parametrize("name", [*OWN, *PRECONDITIONED])
 def test_norms_and_biases_are_exempt_from_decay(name):
     model = small_model()
@@ -216,6 +226,15 @@ def test_muon_takes_the_hidden_matrices_only():
     assert taken(net, output_layer=True) == {*matrices, "head.weight"}
     net.head.weight = net.embedding.weight
     assert taken(net) == taken(net, output_layer=True) == matrices
+
+
+def test_muon_takes_the_projections_of_attention_that_are_not_fused():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2, kdim=4, vdim=4), "head": nn.Linear(8, 7)})
+    (muon, *others) = split_matrices(model, param_groups(model, True), split_qkv=True)
+    projections = {f"attention.{one}_proj_weight" for one in "qkv"}
+    assert {name for name, _ in muon["params"]} == {*projections, "attention.out_proj.weight"}
+    assert "rows" not in muon
+    assert [group["use_muon"] for group in others] == [False]
 
 
 def test_muon_takes_queries_keys_and_values_apart():

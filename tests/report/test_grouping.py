@@ -77,6 +77,17 @@ def test_runs_are_pairs_whatever_rate_each_group_was_tuned_to() -> None:
     assert first.counted.keys() == second.counted.keys()
 
 
+def test_runs_are_pairs_whatever_budget_and_rate_the_job_of_a_seed_has_found() -> None:
+    runs = [
+        run(optimizer={"name": name, "lr": rate * (1 + seed)}, loop__max_time=12 + seed / 100, seed=seed)
+        for name, rate in (("adamw", 1e-3), ("sgd", 0.1))
+        for seed in (0, 1, 2)
+    ]
+    adamw, sgd = group(runs, ["optimizer.name"])
+    assert len(adamw.counted) == 3
+    assert adamw.counted.keys() == sgd.counted.keys()
+
+
 def test_unknown_key_names_the_nearest() -> None:
     runs = grid(optimizer__name=["adamw", "sgd"], seed=[0, 1])
     with pytest.raises(ConfigError, match=r"no run has an option optimiser.*did you mean optimizer"):

@@ -52,6 +52,24 @@ def test_what_is_unused_leaves_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "some" / "run" / "run.log").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_its_lock_is_closed_before_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system keeps a file that is open in its directory, under another name."""
+    rmdir = Path.rmdir
+
+    def as_on_nfs(path: Path) -> None:
+        opened = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+        if any(name.startswith(f"{path}/") for name in opened):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        rmdir(path)
+
+    monkeypatch.setattr(Path, "rmdir", as_on_nfs)
+    unused = RunDirectory(tmp_path / "run", unique=False)
+    unused.remove_if_unused()
+    unused.release()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("opens_first", [False, True])
 def test_it_is_taken_away_while_another_process_comes(
     opens_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,14 @@ from trainer.report.read_runs import STATES as SHOWN
 from trainer.rundir import files
 from trainer.rundir import status as module
 from trainer.rundir.files import STATUS
-from trainer.rundir.status import STATES, StatusFile, process_is_alive, read_status, write_status
+from trainer.rundir.status import (
+    STATES,
+    StatusFile,
+    change_state,
+    process_is_alive,
+    read_status,
+    write_status,
+)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -26,6 +33,17 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert (status["state"], status["step"], status["metrics"]) == ("running", 3, {"val/loss": 0.5})
     assert (status["host"], status["pid"]) == (socket.gethostname(), os.getpid())
     assert json.loads((tmp_path / STATUS).read_text())["format"] == 1
+
+
+def test_who_says_how_a_run_ended_is_not_taken_for_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_status(tmp_path, "running", step=3)
+    own = os.getpid()
+    monkeypatch.setattr(module.os, "getpid", lambda: own + 1)
+    change_state(tmp_path, "pruned", "others were better")
+    status = read_status(tmp_path)
+    assert (status["state"], status["step"], status["pid"]) == ("pruned", 3, own)
 
 
 def test_a_metric_that_is_not_finite_is_null_in_the_file(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_a_teacher_is_read_from_its_run(tmp_path: Path, refused: Callable[[int, 
     plain = parts_of("model=mlp")
     for one, other in zip(parts.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(one, other)
+    assert parts.objective.logits_of == "classes"
     teacher = parts.objective.teacher  # type: ignore[attr-defined]
     saved = content(tmp_path / "teacher")["model"]
     assert all(torch.equal(value, saved[name]) for name, value in teacher.state_dict().items())

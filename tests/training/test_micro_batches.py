@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import train as train_on
 from tests.training.kill_and_resume import compare
 from trainer.cli.train import main
 from trainer.distributed.ranks import Ranks
@@ -100,6 +101,27 @@ def test_it_is_kept_in_the_config_and_leaves_no_other_trace(
         main(["--config-path", str(tmp_path / "typed"), "--config-name", "config", "loop.max_steps=4"]) == 0
     )
     assert compare(tmp_path / "auto", tmp_path / "typed") == []
+
+
+def test_a_run_goes_on_with_another_number(tmp_path: Path) -> None:
+    assert train(tmp_path / "run", "loop.accumulate=4") == 0
+    assert train(tmp_path / "run", "loop.accumulate=2", "loop.max_steps=6") == 0
+    assert frozen(tmp_path / "run") == 2
+
+
+@pytest.mark.ranks
+def test_a_number_that_does_not_fit_the_ranks_is_told_with_one_that_does(tmp_path: Path) -> None:
+    """Whether it is typed or kept."""
+    run = tmp_path / "run"
+    assert train(run, "loop.accumulate=4") == 0
+    both = [*RUN, "parallel=ddp", f"hydra.run.dir={run}", "loop.max_steps=6"]
+    for number in ("4", "auto"):
+        assert train_on(2, [*both, f"loop.accumulate={number}"], tmp_path / "out") == [2, 2]
+        said = (tmp_path / "out0").read_text()
+        assert "does not divide into 2 ranks x 4 micro-batches" in said
+        assert said.endswith("or loop.accumulate=2\n")
+    assert train_on(2, [*both, "loop.accumulate=2"]) == [0, 0]
+    assert frozen(run) == 2
 
 
 def test_a_cpu_has_no_limit_and_one_sample_may_be_too_much(

@@ -209,3 +209,16 @@ def test_shares_of_classes_are_targets_too() -> None:
     torch.testing.assert_close(loss, -(shares * logits.log_softmax(1)).sum(1).mean())
     assert totals[1] == (logits.argmax(1) == classes).sum()
     of_batch(CrossEntropy(), logits.double(), logits, shares)
+
+
+@pytest.mark.parametrize(
+    "objective", [CrossEntropy(label_smoothing=0.1), MeanSquaredError(), BinaryCrossEntropy()]
+)
+def test_outputs_beyond_the_classes_have_no_share(objective: Objective) -> None:
+    outputs, shares = torch.randn(6, 7), torch.rand(6, 4).softmax(1)
+    padded = torch.cat([shares, torch.zeros(6, 3)], 1)
+    found, expected = (of_batch(objective, outputs, outputs, targets) for targets in (shares, padded))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(ValueError, match=r"outputs \[6, 7\] do not fit targets \[6, 4\]"):  # of a regression
+        of_batch(MeanSquaredError(), outputs, outputs, torch.rand(6, 4))

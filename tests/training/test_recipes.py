@@ -79,6 +79,11 @@ def test_every_cell_but_dear_ones_learns_in_quick_size(recipe: str, model: str) 
     learns(recipe, model)
 
 
+def test_the_network_for_tiny_imagenet_is_small_in_quick_size() -> None:
+    parts = parts_of("experiment=cifar_vit_adamw", "model=swin_base_cifar", "quick=images")
+    assert sum(p.numel() for p in parts.model.parameters()) < 3e6
+
+
 def test_dropout_and_stochastic_depth_resume_exactly() -> None:
     whole, half = (
         parts_of("experiment=cifar_vit_adafisherw", "model=cct2_cifar", "quick=images") for _ in range(2)

@@ -10,6 +10,7 @@ from torch import Tensor
 from tests.training.helpers import parts_of
 from trainer.cli.train import main
 from trainer.models import MODELS
+from trainer.models.base import Cache
 from trainer.training.generation import generate
 from trainer.training.samples import wrong_and_right
 
@@ -30,6 +31,10 @@ def test_half_are_wrong_where_there_are_as_many(correct: list[int], count: int, 
     assert wrong_and_right(torch.tensor(correct).bool(), count).tolist() == chosen
 
 
+def facts_of(context_length: int) -> dict[str, int]:
+    return {"context_length": context_length, "vocab_size": VOCABULARY}
+
+
 def test_generate_draws_what_the_model_believes() -> None:
     """A model that is certain of the next number, and never sees more than its context."""
     lengths = []
@@ -39,7 +44,7 @@ def test_generate_draws_what_the_model_believes() -> None:
         following = (tokens + 1) % VOCABULARY
         return 100.0 * torch.nn.functional.one_hot(following, VOCABULARY)
 
-    tokens = generate(outputs, torch.tensor([2, 3]), 6, 4, torch.Generator())
+    tokens = generate(outputs, torch.tensor([2, 3]), 6, facts_of(4), torch.Generator())
     assert tokens.tolist() == [2, 3, 4, 5, 6, 0, 1, 2]
     assert lengths == [(1, 2), (1, 3), (1, 4), (1, 4), (1, 4), (1, 4)]
 
@@ -50,11 +55,27 @@ def test_generate_draws_in_proportion() -> None:
         lambda tokens: shares.log().expand(1, tokens.shape[1], 3),
         torch.tensor([0]),
         4000,
-        2,
+        facts_of(2),
         torch.Generator().manual_seed(0),
     )
     counted = drawn[1:].bincount() / 4000
     torch.testing.assert_close(counted, shares, atol=0.03, rtol=0)
+
+
+def test_outputs_that_stand_for_no_token_are_not_drawn() -> None:
+    """As of a model whose vocabulary is larger than the data's, for the sake of speed."""
+    logits = torch.zeros(1, 1, 9).index_fill(2, torch.tensor([7, 8]), 9.0)
+    for temperature, top_k in ((1.0, None), (1.0, 3), (0.0, None)):
+        drawn = generate(
+            lambda tokens: logits.expand(1, tokens.shape[1], 9),
+            torch.tensor([0]),
+            50,
+            facts_of(2),
+            torch.Generator().manual_seed(0),
+            temperature=temperature,
+            top_k=top_k,
+        )
+        assert drawn.max() < VOCABULARY
 
 
 @pytest.fixture
@@ -138,9 +159,12 @@ def test_a_cache_makes_the_same_text_and_computes_each_token_once() -> None:
         with torch.no_grad():
             return model(tokens, *cache)
 
-    plain = generate(outputs, prompt, 9, 8, torch.Generator().manual_seed(1))
+    def written(cache: Cache | None = None) -> Tensor:
+        return generate(outputs, prompt, 9, facts_of(8), torch.Generator().manual_seed(1), cache)
+
+    plain = written()
     assert lengths == [3, 4, 5, 6, 7, 8, 8, 8, 8]
     lengths.clear()
-    cached = generate(outputs, prompt, 9, 8, torch.Generator().manual_seed(1), model.new_cache())
+    cached = written(model.new_cache())
     assert lengths == [3, 1, 1, 1, 1, 1, 8, 8, 8]
     assert torch.equal(cached, plain)

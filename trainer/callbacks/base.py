@@ -20,7 +20,10 @@ from trainer.registry import Registry
 CALLBACKS = Registry("callbacks", entry_points="trainer.callbacks", refusals=(ValueError,))
 """Callbacks by name, subclasses of `Callback`; their keyword-only arguments are options, ``callbacks.NAME.OPTION``. The
 tag ``may_differ`` says that what is learnt does not depend on it, so that a run may go on with it, without it, or with
-other options."""
+other options; with the tag ``ends_run``, of one that may ask for the end, that goes for a finished run, too."""
+
+REQUEST = "training.stop"
+"""Beside the names of callbacks in their saved state: a request for the end of the run."""
 
 Moment = Literal["start", "after_backward", "before_update", "after_update", "after_evaluation", "end"]
 
@@ -51,6 +54,8 @@ class Setup:
     """Whether each rank holds only some rows of each parameter."""
     replicas: int
     """Ranks that hold the same rows."""
+    has_average: bool
+    """Whether the weights are averaged, so that each split is evaluated with the average, too, as ``SPLIT_ema``."""
 
 
 @dataclass
@@ -71,7 +76,8 @@ class Training(Setup):
         """Asks for the run to end as if its budget were spent.
 
         The ranks agree on it: one that asks ends all. After ``start`` and ``after_evaluation`` that is at once, after
-        ``after_backward`` at the end of the step, after the other moments at the end of the next step.
+        ``after_backward`` at the end of the step, after the other moments at the end of the next step. A checkpoint
+        that is written in between keeps the request.
         """
         self.stop_reason = self.stop_reason or reason
 
@@ -141,6 +147,9 @@ class Callbacks:
             name: CALLBACKS.build({"name": name, **options}) for name, options in chosen.items()
         }
         self.training: Training | None = None
+        self.ends_here = False
+        """Whether the run ends at the step that is saved, if one of them has asked for that."""
+        self._asked: str | None = None  # why one of them has asked in a session before
 
     def check(self, setup: Setup) -> None:
         """As `Callback.check`, of each.
@@ -152,10 +161,19 @@ class Callbacks:
             with one_line_errors(f"callbacks={name} cannot be checked", type(callback).__module__):
                 callback.check(setup)
 
-    def start(self, training: Training) -> None:
-        """Gives them what they may see from now on."""
+    def start(self, training: Training) -> bool:
+        """Gives them what they may see from now on; every rank calls it.
+
+        Returns:
+            Whether the run ends at once. It need not if one had asked for the end of the next step when it was saved.
+        """
         self.training = training
+        if self.ends_here:
+            training.stop_reason = self._asked
         self.tell("start")
+        ends = self.agree_on_end()
+        training.stop_reason = training.stop_reason or self._asked
+        return ends
 
     def tell(self, moment: Moment, *what: Any) -> None:
         """Calls the method of this name of each."""
@@ -164,18 +182,41 @@ class Callbacks:
                 getattr(callback, moment)(self.training, *what)
 
     @property
-    def wants_end(self) -> bool:
-        """Whether one of them has asked this rank for the end of the run."""
-        return self.training is not None and self.training.stop_reason is not None
+    def stop_reason(self) -> str | None:
+        """Why one of them has asked this rank for the end of the run; None: none has."""
+        return self.training.stop_reason if self.training is not None else None
+
+    def agree_on_end(self) -> bool:
+        """Whether one of them has asked any rank for the end of the run; every rank calls it, and knows why then."""
+        if self.training is None or not self.by_name:
+            return False
+        ranks, own = self.training.ranks, self.training.stop_reason
+        if not ranks.sum(torch.tensor(float(own is not None))).item():
+            return False
+        reasons = ranks.all_gather_object(own)
+        self.training.stop_reason = next((reason for reason in reasons if reason is not None), None)
+        return True
+
+    def withdraw(self) -> str | None:
+        """Takes back what was asked for, since the run has ended, and returns why; every rank calls it."""
+        if self.training is None or not self.agree_on_end():
+            return None
+        reason, self.training.stop_reason = self.training.stop_reason, None
+        return reason
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of each by its name."""
-        return {name: callback.state_dict() for name, callback in self.by_name.items()}
+        """The state of each by its name, and what they have asked for."""
+        states = {name: callback.state_dict() for name, callback in self.by_name.items()}
+        if self.stop_reason is not None:
+            states[REQUEST] = {"reason": self.stop_reason, "ends_here": self.ends_here}
+        return states
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Gives each its state; one that is not in the checkpoint begins anew."""
+        """Gives each its state; one that is not in the checkpoint begins anew, one that is gone asks for nothing."""
         for name in self.by_name.keys() & state.keys():
             self.by_name[name].load_state_dict(state[name])
+        if REQUEST in state and state.keys() - {REQUEST} <= self.by_name.keys():
+            self._asked, self.ends_here = state[REQUEST]["reason"], state[REQUEST]["ends_here"]
 
 
 def check_callbacks(chosen: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from trainer.metrics import metric_of
 from trainer.options import Count, NonNegative
 
 
-@CALLBACKS.register("early_stop", may_differ=True)
+@CALLBACKS.register("early_stop", may_differ=True, ends_run=True)
 class EarlyStop(Callback):
     """Watches a metric of the evaluations.
 
@@ -35,16 +35,21 @@ class EarlyStop(Callback):
             raise ValueError("set callbacks.early_stop.patience or callbacks.early_stop.target")
         self.metric, self.patience, self.min_delta, self.target = metric, patience, min_delta, target
         self.best: float | None = None
+        self.closest: float | None = None  # to the target: the best of all, however little better than before
         self.waited = 0
 
     def check(self, setup: Setup) -> None:
-        """Refuses a metric of a split that is not evaluated."""
+        """Refuses a metric of a split that is not evaluated, or not with averaged weights."""
         if self.metric is not None:
             split = self.metric.rpartition("/")[0]
             if split.removesuffix("_ema") not in setup.data.evals:
                 known = nearest(split, setup.data.evals)
                 raise ConfigError(
                     f"callbacks.early_stop.metric={self.metric} is of no split that is evaluated{known}"
+                )
+            if split not in setup.data.evals and not setup.has_average:
+                raise ConfigError(
+                    f"callbacks.early_stop.metric={self.metric} is of averaged weights: set loop.ema, such as 0.999"
                 )
 
     def start(self, training: Training) -> None:
@@ -57,6 +62,8 @@ class EarlyStop(Callback):
         if name not in metrics:
             raise ConfigError(f"callbacks.early_stop.metric={name} is not evaluated{nearest(name, metrics)}")
         value, metric = metrics[name], metric_of(name)
+        if metric.better(value, self.closest):
+            self.closest = value
         handicap = -self.min_delta if metric.higher_is_better else self.min_delta
         if metric.better(value + handicap, self.best):
             self.best, self.waited = value, 0
@@ -66,15 +73,16 @@ class EarlyStop(Callback):
 
     def _stop_if_due(self, training: Training) -> None:
         metric = metric_of(self.metric or training.primary)
-        if self.target is not None and self.best is not None and metric.reaches(self.best, self.target):
-            training.stop(f"{metric.name} has reached {metric.text(self.best)}")
+        if self.target is not None and self.closest is not None and metric.reaches(self.closest, self.target):
+            training.stop(f"{metric.name} has reached {metric.text(self.closest)}")
         if self.patience is not None and self.waited >= self.patience:
             training.stop(f"{metric.name} has not improved in {self.waited} evaluations")
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value, and how many evaluations ago it was."""
-        return {"best": self.best, "waited": self.waited}
+        """The best values, and how many evaluations ago there was progress."""
+        return {"best": self.best, "closest": self.closest, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes them over."""
         self.best, self.waited = state["best"], state["waited"]
+        self.closest = state.get("closest", self.best)  # which an older checkpoint lacks

@@ -1,6 +1,8 @@
 """Keeps a part of a model as it is at first, as the body of a pretrained network while its new head is trained."""
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 from trainer.callbacks.base import CALLBACKS, Callback, Setup, Training
 from trainer.data import Batch
@@ -12,8 +14,9 @@ from trainer.options import Positive
 class FreezeUntil(Callback):
     """Drops the gradients of some parameters until a moment, so that the optimizer leaves them alone: decay, too.
 
-    Their gradients count for neither the gradient's norm nor clipping. Running statistics, as of batch norms, are no
-    parameters and go on.
+    Their gradients count for neither the gradient's norm nor clipping; callbacks that are chosen before this one still
+    see them. Running statistics, as of batch norms, are no parameters and go on. What has been trained is not frozen
+    again when the budget of a run is extended.
 
     Args:
         parameters: patterns of names, such as ``features.*``.
@@ -22,6 +25,7 @@ class FreezeUntil(Callback):
 
     def __init__(self, *, parameters: list[str], until: Positive) -> None:
         self.patterns, self.until = parameters, until
+        self.thawed = False
 
     def check(self, setup: Setup) -> None:
         """Refuses patterns that match nothing, or all that is trained."""
@@ -37,12 +41,22 @@ class FreezeUntil(Callback):
             )
 
     def after_backward(self, training: Training, batch: Batch, last: bool) -> None:
-        """Drops the gradients of the whole batch."""
+        """Drops the gradients of a micro-batch, so that those of the others are not added to them."""
         progress = training.progress()
-        if last and (progress.fraction if self.until < 1 else progress.step) < self.until:
-            for name, parameter in training.model.named_parameters():
-                if self._matches(name):
-                    parameter.grad = None
+        self.thawed = self.thawed or (progress.fraction if self.until < 1 else progress.step) >= self.until
+        if self.thawed:
+            return
+        for name, parameter in training.model.named_parameters():
+            if self._matches(name):
+                parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the moment has come."""
+        return {"thawed": self.thawed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes it over."""
+        self.thawed = state.get("thawed", False)  # which an older checkpoint lacks
 
     def _matches(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.patterns)

@@ -28,7 +28,12 @@ class Restored:
 
 
 def restore(
-    found: list[Path], state: TrainState, *, same_run: bool, ranks: Ranks = SINGLE_PROCESS
+    found: list[Path],
+    state: TrainState,
+    *,
+    same_run: bool,
+    keep_best: bool = True,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Restored:
     """Loads the first of the checkpoints that is whole.
 
@@ -40,6 +45,7 @@ def restore(
         state: takes over what the checkpoint holds.
         same_run: they are the run's own: all of the state goes on, and damaged ones are renamed, so that they are not
             found again. Otherwise a new run starts with their weights and their optimizer's state.
+        keep_best: the run marks its best checkpoint.
         ranks: every one of them calls this.
 
     Raises:
@@ -62,7 +68,7 @@ def restore(
             set_random_state(random)
         else:
             seed_all(mix(state.loader.seed, ranks.rank, state.counters.step))
-        if ranks.is_rank0:
+        if keep_best and ranks.is_rank0:
             _mark_best_again(path_of(checkpoint.parent, state.counters.best_step))
         values = content["values"]
         return Restored(checkpoint, values["monitors"], values["data"], warned)

@@ -115,8 +115,7 @@ class TrainState:
         self.loader.load_state_dict(values["loader"])
         self.callbacks.load_state_dict(values.get("callbacks", {}))
         self.counters = counters
-        device = next(self.model.parameters()).device
-        self.window = None if values["window"] is None else values["window"].to(device)
+        self.window = values["window"]  # on the CPU, as the steps add to it
 
     def start_from(self, tensors: Mapping[str, Any]) -> None:
         """Takes over weights, averages and what the optimizer keeps of each parameter; its options stay as built.

@@ -96,9 +96,13 @@ def remove(checkpoint: Path) -> None:
 
 
 def remove_old(folder: Path, keep_last: int) -> None:
-    """Removes all but the newest checkpoints and the best."""
+    """Removes all but the newest checkpoints and the best.
+
+    What cannot be removed, as on NFS a file that somebody reads, stays until `remove_partial` or the next time.
+    """
     for old in [c for c in list_checkpoints(folder) if c.name != best(folder)][keep_last:]:
-        remove(old)
+        with suppress(OSError):
+            remove(old)
 
 
 def put_away(checkpoint: Path) -> None:

@@ -29,12 +29,30 @@ def weights_of(checkpoint: Path, *, ema: bool = False) -> dict[str, Tensor]:
     """
     model = read_verified(checkpoint, part="model")["model"]
     weights = {name: value for name, value in model.items() if isinstance(value, Tensor)}
-    if ema:  # all but buffers of integers, which are not averaged
-        content = read(checkpoint, part="ema")
-        if "ema" not in content:
-            raise CheckpointError(f"{checkpoint} has no averaged weights: the run had loop.ema=null")
-        weights |= content["ema"]["average"]
-    return weights
+    if not ema:
+        return weights
+    content = read(checkpoint, part="ema")
+    if "ema" not in content:
+        raise CheckpointError(f"{checkpoint} has no averaged weights: the run had loop.ema=null")
+    return averaged(weights, content["ema"]["average"])
+
+
+def averaged(weights: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's state with the averages in place of the weights; what is not averaged, as buffers of integers, stays.
+
+    Args:
+        weights: the state, in which a tied weight stands under each of its names.
+        average: in which it stands under one of them, beside buffers that the state may leave out.
+    """
+
+    def name_of(name: str, weight: Tensor) -> str | None:
+        if name in average:
+            return name
+        twins = (other for other in average if other in weights and weights[other].dtype == weight.dtype)
+        return next((other for other in twins if torch.equal(weights[other], weight)), None)
+
+    names = {name: name_of(name, weight) for name, weight in weights.items()}
+    return {name: weights[name] if found is None else average[found] for name, found in names.items()}
 
 
 def load_weights(option: str, path: str, model: nn.Module, *, strict: bool) -> list[str]:

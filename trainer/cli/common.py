@@ -15,7 +15,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from trainer.errors import ConfigError, MachineError, MissingExtra, UserError
-from trainer.rundir.status import CRASHED, INTERRUPTED, USER_ERROR
+from trainer.rundir.status import CRASHED, FINISHED, INTERRUPTED, USER_ERROR
+from trainer.streams import to_stdout
 
 Item = TypeVar("Item")
 
@@ -42,7 +43,9 @@ def exit_code(command: Callable[[], int]) -> int:
     """The exit code of a command: its own, or that of a mistake or a failure, printed in one line, or of Ctrl-C."""
     print_any_text()
     try:
-        return command()
+        with to_stdout():
+            return command()
+        return FINISHED  # nobody reads the rest of what it prints
     except UserError as error:
         return refuse(error)
     except MachineError as error:

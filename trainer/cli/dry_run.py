@@ -19,6 +19,7 @@ from trainer.optim.protocols import CurvatureOptimizer, EvaluatesAgain
 from trainer.training.build import (
     build,
     build_optimizer,
+    check_evals,
     load_data,
     strategy_of,
 )
@@ -72,7 +73,7 @@ def plan(config: Config, world_size: int, console: Console) -> None:
     """Shows what each of ``world_size`` ranks would hold, next to what a single one would.
 
     Raises:
-        ConfigError: the strategy or the batch does not fit that many ranks.
+        ConfigError: the strategy, the batch or an evaluation split does not fit that many ranks.
     """
     strategy, replicas = strategy_of(config), config.parallel.get("replicas", 1)
     if strategy.min_ranks == 1:
@@ -82,6 +83,7 @@ def plan(config: Config, world_size: int, console: Console) -> None:
             f"parallel.replicas={replicas or 'null'} is wrong: it must be a divisor of {world_size} ranks"
         )
     data = load_data(config, torch.device("cpu"))
+    check_evals(data, world_size)
     TrainLoader(
         data.train,
         config.loader,

@@ -19,6 +19,7 @@ from trainer.config.schema import Config, check_config
 from trainer.data import Data
 from trainer.distributed.ranks import SINGLE_PROCESS
 from trainer.errors import CheckpointError, ConfigError
+from trainer.models.pretrained import replaced_weights
 from trainer.objectives import OBJECTIVES
 from trainer.optim.protocols import HasTwoWeights
 from trainer.registry import import_plugin
@@ -146,8 +147,6 @@ def config_of(
     for module in plugins:
         import_plugin(module)
     values = {**values, "data": with_overrides(values.get("data"), overrides)}
-    if isinstance(model := values.get("model"), dict) and "pretrained" in model:
-        values["model"] = {**model, "pretrained": False}  # all weights come from the checkpoint
     config = check_config({**values, "device": device, "parallel": {"name": "none"}})
     return replace(config, loop=replace(config.loop, compile=False))
 
@@ -176,7 +175,8 @@ def build_again(run: Path, plugins: Sequence[str], overrides: Sequence[str] = ()
     Raises:
         UserError: its config cannot be read, or does not fit this machine or this version any more.
     """
-    return build(config_of(run, plugins, overrides))
+    with replaced_weights():
+        return build(config_of(run, plugins, overrides))
 
 
 def load(parts: RunParts, checkpoint: Path) -> None:
@@ -221,7 +221,8 @@ def open_model(args: Namespace, device: str = "auto") -> TrainedModel:
     config = config_of(run, args.plugins, args.overrides, device)
     where = pick_device(config.device, SINGLE_PROCESS)
     data = load_data(config, where)
-    model = build_model(config, data)
+    with replaced_weights():
+        model = build_model(config, data)
     initialize_lazy_layers(model, data)
     load_all(model, checkpoint, ema=args.ema)
     return TrainedModel(
@@ -231,7 +232,7 @@ def open_model(args: Namespace, device: str = "auto") -> TrainedModel:
         device=where,
         data=data,
         model=model.to(where).eval(),
-        logits_of=OBJECTIVES.get(objective_config(config)["name"]).target.logits_of,
+        logits_of=OBJECTIVES.build(objective_config(config)).logits_of,
         precision=Precision(config.precision.name, where),
     )
 

@@ -17,13 +17,13 @@ from trainer.compare.runner import Interrupted, Runner
 from trainer.compare.sentences import failed_trials
 from trainer.errors import UserError
 from trainer.report.output import write
-from trainer.report.render import show, to_stdout
+from trainer.report.render import show
 from trainer.report.serialize import as_json
 from trainer.rundir.directory import RunDirectory
 from trainer.rundir.files import STATUS
 from trainer.rundir.status import CRASHED, FINISHED, PREEMPTED, write_status
 from trainer.rundir.strict_json import dumps
-from trainer.streams import print_if_read
+from trainer.streams import print_if_read, to_stdout
 
 HELP = """\
 python -m trainer.compare OPTION=VALUE[,VALUE] ... [budget_from=CONTENDER] [tune.OPTION=GRID ...] [compare.dir=FOLDER]

@@ -1,6 +1,6 @@
 """The run directories of a comparison, each with its frozen config before the run is started."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -24,6 +24,10 @@ class PlannedRun:
     label: str
     seconds: float | None
     """Its budget of training seconds; None: it has another budget."""
+    config: Config
+    """Of the run."""
+    untuned: Config
+    """The same with the contender's own options of the optimizer."""
 
 
 def plan(place: Path, each: Contender, options: Options, seed: int, seconds: float | None) -> PlannedRun:
@@ -47,9 +51,24 @@ def plan(place: Path, each: Contender, options: Options, seed: int, seconds: flo
         overrides = [*each.overrides, *(f"optimizer.{word}" for word in words[:-1]), words[-1], *budget]
         path.mkdir(parents=True, exist_ok=True)
         freeze(path, to_dict(config), overrides)
-    elif frozen_config(path) != config:
+    elif not is_of(config, frozen_config(path)):
         raise UserError(f"{path} holds another run than that of this comparison: move it away")
-    return PlannedRun(path, " ".join([each.label, *words]), seconds)
+    untuned = variant(each.config, {}, seed, seconds)
+    return PlannedRun(path, " ".join([each.label, *words]), seconds, config, untuned)
+
+
+def is_of(config: Config, frozen: Config | None) -> bool:
+    """Whether a frozen config is that of a planned run, which puts there the micro-batches that ``auto`` has found, and
+    that it resumes from then on.
+    """
+    if frozen is None:
+        return False
+    loop, checkpoint = config.loop, config.checkpoint
+    if loop.accumulate == "auto":
+        loop = replace(loop, accumulate=frozen.loop.accumulate)
+    if checkpoint.resume == "none":
+        checkpoint = replace(checkpoint, resume=frozen.checkpoint.resume)
+    return frozen == replace(config, loop=loop, checkpoint=checkpoint)
 
 
 def run_path(place: Path, each: Contender, options: Options, seed: int) -> Path:

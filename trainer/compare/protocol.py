@@ -122,7 +122,8 @@ class ComparisonRun:
         """
         command = self.command
         (each,) = [c for c in command.contenders if c.label == command.reference]
-        (run,) = runner.run([plan(folder / "reference" / "0", each, {}, command.seeds[0], None)], "reference")
+        planned = plan(folder / "reference" / "0", each, {}, command.seeds[0], None)
+        (run,) = runner.run([planned], "reference", must_finish=True)
         seconds = [p.seconds for points in run.evaluations.values() for p in points if p.seconds is not None]
         if run.state != "finished" or not seconds:
             raise UserError(f"the reference run {run.path} is {run.state}: {run.error or 'it has no clock'}")

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,15 @@ from trainer.registry import import_plugin
 from trainer.report.read_runs import RecordedRun, read_run
 from trainer.rundir.frozen_config import arguments, plugins_of
 from trainer.rundir.logs import last_error, last_lines
-from trainer.rundir.status import FINISHED, INTERRUPTED, PREEMPTED, USER_ERROR, change_state, read_status
+from trainer.rundir.status import (
+    CRASHED,
+    FINISHED,
+    INTERRUPTED,
+    PREEMPTED,
+    USER_ERROR,
+    change_state,
+    read_status,
+)
 from trainer.signals import StopSignal, signals_blocked
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -93,7 +102,12 @@ class Runner:
             self._wait(build_all, list(configs), Path(log.name))
 
     def run(
-        self, planned: Sequence[PlannedRun], what: str, verdict: WhyPruned = lambda: None
+        self,
+        planned: Sequence[PlannedRun],
+        what: str,
+        verdict: WhyPruned = lambda: None,
+        *,
+        must_finish: bool = False,
     ) -> list[RecordedRun]:
         """Trains those that have not ended yet, from where they stopped; returns all of them in this order.
 
@@ -103,16 +117,18 @@ class Runner:
             planned: the runs.
             what: part of the comparison they are.
             verdict: asked again and again why a run is pruned, which ends it with a checkpoint; None: it is not.
+            must_finish: go on with one that has failed before.
 
         Raises:
             UserError: a run cannot be started.
             Interrupted: by a signal.
         """
         for each in planned:
-            ended = has_ended(read_status(each.path))
+            status = read_status(each.path)
+            ended = status.get("state") == "finished" if must_finish else has_ended(status)
             if not ended and verdict() is None:
                 self.progress.update(self.bar, description=f"{what}: {each.label}")
-                self._wait(train, each.path, self.log, each, verdict)
+                self._train(each, verdict)
             if reason := verdict():
                 change_state(each.path, "pruned", reason)
             if not ended:
@@ -120,6 +136,22 @@ class Runner:
             self.done += 1
             self.progress.update(self.bar, completed=self.done)
         return [read_run(each.path) for each in planned]
+
+    def _train(self, planned: PlannedRun, verdict: WhyPruned) -> None:
+        """Trains a run, which fails like any other if it is its tuned options that do not fit each other."""
+        try:
+            self._wait(train, planned.path, self.log, planned, verdict)
+        except UserError as error:
+            if not self._builds(planned.untuned) or self._builds(planned.config):
+                raise
+            change_state(planned.path, "failed", str(error))
+
+    def _builds(self, config: Config) -> bool:
+        try:
+            self.check([config])
+        except UserError:
+            return False
+        return True
 
     def _print_result(self, what: str, planned: PlannedRun) -> None:
         """Prints a line on a run that has ended."""
@@ -184,11 +216,14 @@ class Runner:
             if not passed_on and (self.stop.received is not None or verdict() is not None):
                 passed_on = True
                 process.terminate()  # SIGTERM, on which a run writes a checkpoint
-        if process.exitcode == USER_ERROR:
-            raise UserError(last_error(last_lines(log, before)) or f"see {log}")
+        status = read_status(planned.path) if planned else {}
+        is_its_own = status.get("pid") == process.pid  # not that of an earlier start
+        if process.exitcode == USER_ERROR or (process.exitcode == CRASHED and not is_its_own):
+            lines = last_lines(log, before)
+            raise UserError(last_error(lines) or (lines or [f"see {log}"])[-1])
         if self.stop.received is None and verdict() is not None:
             return
-        stopped = planned is not None and read_status(planned.path).get("state") == "preempted"
+        stopped = is_its_own and status.get("state") == "preempted"
         if self.stop.received is not None or stopped or process.exitcode in (PREEMPTED, INTERRUPTED):
             raise Interrupted
 
@@ -239,6 +274,8 @@ def build_all(configs: Sequence[Config], log: Path) -> None:
         for config in configs:
             for module in config.plugins:
                 import_plugin(module)
+            if config.loop.accumulate == "auto":  # nothing is trained that would need memory
+                config = replace(config, loop=replace(config.loop, accumulate=1))
             build(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -53,7 +53,7 @@ class LoopOptions:
     """Optimizer steps."""
     max_time: Annotated[Positive | None, MAY_DIFFER] = None
     """Seconds of training, without evaluation and checkpoints, summed over restarts."""
-    accumulate: Literal["auto"] | Count = 1
+    accumulate: Annotated[Literal["auto"] | Count, MAY_DIFFER] = 1
     """Micro-batches into which each batch of ``data.batch_size`` samples is split; ``auto``: the fewest that fit into
     the GPUs' memory, found at the start and kept in the run's config."""
     clip_norm: Positive | None = None
@@ -127,7 +127,7 @@ class CheckpointOptions:
     weights_strict: Annotated[bool, MAY_DIFFER] = True
     """Refuse weights that do not match the model by name and shape; false: take those that do."""
     accept_changed_data: Annotated[bool, MAY_DIFFER] = False
-    """Resume although the data are not those that the run was trained on."""
+    """Resume although the data, or the teacher, are not those that the run was trained on."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +201,11 @@ def check_config(values: Mapping[str, Any]) -> Config:
     if config.checkpoint.weights is not None and config.checkpoint.resume not in ("auto", "none"):
         raise ConfigError(
             "checkpoint.resume and checkpoint.weights exclude each other: a run starts from one of them"
+        )
+    parallel = config.parallel["name"]
+    if config.loop.channels_last and REGISTRIES["parallel"].get(parallel).target.shards_parameters:
+        raise ConfigError(
+            f"loop.channels_last=true does not work with parallel={parallel}, which shards weights by rows"
         )
     return config
 

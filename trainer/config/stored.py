@@ -24,20 +24,24 @@ def differences(stored: Mapping[str, Any], config: Config) -> list[str]:
     return [
         f"{name}={_text(then)} there, {_text(now)} here"
         for name, then, now in _walk(options_of(Config), stored, to_dict(config))
-        if (name != "checkpoint.resume" or {then, now} != {"auto", "none"})
-        and (name, now) != ("loop.accumulate", "auto")  # which keeps the number that the run has found
+        if name != "checkpoint.resume" or {then, now} != {"auto", "none"}
     ]
 
 
 def budget_changes(stored: Mapping[str, Any], config: Config) -> list[str]:
-    """How the budget of a config differs from that of the run, option by option."""
+    """How the budget of a config, and what ends its run before, differ from those of the run, option by option."""
     then = stored.get("loop") or {}
     options, loop = options_of(LoopOptions), to_dict(config.loop)
-    return [
-        f"loop.{name}={_text(loop[name])} instead of {_text(then.get(name, options[name].default))}"
+    changes = [
+        (f"loop.{name}", then.get(name, options[name].default), loop[name])
         for name in BUDGET
         if loop[name] != then.get(name, options[name].default)
     ]
+    callbacks = check_callbacks(stored.get("callbacks") or {})
+    for name in {**callbacks, **config.callbacks}:
+        if CALLBACKS.get(name).tags.get("ends_run"):
+            changes += _walk_callback(name, callbacks, config.callbacks)
+    return [f"{name}={_text(new)} instead of {_text(old)}" for name, old, new in changes]
 
 
 def _walk(
@@ -56,7 +60,7 @@ def _walk(
             yield from _walk_callbacks(check_callbacks(old or {}), new)
         elif isinstance(option.type, type) and isinstance(new, Mapping) and option.type is not dict:
             yield from _walk(options_of(option.type), old, new, full)
-        elif _plain(old) != _plain(new):
+        elif _plain(option.compared(old)) != _plain(option.compared(new)):
             yield full, old, new
 
 
@@ -71,13 +75,18 @@ def _walk_component(group: str, then: Any, now: Mapping[str, Any]) -> Iterator[t
 
 def _walk_callbacks(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for name in {**then, **now}:
-        full = f"callbacks.{name}"
-        if CALLBACKS.get(name).tags.get("may_differ"):
-            continue
-        if name in then and name in now:
-            yield from _walk(CALLBACKS.get(name).options, then[name], now[name], full)
-        else:
-            yield full, name in then, name in now
+        if not CALLBACKS.get(name).tags.get("may_differ"):
+            yield from _walk_callback(name, then, now)
+
+
+def _walk_callback(
+    name: str, then: Mapping[str, Any], now: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    full = f"callbacks.{name}"
+    if name in then and name in now:
+        yield from _walk(CALLBACKS.get(name).options, then[name], now[name], full)
+    else:
+        yield full, name in then, name in now
 
 
 def _plain(value: Any) -> Any:

@@ -97,7 +97,8 @@ class Data:
         read_images: image files to inputs [B, C, H, W] on the device, as they are in evaluation; None where the samples
             are no pictures.
         fingerprint: of what is trained and evaluated on, by what it describes, such as ``training files``: a run goes
-            on only if it is the same. Options that say where the data are need none of their own: `MAY_DIFFER`.
+            on only if it is the same. Options that say where the data are need none of their own: `MAY_DIFFER` or
+            `KEYS_MAY_DIFFER`.
     """
 
     train: Split
@@ -129,7 +130,7 @@ class LoaderOptions:
     most 8."""
     drop_last: bool = True
     """Leave out the last samples of an epoch that are too few for a batch, instead of a smaller one; of that, what does
-    not divide into ranks and micro-batches is left out still."""
+    not divide into ranks and micro-batches is left out still. Of token shards, these begin the next epoch."""
     holdout: Fraction = 0.0
     """Share of the training set that becomes the split "val", which then picks the best checkpoint."""
 

@@ -17,7 +17,7 @@ from trainer.data.random import mix, permute
 from trainer.data.shards import TOKENIZER_FILE, TokenShards
 from trainer.data.tokenizers import Tokenizer, load_tokenizer
 from trainer.errors import ConfigError, DataError, UserError
-from trainer.options import MAY_DIFFER, Count, Positive, Range, check_value
+from trainer.options import KEYS_MAY_DIFFER, MAY_DIFFER, Count, Positive, Range, check_value
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def tokens(
     seed: int,
     *,
     path: Annotated[str | None, MAY_DIFFER] = None,
-    sources: dict | None = None,
+    sources: Annotated[dict | None, KEYS_MAY_DIFFER] = None,
     context_length: Count = 1024,
     val_fraction: Annotated[float, Range(gt=0, lt=1)] = 0.01,
     document_mask: bool = False,
@@ -200,9 +200,9 @@ class SavedTokenizer:
     """The tokenizer of a folder of shards, loaded when it is first needed, which may take a second."""
 
     def __init__(self, shards: TokenShards) -> None:
-        name = shards.manifest.tokenizer
+        name, end = shards.manifest.tokenizer, shards.manifest.end_token
         self.name = str(shards.folder / name) if name == TOKENIZER_FILE else name
-        self.load = cache(lambda: load_tokenizer(self.name, "tokenizer "))
+        self.load = cache(lambda: load_tokenizer(self.name, "tokenizer ", end))
 
     def encode(self, text: str) -> Tensor:
         """Text to tokens, int64 [T].

@@ -14,6 +14,8 @@ from trainer.data.timm_augment import Mixing
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's training set
 MIXING = 1
 """Makes of a sample's seed that of its pair."""
+CUTOUT = 2
+"""Makes of a batch's key that of its cutouts, as the key itself draws the crops of pictures in memory."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Finish:
         drawn = torch.full((len(indices), 3), -1)
         drawn[:, :2] = -self.cutout  # so far outside that nothing is cut
         if key is not None and self.cutout:
-            drawn[:, :2] = torch.from_numpy((uniform(key, indices, 2).T * size).astype(np.int64))
+            drawn[:, :2] = torch.from_numpy((uniform(mix(key, CUTOUT), indices, 2).T * size).astype(np.int64))
         if key is not None and self.mixing:
             drawn[:, 2] = torch.tensor([mix(key, index, MIXING) >> 1 for index in indices.tolist()])
         return torch.cat([labels[:, None], drawn], dim=1)

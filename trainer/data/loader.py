@@ -19,7 +19,7 @@ DRAWN_AHEAD = 4096
 class TrainLoader:
     """Endless training batches: each epoch is a new permutation, its last incomplete batch dropped or kept.
 
-    A split with an order of its own goes on in it from epoch to epoch: what one drops begins the next.
+    A split with an order of its own goes on in it: what does not fill an epoch's last batch begins the next epoch.
 
     Batch b of epoch e is the same for every world size and number of micro-batches: the ranks and their
     micro-batches share it out in order. The position is two counters: resuming in mid-epoch replays nothing.
@@ -50,9 +50,13 @@ class TrainLoader:
         if batch_size % parts:
             near = max(batch_size // parts, 1) * parts
             groups = f" x samples in groups of {split.group}" if split.group > 1 else ""
+            way = f"take a multiple of {parts}, such as {near}"
+            local, rest = divmod(batch_size, world_size * split.group)
+            if not rest:
+                way += f", or loop.accumulate={math.gcd(local, micro_batches)}"
             raise ConfigError(
                 f"data.batch_size={batch_size} does not divide into {world_size} ranks x "
-                f"{micro_batches} micro-batches{groups}: take a multiple of {parts}, such as {near}"
+                f"{micro_batches} micro-batches{groups}: {way}"
             )
         if batch_size > len(split):
             raise ConfigError(f"data.batch_size={batch_size} exceeds the training set: at most {len(split)}")
@@ -63,7 +67,7 @@ class TrainLoader:
         self.rank = rank
         self.world_size = world_size
         self.micro_batches = micro_batches
-        whole = batch_size if options.drop_last else parts
+        whole = batch_size if options.drop_last or isinstance(split, OrderedSplit) else parts
         self.samples_per_epoch = len(split) // whole * whole
         self.batches_per_epoch = math.ceil(self.samples_per_epoch / batch_size)
         self.epoch = 0

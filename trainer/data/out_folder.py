@@ -37,5 +37,6 @@ def locked(folder: Path, is_unused: Callable[[], bool], *leftovers: str) -> Iter
         if is_unused():
             for name in (PROGRESS, LOCK, *leftovers):
                 (folder / name).unlink(missing_ok=True)
+            lock.release()  # NFS keeps a file that is open there under another name
             remove_empty(made)
         lock.release()

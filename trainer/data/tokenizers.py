@@ -36,18 +36,20 @@ class Tokenizer:
         return np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
 
 
-def load_tokenizer(name: str, where: str, end_token: str | None = None) -> Tokenizer:
+def load_tokenizer(name: str, where: str, end_token: str | int | None = None) -> Tokenizer:
     """The tokenizer of that name.
 
     Args:
         name: ``bytes``, a name of tiktoken's, or the path of a tokenizers file (``tokenizer.json``).
         where: the option that names it, for messages.
-        end_token: the token that follows a document; None: the tokenizer's own.
+        end_token: the token that follows a document, or its number; None: the tokenizer's own.
 
     Raises:
-        UserError: there is none of that name, its package is not installed, or it lacks the end token.
+        UserError: there is none of that name, its package is not installed, or it has no such end token.
     """
     if name == "bytes":
+        if isinstance(end_token, str):
+            raise ConfigError(f"{where}bytes has an end token of its own: leave out --end-token")
         return _bytes()
     if name.endswith(".json") or Path(name).is_file():
         return _from_file(Path(name), where, end_token)
@@ -64,7 +66,7 @@ def _bytes() -> Tokenizer:
     return Tokenizer("bytes", 257, 256, _digest("bytes"), encode, decode)
 
 
-def _from_file(path: Path, where: str, end_token: str | None) -> Tokenizer:
+def _from_file(path: Path, where: str, end_token: str | int | None) -> Tokenizer:
     try:
         from tokenizers import Tokenizer as File
     except ImportError:
@@ -78,12 +80,7 @@ def _from_file(path: Path, where: str, end_token: str | None) -> Tokenizer:
     file.no_truncation()
     file.no_padding()
     file.encode_special_tokens = True  # those in a text as what they are written with
-    wanted = END_TOKENS if end_token is None else [end_token]
-    end = next((token for name in wanted if (token := file.token_to_id(name)) is not None), None)
-    if end is None:
-        raise ConfigError(
-            f"{where}{path} has none of the tokens {' '.join(wanted)}: name its own by --end-token"
-        )
+    end = end_token if isinstance(end_token, int) else _find_end(file, end_token, f"{where}{path}")
 
     def encode(texts: list[str]) -> list[list[int]]:
         return [found.ids for found in file.encode_batch_fast(texts, add_special_tokens=False)]
@@ -93,9 +90,19 @@ def _from_file(path: Path, where: str, end_token: str | None) -> Tokenizer:
     return Tokenizer(str(path), size, end, _digest(content), encode, lambda ids: file.decode(ids, False))
 
 
-def _tiktoken(name: str, where: str, end_token: str | None) -> Tokenizer:
+def _find_end(file: Any, end_token: str | None, where: str) -> int:
+    wanted = END_TOKENS if end_token is None else [end_token]
+    for name in wanted:
+        if (end := file.token_to_id(name)) is not None:
+            return int(end)
+    raise ConfigError(f"{where} has none of the tokens {' '.join(wanted)}: name its own by --end-token")
+
+
+def _tiktoken(name: str, where: str, end_token: str | int | None) -> Tokenizer:
     encoding = load_encoding(name, where)
-    if end_token is None:
+    if isinstance(end_token, int):
+        end = end_token
+    elif end_token is None:
         end = encoding.eot_token
     elif end_token in encoding.special_tokens_set:
         end = encoding.encode_single_token(end_token)

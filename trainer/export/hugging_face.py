@@ -60,17 +60,17 @@ def write_hugging_face(trained: TrainedModel, out: Path) -> None:
         UserError: the folder cannot be written.
     """
     model, name = trained.model, trained.config.model["name"]
+    if not isinstance(model, CausalLM | GPT):
+        raise ConfigError(f"--to hf writes model=gpt and model=transformers: model={name} is neither")
     try:
-        out.mkdir(exist_ok=True)
         if isinstance(model, CausalLM):
             from transformers.utils.logging import disable_progress_bar
 
             disable_progress_bar()
             model.model.save_pretrained(out)  # type: ignore[operator]
             return
-        if not isinstance(model, GPT):
-            raise ConfigError(f"--to hf writes model=gpt and model=transformers: model={name} is neither")
         config, weights = counterpart(model, trained.config.model)
+        out.mkdir(exist_ok=True)
         atomic_write_text(out / "config.json", dumps(config, indent=2))
         write_tensors(weights, out / "model.safetensors")
     except OSError as error:
@@ -87,6 +87,11 @@ def counterpart(model: GPT, options: Mapping[str, Any]) -> tuple[dict[str, Any],
     Raises:
         ConfigError: there is none.
     """
+    if model.document_end is not None:
+        raise ConfigError(
+            "--to hf: the model tells documents apart (data.document_mask=true), and those of transformers attend to "
+            "all that is before: export with --set data.document_mask=false for texts of one document"
+        )
     shared = options["kv_heads"] not in (None, options["heads"])
     if not misfits(options, GPT2) and not shared:
         return gpt2_config(model, options), gpt2_weights(model)

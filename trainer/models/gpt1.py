@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trainer.errors import ConfigError, DataError, one_line
 from trainer.models.attention import feed_forward
 from trainer.models.base import MODELS, required_from_data
+from trainer.models.pretrained import needs_weights
 from trainer.options import Count
 
 EMBEDDINGS = ("tokens_embed.weight", "positions_embed.weight")
@@ -92,7 +93,7 @@ class GPT1(nn.Module):
         self.head.weight = self.tokens.weight
         for embedding in (self.tokens, self.positions):
             nn.init.normal_(embedding.weight, std=0.02)  # as OpenAI's began; the blocks keep torch's default
-        if embeddings is not None:
+        if embeddings is not None and needs_weights():
             self._load(embeddings)
         if freeze_embeddings and embeddings is None:
             raise ConfigError(

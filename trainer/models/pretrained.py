@@ -1,11 +1,30 @@
-"""Weights that torchvision offers for ImageNet, and how networks for smaller images start from them."""
+"""Weights that models start from: those of torchvision for ImageNet, and whether any are needed at all."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from torch import Tensor
 
 from trainer.errors import ConfigError, one_line
+
+_REPLACED = ContextVar("weights are replaced", default=False)
+
+
+@contextmanager
+def replaced_weights() -> Iterator[None]:
+    """Within it models are built whose weights a checkpoint will replace: they download none, and read no files."""
+    token = _REPLACED.set(True)
+    try:
+        yield
+    finally:
+        _REPLACED.reset(token)
+
+
+def needs_weights() -> bool:
+    """Whether a model that is built now has to get the weights that its options ask for; see `replaced_weights`."""
+    return not _REPLACED.get()
 
 
 def torchvision_weights(arch: str) -> dict[str, Tensor]:
@@ -30,6 +49,8 @@ def torchvision_weights(arch: str) -> dict[str, Tensor]:
 def load_by_position(own: Mapping[str, Tensor], arch: str, skipped: str) -> None:
     """Copies torchvision's weights into tensors of a model, one after the other, whatever they are called there.
 
+    Does nothing where the model `needs_weights` not.
+
     Args:
         own: a part of the model's state, in the order in which torchvision's network has the same tensors.
         arch: the name of torchvision's network.
@@ -38,6 +59,8 @@ def load_by_position(own: Mapping[str, Tensor], arch: str, skipped: str) -> None
     Raises:
         ConfigError: the weights cannot be had, or the model has other shapes.
     """
+    if not needs_weights():
+        return
     weights = torchvision_weights(arch)
     names = [name for name in weights if not re.match(skipped, name)]
     shapes = [list(weights[name].shape) for name in names]

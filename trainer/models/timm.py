@@ -7,6 +7,7 @@ from torch import nn
 
 from trainer.errors import ConfigError, MissingExtra
 from trainer.models.base import MODELS, check_forward, height_width, one_line, required_from_data
+from trainer.models.pretrained import needs_weights
 from trainer.options import Count
 
 
@@ -43,7 +44,8 @@ def timm(
         required_from_data("num_classes", num_classes),
     )
     try:
-        model = timm.create_model(arch, pretrained, num_classes=classes, in_chans=channels, **options)
+        loads = pretrained and needs_weights()
+        model = timm.create_model(arch, loads, num_classes=classes, in_chans=channels, **options)
     except Exception as error:  # from a wrong option to weights that are not there
         raise ConfigError(f"model.arch={arch} of timm cannot be built: {one_line(error)}") from error
     check_forward(model, arch, channels, height_width(image_size), classes)

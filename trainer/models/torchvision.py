@@ -6,7 +6,7 @@ from torch import nn
 
 from trainer.errors import ConfigError, nearest
 from trainer.models.base import MODELS, check_forward, height_width, one_line, required_from_data
-from trainer.models.pretrained import torchvision_weights
+from trainer.models.pretrained import needs_weights, torchvision_weights
 from trainer.options import Count
 
 
@@ -43,7 +43,7 @@ def torchvision(
         model = models.get_model(arch, num_classes=classes, **_options(arch, size, pretrained))
     except (AssertionError, ValueError) as error:
         raise ConfigError(f"model.arch={arch} does not take images of {size}: {one_line(error)}") from error
-    if pretrained:
+    if pretrained and needs_weights():
         _load_weights(model, arch, classes)
     if channels != 3:
         _replace_stem(model, channels)

@@ -1,7 +1,7 @@
 """The registry of objectives and their interface."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,8 @@ from trainer.data import Batch
 from trainer.registry import Registry
 
 OBJECTIVES = Registry("objective", entry_points="trainer.objectives", refusals=(ValueError,))
-"""Objectives by name, subclasses of `Objective`; their keyword-only arguments are the options of ``objective=NAME``."""
+"""Objectives by name, subclasses of `Objective`; their keyword-only arguments are the options of ``objective=NAME``.
+The tag ``runs`` names those that lead to networks of other runs: a run goes on with the same checkpoints only."""
 
 Network = Callable[..., Any]
 """A model, or what wraps it for training."""
@@ -27,7 +28,7 @@ class Objective:
 
     primary: str = "loss"
     """The metric by which the best model is picked."""
-    logits_of: ClassVar[Literal["classes", "tokens"] | None] = None
+    logits_of: Literal["classes", "tokens"] | None = None
     """What the model's outputs are logits of, so that predictions or sample texts can be shown; None: of neither."""
 
     def loss(self, model: Network, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -104,12 +105,24 @@ def wide(outputs: Tensor) -> Tensor:
     return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 
+def of_all_classes(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Shares of fewer classes than outputs, [B, k] and [B, K], with zeros for the others; other targets as they are."""
+    if not (outputs.dim() == targets.dim() == 2 and targets.is_floating_point()):
+        return targets
+    missing = outputs.shape[1] - targets.shape[1]
+    # what does not add up to one is no shares, such as a regression's targets, which do not fit
+    if missing > 0 and torch.allclose(targets.sum(1), targets.new_ones(len(targets))):
+        return nn.functional.pad(targets, (0, missing))
+    return targets
+
+
 def targets_like(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Targets in the shape of the outputs: as they are, or class numbers [B] as one-hot vectors [B, K].
+    """Targets in the shape of the outputs: as they are, of all classes, or class numbers [B] as one-hot vectors [B, K].
 
     Raises:
         ValueError: they cannot be compared.
     """
+    targets = of_all_classes(outputs, targets)
     if targets.shape == outputs.shape:
         return targets.to(outputs.dtype)
     if targets.dtype == torch.int64 and outputs.shape[:-1] == targets.shape and outputs.dim() > 1:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.objectives.base import OBJECTIVES, Supervised, wide
+from trainer.objectives.base import OBJECTIVES, Supervised, of_all_classes, wide
 from trainer.options import Fraction
 
 NAMES = ("loss", "accuracy", "top5_accuracy")
@@ -17,7 +17,8 @@ NAMES = ("loss", "accuracy", "top5_accuracy")
 class CrossEntropy(Supervised):
     """Cross-entropy of logits [B, K] against classes [B]; accuracy, and top-5 accuracy where K > 5.
 
-    Targets may be shares of the classes, [B, K], as of mixed images: the class with the largest share is the right one.
+    Targets may be shares of the classes, [B, K] or of the first of them alone, as of mixed images: the class with the
+    largest share is the right one.
 
     Args:
         label_smoothing: share of the target probability that is spread over all classes, in training only; None:
@@ -32,6 +33,7 @@ class CrossEntropy(Supervised):
     def of_outputs(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As of the base; the totals are loss, correct predictions, also among the five best if K > 5, and samples."""
         smoothing, logits = self.label_smoothing or 0.0, wide(outputs)
+        targets = of_all_classes(logits, targets)
         shares = targets.to(logits.dtype) if targets.is_floating_point() else targets
         loss = F.cross_entropy(logits, shares, label_smoothing=smoothing, reduction="sum")
         if targets.is_floating_point():

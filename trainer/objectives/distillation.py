@@ -11,12 +11,12 @@ from trainer.data import Batch
 from trainer.objectives.base import OBJECTIVES, Network, Objective, wide
 from trainer.objectives.cross_entropy import CrossEntropy
 from trainer.objectives.next_token import NextToken
-from trainer.options import Positive, Range
+from trainer.options import MAY_DIFFER, Positive, Range
 
 Share = Annotated[float, Range(ge=0, le=1)]
 
 
-@OBJECTIVES.register("distillation")
+@OBJECTIVES.register("distillation", runs=("teacher",))
 class Distillation(Objective):
     """``(1 - weight) CE(student, targets) + weight T² KL(teacher_T || student_T)`` (arXiv 1503.02531).
 
@@ -25,7 +25,7 @@ class Distillation(Objective):
 
     Args:
         teacher: a run, of which the newest checkpoint is taken, or one of its checkpoints, such as
-            RUN/checkpoints/best. Each rank holds all of it.
+            RUN/checkpoints/best. Each rank holds all of it. A student goes on with the same checkpoint only.
         temperature: T.
         weight: of the teacher, from 0 to 1.
         base: the objective of the targets: ``cross_entropy`` of classes or ``next_token`` of tokens.
@@ -34,7 +34,7 @@ class Distillation(Objective):
     def __init__(
         self,
         *,
-        teacher: str,
+        teacher: Annotated[str, MAY_DIFFER],
         temperature: Positive = 2.0,
         weight: Share = 0.5,
         base: Literal["cross_entropy", "next_token"] = "cross_entropy",
@@ -42,6 +42,7 @@ class Distillation(Objective):
         self.run, self.temperature, self.weight = teacher, temperature, weight
         self.base = NextToken() if base == "next_token" else CrossEntropy()
         self.primary = self.base.primary
+        self.logits_of = self.base.logits_of
 
     def attach(self, network_of: Callable[[str], nn.Module]) -> None:
         """Takes the teacher."""

@@ -36,7 +36,7 @@ class BinaryCrossEntropy(Supervised):
     """Binary cross-entropy per element, of logits [B, K] against labels [B, K] from 0 to 1; accuracy.
 
     Class numbers [B] count as one-hot vectors, and then accuracy is that of the largest logit; of several labels a
-    sample it is the share of the labels on whose side of one half the prediction is.
+    sample, and so of shares of the classes, it is the share of the labels on whose side of one half the prediction is.
     """
 
     primary = "accuracy"
@@ -48,7 +48,7 @@ class BinaryCrossEntropy(Supervised):
         count = len(outputs)
         each = outputs[0:1].numel()
         loss = F.binary_cross_entropy_with_logits(outputs, labels, reduction="sum") / each
-        if labels.shape == targets.shape:
+        if targets.dim() == labels.dim():
             right = ((outputs > 0) == (labels > 0.5)).sum() / each
         else:
             right = (outputs.argmax(-1) == targets).sum()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from trainer.distributed.dtensor import is_dtensor
 from trainer.registry import Registry
@@ -29,6 +30,27 @@ OPTIMIZERS = Registry(
 )
 """Optimizers by name: ``make(model, params, *, options...)``, params as `trainer.optim.param_groups` gives them.
 What they may offer besides is in `trainer.optim.protocols`."""
+
+
+class FixedGroups(Optimizer):
+    """An optimizer that finds out only when it is made what it has to know of its parameters: none come later."""
+
+    _has_groups = False
+
+    def __init__(self, params: Groups, defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+        self._has_groups = True
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group that the constructor was given.
+
+        Raises:
+            ValueError: it comes later.
+        """
+        if self._has_groups:
+            name = type(self).__name__
+            raise ValueError(f"{name} takes no parameters later: build the optimizer with all parameters")
+        super().add_param_group(param_group)
 
 
 def is_sharded(groups: Groups) -> bool:

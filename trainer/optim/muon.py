@@ -5,13 +5,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from trainer._private import _adjust_lr
+from trainer.optim.adafisher.layers import own_parameters
 from trainer.optim.adafisher.polar import polar_factor
-from trainer.optim.adafisher.roles import parts_of
-from trainer.optim.base import OPTIMIZERS, Groups, fuses_by_default
+from trainer.optim.adafisher.roles import INPUT_PROJECTIONS, parts_of
+from trainer.optim.base import OPTIMIZERS, FixedGroups, Groups, fuses_by_default
 from trainer.options import Count, Fraction, NonNegative, Positive
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -50,15 +50,15 @@ def _hidden_matrices(model: nn.Module, output_layer: bool) -> dict[int, tuple[in
     others: list[int | None] = []
     last = None
     for path, module in model.named_modules():
-        weight: Tensor | None = None
+        weights: list[Tensor] = []
         match module:
             case nn.Linear() | nn.Conv1d(groups=1) | nn.Conv2d(groups=1) | nn.Conv3d(groups=1):
-                weight = module.weight
+                weights = [module.weight]
             case nn.MultiheadAttention():
-                weight = module.in_proj_weight
+                weights = [p for name, p in own_parameters(module).items() if name in INPUT_PROJECTIONS]
             case nn.Embedding():
                 others.append(id(module.weight))
-        if weight is not None:
+        for weight in weights:
             last, rows = id(weight), tuple(parts_of(path, module, weight))
             matrices[last] = rows if len(rows) > 1 else ()
     if not output_layer:
@@ -67,7 +67,7 @@ def _hidden_matrices(model: nn.Module, output_layer: bool) -> dict[int, tuple[in
 
 
 @OPTIMIZERS.register("muon")
-class MuonAdamW(Optimizer):
+class MuonAdamW(FixedGroups):
     r"""Orthogonalises the momentum of hidden matrices, and takes AdamW's step for the rest.
 
     A matrix W [out, in], or a convolution's weight flattened to it, takes ``torch.optim.Muon``'s step

@@ -15,7 +15,7 @@ from trainer.errors import MissingExtra
 from trainer.report import diff, push
 from trainer.report.output import write
 from trainer.report.read_runs import read_runs
-from trainer.report.render import show, to_stdout
+from trainer.report.render import show
 from trainer.report.serialize import as_json
 from trainer.report.summary import LEVEL, Spread, make_report
 from trainer.rundir.status import FINISHED
@@ -125,11 +125,10 @@ def run(args: Namespace) -> int:
     )
     if args.out:
         write(report, args.out)
-    with to_stdout():
-        if args.json:
-            print(dumps(as_json(report), indent=2))
-        else:
-            show(report, table_console())
+    if args.json:
+        print(dumps(as_json(report), indent=2))
+    else:
+        show(report, table_console())
     return FINISHED
 
 

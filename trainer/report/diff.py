@@ -16,7 +16,6 @@ from trainer.formatting import printable
 from trainer.report.grouping import NEVER_SWEPT, config_text
 from trainer.report.read_runs import read_config
 from trainer.report.records import Record, read_records
-from trainer.report.render import to_stdout
 from trainer.rundir.files import METRICS
 from trainer.rundir.foreign import parse_json, read_text
 from trainer.rundir.status import FINISHED
@@ -79,11 +78,10 @@ def run(args: Namespace) -> int:
         DataError: a path is no run.
     """
     found = compare_runs(*args.runs)
-    with to_stdout():
-        if args.json:
-            print(dumps(asdict(found), indent=2))
-        else:
-            show(found, table_console())
+    if args.json:
+        print(dumps(asdict(found), indent=2))
+    else:
+        show(found, table_console())
     return FINISHED
 
 

@@ -97,9 +97,7 @@ def group_keys(by: str | None, runs: Sequence[RecordedRun]) -> list[str]:
 def group(runs: Sequence[RecordedRun], keys: Sequence[str]) -> list[Group]:
     """The runs grouped by their values of these options."""
     parts = partition(runs, keys).values()
-    # an option that only depends on the group, such as a tuned rate, does not keep runs of two groups from being a pair
-    swept = [key for key in swept_keys(runs) if any(_differs(key, members) for members in parts)]
-    rest = [key for key in dict.fromkeys(["seed", *swept]) if key not in keys]
+    rest = _pairing_keys(parts, keys)
     groups = []
     for members in parts:
         finished = sorted(
@@ -109,6 +107,18 @@ def group(runs: Sequence[RecordedRun], keys: Sequence[str]) -> list[Group]:
         counted: dict[Hashable, RecordedRun] = {values_of(run, rest): run for run in finished}
         groups.append(Group(group_label(members[0], keys), values, members, counted))
     return groups
+
+
+def _pairing_keys(parts: Iterable[Sequence[RecordedRun]], keys: Sequence[str]) -> list[str]:
+    """The options by which runs of two groups are a pair: the seed, and where it does not tell the runs of a group
+    apart, as none of a comparison's jobs with their own budgets, all others that were swept within a group.
+    """
+    if "seed" not in keys and all(len(partition(members, ["seed"])) == len(members) for members in parts):
+        return ["seed"]
+    runs = [run for members in parts for run in members]
+    # an option that only depends on the group, such as a tuned rate, does not keep runs of two groups from being a pair
+    swept = [key for key in swept_keys(runs) if any(_differs(key, members) for members in parts)]
+    return [key for key in dict.fromkeys(["seed", *swept]) if key not in keys]
 
 
 def group_label(run: RecordedRun, keys: Iterable[str]) -> str:

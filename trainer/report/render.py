@@ -1,10 +1,5 @@
 """The report for people: in the terminal and as a Markdown page."""
 
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from rich.console import Console
 from rich.text import Text
 
@@ -14,16 +9,6 @@ from trainer.report.caveats import notes
 from trainer.report.formatting import method, verdict
 from trainer.report.summary import Report
 from trainer.report.tables import tables
-
-
-@contextmanager
-def to_stdout() -> Iterator[None]:
-    """A context for printing to a pipe that may be closed early, as by ``head``: the rest is then dropped."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show(report: Report, console: Console) -> None:

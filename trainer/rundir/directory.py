@@ -73,10 +73,14 @@ class RunDirectory:
         self._lock.release()
 
     def remove_if_unused(self) -> None:
-        """Removes the directory, and the parents that were made for it, if nothing was written; before `release`."""
+        """Removes the directory, and the parents that were made for it, if nothing was written; before `release`.
+
+        The lock ends before its directory does: NFS keeps a file that is open there under another name.
+        """
         with suppress(OSError):  # somebody else removed it
             if self._made and [entry.name for entry in self.path.iterdir()] == [LOCK]:
                 self._lock.path.unlink()
+                self._lock.release()
                 remove_empty(self._made)
 
     def log(self, text: str) -> None:

@@ -29,6 +29,7 @@ class DirectoryLock:
     def __init__(self, directory: Path, name: str = LOCK) -> None:
         self.path = directory / name
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._is_released = False
         try:
             self._lock()
         except BaseException:
@@ -37,7 +38,10 @@ class DirectoryLock:
         _held.add(self._file)
 
     def release(self) -> None:
-        """Ends it; the file stays."""
+        """Ends it, unless that was done before; the file stays."""
+        if self._is_released:
+            return
+        self._is_released = True
         _held.discard(self._file)
         os.close(self._file)
 

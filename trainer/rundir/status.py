@@ -59,6 +59,10 @@ FIELDS: dict[str, Any] = {
 """The types of the fields of status.json."""
 
 
+KEPT = ("step", "saved", "metrics", "primary", "declared", "host", "pid", "started")
+"""The fields of a run that has ended which those who say why leave as they are."""
+
+
 def read_status(run: Path) -> dict[str, Any]:
     """The last written status of the run in a directory; empty where there is none.
 
@@ -107,7 +111,7 @@ def write_status(run: Path, state: str, **fields: Any) -> None:
         fields.setdefault("declared", metrics.declarations(fields["metrics"]))
     process = {"host": socket.gethostname(), "pid": os.getpid(), "started": start_time(os.getpid())}
     process |= {"time": time.time()}
-    text = dumps(with_checksum({"format": FORMAT, "state": state, **fields, **process}), indent=2)
+    text = dumps(with_checksum({"format": FORMAT, "state": state, **process, **fields}), indent=2)
     try:
         atomic_write_text(run / STATUS, text)
     except OSError as error:
@@ -116,13 +120,13 @@ def write_status(run: Path, state: str, **fields: Any) -> None:
 
 
 def change_state(run: Path, state: str, reason: str) -> None:
-    """Sets state and reason in status.json after a run has ended, and keeps step, newest checkpoint and metrics.
+    """Sets state and reason in status.json after a run has ended; what the run has written of itself stays.
 
     Raises:
         OSError: it cannot be written.
     """
     status = read_status(run)
-    kept = {key: status[key] for key in ("step", "saved", "metrics", "primary", "declared") if key in status}
+    kept = {key: status[key] for key in KEPT if key in status}
     write_status(run, state, **kept, error=reason)
 
 

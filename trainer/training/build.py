@@ -15,6 +15,7 @@ from trainer.distributed.ranks import SINGLE_PROCESS, Ranks
 from trainer.distributed.strategies import STRATEGIES, Strategy
 from trainer.distributed.wrapping import blocks_of, recompute
 from trainer.errors import ConfigError
+from trainer.formatting import counted
 from trainer.monitor import check_sinks
 from trainer.objectives import Objective
 from trainer.optim import OPTIMIZERS, SCHEDULES, Schedule, param_groups
@@ -104,6 +105,7 @@ def build_on_rank(config: Config, ranks: Ranks) -> tuple[torch.device, Data, nn.
     device = pick_device(config.device, ranks)
     seed_all(config.seed)
     data = load_data(config, device)
+    check_evals(data, ranks.world_size)
     model = build_model(config, data)
     initialize_lazy_layers(model, data)
     objective = build_objective(config, model, data, device)
@@ -118,6 +120,20 @@ def build_on_rank(config: Config, ranks: Ranks) -> tuple[torch.device, Data, nn.
 def load_data(config: Config, device: torch.device) -> Data:
     """The data on a device, with a part of the training set held out if ``data.holdout`` says so."""
     return hold_out(DATA.build(config.data, device, config.seed), config.loader.holdout)
+
+
+def check_evals(data: Data, world_size: int) -> None:
+    """Checks that each rank has a sample of every evaluation split.
+
+    Raises:
+        ConfigError: a split has too few.
+    """
+    for name, split in data.evals.items():
+        if len(split) < world_size:
+            raise ConfigError(
+                f"the evaluation split {name} has {counted(len(split), 'sample')} for {counted(world_size, 'rank')}: "
+                "start fewer ranks, or evaluate on more samples"
+            )
 
 
 def build_optimizer(config: Config, model: nn.Module) -> Optimizer:
@@ -186,7 +202,7 @@ def blocks_to_recompute(model: nn.Module, config: Config) -> list[nn.Module]:
 
 
 def pick_device(name: str, ranks: Ranks) -> torch.device:
-    """The device of that name; ``auto`` takes an accelerator where there is one.
+    """The device of that name; ``auto`` takes a GPU of CUDA where there is one, else the CPU.
 
     Each rank of a node gets a GPU of its own, whether the launcher shows it only that one or all of the node.
 
@@ -195,7 +211,7 @@ def pick_device(name: str, ranks: Ranks) -> torch.device:
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
+        name = "cuda" if available["cuda"] else "cpu"  # AdaFisher needs what torch lacks on mps
     if not available[name]:
         kinds = ", ".join(kind for kind, there in available.items() if there)
         raise ConfigError(f"device={name} is not available on this machine: it has {kinds}")
@@ -222,7 +238,7 @@ def check_ranks(config: Config, ranks: Ranks) -> None:
     """Checks that the strategy fits the ranks that were started.
 
     Raises:
-        ConfigError: it does not, or it does not fit the memory format.
+        ConfigError: it does not.
     """
     name, strategy = config.parallel["name"], strategy_of(config)
     if strategy.min_ranks == 1 and ranks.world_size > 1:
@@ -231,10 +247,6 @@ def check_ranks(config: Config, ranks: Ranks) -> None:
         raise ConfigError(
             f"parallel={name} needs more than one rank: start it with torchrun --nproc-per-node N -m trainer "
             f"or srun, or use parallel=none"
-        )
-    if strategy.shards_parameters and config.loop.channels_last:
-        raise ConfigError(
-            f"loop.channels_last=true does not work with parallel={name}, which shards weights by rows"
         )
 
 

@@ -1,5 +1,7 @@
 """From a config to the model, with what the data say of it."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -8,9 +10,9 @@ from trainer.config.schema import Config
 from trainer.data import Data
 from trainer.errors import ConfigError, one_line_errors
 from trainer.models import MODELS
-from trainer.models.base import kind_read
+from trainer.models.base import height_width, kind_read
 
-FIXED = ("num_classes", "vocab_size", "in_channels", "document_end")
+FIXED = ("num_classes", "vocab_size", "in_channels", "image_size", "context_length", "document_end")
 """What the user may say too, but not otherwise than the data."""
 
 
@@ -60,6 +62,9 @@ def initialize_lazy_layers(model: nn.Module, data: Data) -> None:
             model.eval()(sample)
 
 
-def fits(fact: str, option: int, value: int) -> bool:
+def fits(fact: str, option: Any, value: Any) -> bool:
     """Whether a model can have that option: more classes or tokens than the data has, all else just as it is."""
-    return option >= value if fact in ("num_classes", "vocab_size") else option == value
+    if fact == "image_size":
+        return tuple(height_width(option)) == tuple(height_width(value))
+    at_least = ("num_classes", "vocab_size", "context_length")
+    return bool(option >= value if fact in at_least else option == value)

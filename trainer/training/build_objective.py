@@ -13,6 +13,7 @@ from trainer.config.schema import Config
 from trainer.data import Data
 from trainer.errors import ConfigError, nearest, one_line_errors
 from trainer.models import MODELS
+from trainer.models.pretrained import replaced_weights
 from trainer.objectives import OBJECTIVES, Objective, default_objective
 from trainer.objectives.base import DEFAULTS
 from trainer.rundir.files import CONFIG
@@ -132,7 +133,7 @@ def load_network(path: str, config: Config, data: Data) -> nn.Module:
     )
     checkpoint = find_checkpoints(Path(path), option)[0]
     values = read_frozen(checkpoint.absolute().parent.parent / CONFIG)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), replaced_weights():
         network = build_model(replace(config, model=MODELS.check(values.get("model") or {})), data)
         initialize_lazy_layers(network, data)
     load_weights(option, str(checkpoint), network, strict=True)

@@ -1,6 +1,7 @@
 """Text by a language model: one token after the other, drawn from its distribution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ def generate(
     outputs: Callable[..., Tensor],
     prompt: Tensor,
     length: int,
-    context: int,
+    facts: Mapping[str, Any],
     generator: torch.Generator,
     cache: Cache | None = None,
     *,
@@ -22,23 +23,24 @@ def generate(
     """Draws tokens one after the other from the model's distribution: [T] -> [T + length].
 
     Args:
-        outputs: tokens [1, T] to logits [1, T, vocabulary], T at most ``context``; given a cache too, of the tokens
-            that are not in it yet.
+        outputs: tokens [1, T] to logits [1, T, vocabulary], T at most ``context_length``; given a cache too, of the
+            tokens that are not in it yet.
         prompt: tokens [T] to continue.
         length: tokens to draw.
-        context: the most tokens that ``outputs`` takes.
+        facts: of the data: ``context_length``, the most tokens that ``outputs`` takes, and ``vocab_size``, beyond
+            which a model may have outputs that stand for nothing.
         generator: on the CPU.
         cache: empty; used until the text is longer than the context, whose beginning moves then.
         temperature: as of `draw`.
         top_k: as of `draw`.
     """
-    tokens = prompt
+    tokens, context, vocab_size = prompt, facts["context_length"], facts["vocab_size"]
     for _ in range(length):
         if cache is not None and len(tokens) <= context:
             logits = outputs(tokens[None, cache.length :], cache)[0, -1]
         else:
             logits = outputs(tokens[None, -context:])[0, -1]
-        drawn = draw(logits.float().cpu(), generator, temperature, top_k)
+        drawn = draw(logits[:vocab_size].float().cpu(), generator, temperature, top_k)
         tokens = torch.cat([tokens, drawn.to(tokens)])
     return tokens
 

@@ -73,10 +73,9 @@ class Trainer:
         if self.counters.step > 0 and self.parts.strategy.settles_buckets:
             self.train_step.settle_ddp_buckets()
         self.show_images()
-        self.callbacks.start(
+        ends = self.callbacks.start(
             Training(**self.parts.seen_by_callbacks(), monitors=self.monitors, progress=self.parts.progress)
         )
-        ends = self.callbacks_end()
         if self.was_saved_before_evaluation():
             ends = self.evaluate()
         while not (ends or self.parts.is_finished):
@@ -90,7 +89,7 @@ class Trainer:
                 self.report_curvature()
             stop, ends = outcome.requests.stop, outcome.requests.end
             if outcome.requests.save or stop is not None or ends or self.parts.is_finished:
-                self.save()  # first, as an evaluation may fail
+                self.save(ends=ends)  # first, as an evaluation may fail
             if stop is not None:
                 self.checkpoints.wait()
                 raise Preempted(stop, self.counters.step)
@@ -99,18 +98,13 @@ class Trainer:
         if self.counters.evaluated_step != self.counters.step:
             self.evaluate()
         self.callbacks.tell("end")
+        reason = self.callbacks.withdraw()
+        if reason is not None:  # it would end an extended run again: this step is saved anew without it
+            self.checkpoints.saved_step = None
         self.save()
         self.checkpoints.wait()
-        if self.callbacks.training is not None and self.callbacks.training.stop_reason is not None:
-            self.monitors.message(
-                f"ended at step {self.counters.step}: {self.callbacks.training.stop_reason}"
-            )
-
-    def callbacks_end(self) -> bool:
-        """Whether a callback of any rank asks for the end of the run; all ranks call it."""
-        if not self.callbacks.by_name:
-            return False
-        return self.parts.ranks.sum(torch.tensor(float(self.callbacks.wants_end))).item() > 0
+        if reason is not None:
+            self.monitors.message(f"ended at step {self.counters.step}: {reason}")
 
     def was_saved_before_evaluation(self) -> bool:
         """Whether the run resumes from a step that was to be evaluated after it was saved."""
@@ -121,10 +115,17 @@ class Trainer:
     def requests(self) -> Requests:
         """What this rank wants to be done after the step that is being taken."""
         is_due = self.checkpoints.is_due(self.counters.step + 1)
-        return Requests(save=is_due, stop=self.stop.received, end=self.callbacks.wants_end)
+        return Requests(save=is_due, stop=self.stop.received, end=self.callbacks.stop_reason is not None)
 
-    def save(self, *, best: bool = False) -> None:
-        """Saves the present step; ``best`` marks it as the best so far."""
+    def save(self, *, best: bool = False, ends: bool = False) -> None:
+        """Saves the present step.
+
+        Args:
+            best: mark it as the best so far.
+            ends: whether the run ends here, if a callback has asked for that.
+        """
+        self.callbacks.agree_on_end()
+        self.callbacks.ends_here = ends
         with evaluation_weights(self.parts.optimizer):
             self.checkpoints.save(self.parts.state, self.monitors.state_dict(), best=best)
 
@@ -199,10 +200,10 @@ class Trainer:
         with evaluation_weights(self.parts.optimizer):
             self.callbacks.tell("after_evaluation", metrics)
         if is_best and self.parts.config.checkpoint.keep_best:
-            self.save(best=True)
+            self.save(best=True, ends=True)
         with evaluation_weights(self.parts.optimizer):
             self.show_outputs()
-        return self.callbacks_end()
+        return self.callbacks.agree_on_end()
 
     def show_outputs(self) -> None:
         """Shows histograms of the parameters and outputs of the model; a failure of this is a warning.

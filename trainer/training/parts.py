@@ -104,6 +104,7 @@ class RunParts:
             "primary": self.primary,
             "is_sharded": self.strategy.shards_parameters,
             "replicas": self.strategy.gradient_replicas,
+            "has_average": self.state.ema is not None,
         }
 
     def progress(self) -> Progress:

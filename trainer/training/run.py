@@ -200,6 +200,7 @@ def fit(trainer: Trainer, directory: RunDirectory, status: StatusFile) -> int:
         end("preempted", str(stopped))
         return PREEMPTED
     except TrainingFailed as error:  # on every rank
+        finish_writing(trainer)
         monitors.message(str(error), "error")
         end("failed", str(error))
         if ranks.is_rank0:
@@ -229,12 +230,16 @@ def fit(trainer: Trainer, directory: RunDirectory, status: StatusFile) -> int:
 
 
 def save_last_step(trainer: Trainer) -> None:
-    """Saves what a failed run has reached, unless it failed in the middle of a step; a failure of this is a warning.
+    """Saves what a failed run has reached; a failure of this is a warning.
 
-    One of several ranks does not do it: the others are somewhere else.
+    In the middle of a step it waits for the last checkpoint instead. One of several ranks does neither: the others are
+    somewhere else.
     """
     step = trainer.counters.step
-    if step == 0 or trainer.train_step.is_under_way or trainer.parts.ranks.world_size > 1:
+    if trainer.parts.ranks.world_size > 1:
+        return
+    if step == 0 or trainer.train_step.is_under_way:
+        finish_writing(trainer)
         return
     try:
         trainer.save()
@@ -242,6 +247,14 @@ def save_last_step(trainer: Trainer) -> None:
         trainer.monitors.message(f"step {step} is saved")
     except Exception as error:
         trainer.monitors.message(f"step {step} is not saved: {one_line(error)}", "warning")
+
+
+def finish_writing(trainer: Trainer) -> None:
+    """Waits for the checkpoint that is being written in the background; that it cannot be is a warning."""
+    try:
+        trainer.checkpoints.wait()
+    except Exception as error:
+        trainer.monitors.message(one_line(error), "warning")
 
 
 def error_line(error: BaseException) -> str:

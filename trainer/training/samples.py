@@ -82,10 +82,9 @@ class SampleOutputs:
         """The prompt and its continuation by the model, of ``length`` tokens, as text."""
         assert self.data.decode is not None
         generator = torch.Generator().manual_seed(self.seed % 2**63)
-        context = self.data.model_defaults["context_length"]
         with torch.compiler.set_stance("force_eager"):  # the length of the text changes with every token
             cache = self.model.new_cache() if isinstance(self.model, CachingModel) else None
-            tokens = generate(self._outputs, self.prompt, length, context, generator, cache)
+            tokens = generate(self._outputs, self.prompt, length, self.data.model_defaults, generator, cache)
         return self.data.decode(tokens.cpu())
 
     @cached_property

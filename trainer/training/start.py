@@ -6,18 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import storage
+from trainer.checkpoint.manifest import MANIFEST
 from trainer.checkpoint.restore import restore
 from trainer.checkpoint.weights import WEIGHTS, load_weights
 from trainer.config.schema import Config
 from trainer.config.stored import budget_changes, differences, optimizer_differences
+from trainer.data.base import digest
 from trainer.errors import CheckpointError, ConfigError, UserError
 from trainer.monitor.base import Level
+from trainer.objectives import OBJECTIVES
 from trainer.rundir.files import CONFIG, METRICS
 from trainer.rundir.frozen_config import read_frozen
 from trainer.rundir.status import read_status
 from trainer.training.parts import RunParts
 
 RESUME = "checkpoint.resume="
+
+OBJECTIVE = "objective."
+"""Begins, in the fingerprint of what a run is trained on, the names of options that lead to a teacher's checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,8 @@ def start(parts: RunParts, found: Found) -> Started:
         MachineError: it cannot be read.
     """
     options, ranks = parts.config.checkpoint, parts.ranks
+    teachers = ranks.run_on_rank0(lambda: teachers_of(parts.config))
+    parts.state.data = {**parts.data.fingerprint, **teachers}
     if not found.checkpoints and options.weights is None:
         reached = found.status.get("step")
         again = f"the run had reached step {reached} and no checkpoint: it starts again"
@@ -166,12 +174,19 @@ def start(parts: RunParts, found: Found) -> Started:
         parts.state.start_average()
         said: list[tuple[str, Level]] = [(warning, "warning") for warning in warnings]
         return Started(None, messages=[*said, (f"starts with the weights of {path}", "info")])
-    restored = restore(list(map(Path, found.checkpoints)), parts.state, same_run=found.is_own, ranks=ranks)
+    restored = restore(
+        list(map(Path, found.checkpoints)),
+        parts.state,
+        same_run=found.is_own,
+        keep_best=options.keep_best,
+        ranks=ranks,
+    )
     messages: list[tuple[str, Level]] = [(warning, "warning") for warning in restored.warnings]
     if not found.is_own:
         what = "the weights and the optimizer's state; options, budget and the order of the data are its own"
         return Started(None, messages=[*messages, (f"starts from {restored.checkpoint}: {what}", "info")])
     check_data(parts, restored.data)
+    check_teachers(parts.config, teachers, restored.data)
     messages.append((f"going on from {restored.checkpoint}", "info"))
     if found.budget_changes:
         messages.append((describe_budget(parts, found.budget_changes), "warning"))
@@ -188,13 +203,44 @@ def check_data(parts: RunParts, before: Mapping[str, str]) -> None:
     changed = [
         f"{what}: {before.get(what, 'none')} there, {now.get(what, 'none')} here"
         for what in sorted(before.keys() | now.keys())
-        if before.get(what) != now.get(what)
+        if before.get(what) != now.get(what) and not what.startswith(OBJECTIVE)
     ]
     if changed and not parts.config.checkpoint.accept_changed_data:
         raise ConfigError(
             f"the data are not those that the run was trained on: {'; '.join(changed)}: "
             f"checkpoint.accept_changed_data=true goes on with them"
         )
+
+
+def teachers_of(config: Config) -> dict[str, str]:
+    """By option, the checkpoints of other runs that the objective learns from: name and checksum of each.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = {}
+    for name in OBJECTIVES.get(config.objective["name"]).tags.get("runs", ()):
+        checkpoint = storage.find_checkpoints(Path(config.objective[name]), f"{OBJECTIVE}{name}=")[0]
+        found[f"{OBJECTIVE}{name}"] = f"{checkpoint.name} {digest((checkpoint / MANIFEST).read_bytes())}"
+    return found
+
+
+def check_teachers(config: Config, teachers: Mapping[str, str], before: Mapping[str, str]) -> None:
+    """Checks that a run goes on with the teachers that it has had; an older checkpoint does not know them.
+
+    Raises:
+        ConfigError: one is another checkpoint.
+    """
+    for option, now in teachers.items():
+        then = before.get(option, now)
+        if then != now and not config.checkpoint.accept_changed_data:
+            path = config.objective[option.removeprefix(OBJECTIVE)]
+            step = then.partition(" ")[0]
+            raise ConfigError(
+                f"{option}={path} is {now} now, but the run has learnt from {then}: "
+                f"name that one, {option}={storage.find_checkpoints(Path(path))[0].with_name(step)}, "
+                f"or checkpoint.accept_changed_data=true goes on with the other"
+            )
 
 
 def describe_budget(parts: RunParts, changes: list[str]) -> str:

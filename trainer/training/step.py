@@ -24,7 +24,7 @@ from trainer.optim.protocols import (
 from trainer.training.nonfinite import count_skipped_step
 from trainer.training.parts import RunParts
 from trainer.training.step_parts import StepParts
-from trainer.training.step_sync import Requests, StepResults, StepSync, sync_step
+from trainer.training.step_sync import Requests, StepResults, StepSync, precise_dtype, sync_step
 from trainer.training.torch_random import TorchRandom
 
 
@@ -194,10 +194,10 @@ class TrainStep:
         return sync_step(self.parts.ranks, results, self._statistics)
 
     def _squared_norm(self) -> Tensor:
-        """This rank's share of the squared norm of the gradient, float64."""
+        """This rank's share of the squared norm of the gradient, in the widest floats of the device."""
         parameters = self.parts.model.parameters()
         norm = get_total_norm([local_tensor(p.grad) for p in parameters if p.grad is not None])
-        return norm.double() ** 2 / self.parts.strategy.gradient_replicas
+        return norm.to(precise_dtype(norm.device)) ** 2 / self.parts.strategy.gradient_replicas
 
     def _update(self, sync: StepSync, batches: list[Batch], losses: Tensor) -> None:
         """Clips the gradient, takes the optimizer's step, and counts it."""

@@ -58,6 +58,11 @@ class StepSync:
         return self.losses_finite and math.isfinite(self.grad_norm)
 
 
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """The widest floats of a device."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def sync_step(ranks: Ranks, own: StepResults, buffers: Sequence[Tensor]) -> StepSync:
     """Sums over all ranks what each of them saw in a step, and averages the buffers, all in one all-reduce.
 
@@ -67,7 +72,7 @@ def sync_step(ranks: Ranks, own: StepResults, buffers: Sequence[Tensor]) -> Step
         buffers: floating-point tensors that depend on the data, such as running statistics; averaged in place.
     """
     device = own.losses.device
-    precise = torch.float32 if device.type == "mps" else torch.float64
+    precise = precise_dtype(device)
     clock = [own.seconds, float(own.requests.save)] if ranks.is_rank0 else [0.0, 0.0]
     averaged = list(buffers) if ranks.world_size > 1 else []
     sent = [

@@ -95,6 +95,26 @@ def test_a_state_that_lost_an_entry() -> None:
     assert not torch.equal(momentum, optimizer.state[model.norm.weight]["exp_avg"])
 
 
+class Elsewhere(torch.Tensor):
+    """Stands for a tensor on a GPU, which does not mix with those on the CPU."""
+
+    def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
+        return torch.tensor(self.item())
+
+
+def test_steps_are_counted_on_the_cpu() -> None:
+    model = Net()
+    with torch.device("meta"):  # stands for a GPU as the default device
+        optimizer = AdaFisher(model)
+    assert {state["step"].device.type for state in optimizer.state.values()} == {"cpu"}
+    train(model, optimizer, range(2))
+    state = optimizer.state[model.first.weight]
+    state["step"] = state["step"].clone().as_subclass(Elsewhere)  # as loaded with map_location
+    train(model, optimizer, range(2, 4))
+    assert {type(state["step"]) for state in optimizer.state.values()} == {torch.Tensor}
+    assert {state["step"].item() for state in optimizer.state.values()} == {4}
+
+
 def test_entries_of_the_users_own_stay() -> None:
     model = Net()
     optimizer = AdaFisher(model)

@@ -47,6 +47,32 @@ def test_each_matrix_of_a_stack_has_rows_and_columns_of_its_own() -> None:
     assert not torch.equal(before[0], model.weights[0])
 
 
+class Own(nn.Conv1d):
+    """With a forward of its own, which hides its rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(("make", "capture"), [(Own, "hooks"), (nn.Conv1d, "gradient")])
+def test_three_axes_of_a_convolution_are_one_matrix(make: type[nn.Conv1d], capture: Any) -> None:
+    """As of one with a second dimension that is 1."""
+    torch.manual_seed(0)
+    narrow, wide = make(5, 6, 3, bias=False).double(), nn.Conv2d(5, 6, (1, 3), bias=False).double()
+    wide.weight.data.copy_(narrow.weight.detach()[:, :, None])
+    a, b = AdaFisher(narrow, capture=capture), AdaFisher(wide, capture="gradient")
+    for _ in range(3):
+        x = torch.randn(4, 5, 9, dtype=torch.float64)
+        narrow(x).sin().sum().backward()
+        assert narrow.weight.grad is not None
+        wide.weight.grad = narrow.weight.grad[:, :, None].clone()
+        for optimizer in (a, b):
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [a.state[narrow.weight][key].shape for key in "SH"] == [(6,), (15,)]
+    torch.testing.assert_close(narrow.weight, wide.weight[:, :, 0])
+
+
 def test_a_scale_has_its_squared_gradient() -> None:
     """And not the square of it, as the product of H and S would be if both had it."""
     view = scale_view((4,))

@@ -163,7 +163,8 @@ def test_compiled_update_is_the_eager_one(rule: Any) -> None:
     b = AdaFisher(whole, rule=rule, update_interval=2, fused="compile")
     for step in range(5):
         for optimizer in (a, b):
-            optimizer.param_groups[0]["lr"] = 1e-3 * (step + 1)
+            rates = {"lr": 1e-3 * (step + 1), "momentum": 0.9 - 0.1 * step, "weight_decay": 0.02 * step}
+            optimizer.param_groups[0].update(rates)
         before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         train(eager, a, 1, step)
         train(whole, b, 1, step)

@@ -1,5 +1,6 @@
 """rule="orthogonal": polar factors, which parameters are orthogonalised in which blocks, and their steps."""
 
+import copy
 import math
 from typing import Any
 
@@ -145,6 +146,25 @@ def test_roles_can_be_chosen_by_name() -> None:
     assert found["norm.weight"] == ("calibrated", ())
 
 
+def test_only_what_is_fused_is_cut_at_queries_keys_and_values() -> None:
+    modules = {
+        "attention": nn.MultiheadAttention(16, 2, kdim=8, vdim=8, bias=False),
+        "main_proj": nn.Linear(8, 24, bias=False),
+        "Wqkv": nn.Linear(8, 24, bias=False),
+        "qkv_proj": nn.Linear(8, 24, bias=False),
+    }
+    blocks = {name: role[1] for name, role in roles(nn.ModuleDict(modules)).items()}
+    assert blocks == {
+        "attention.q_proj_weight": (16,),
+        "attention.k_proj_weight": (16,),
+        "attention.v_proj_weight": (16,),
+        "attention.out_proj.weight": (16,),
+        "main_proj.weight": (24,),
+        "Wqkv.weight": (8, 8, 8),
+        "qkv_proj.weight": (8, 8, 8),
+    }
+
+
 def test_coverage_tells_the_steps() -> None:
     model = GPT(layers=1, width=12, heads=2, vocab_size=17, context_length=6)
     steps = {
@@ -177,6 +197,45 @@ def test_each_matrix_of_a_stack_has_blocks_and_curvature_of_its_own(name: str, r
     factors = polar_factor(stack.grad.view(-1, rows, 8)).view_as(F)
     update = factors / (means[0] * means[1]).sqrt()
     torch.testing.assert_close(stack.detach(), before - 0.2 * update / update.square().mean().sqrt())
+
+
+MATRICES: dict[
+    str, tuple[nn.Module, tuple[int, ...]]
+] = {  # and how its groups, rows and columns are laid out
+    "linear": (nn.Linear(6, 5), (1, 5, 6)),
+    "grouped": (nn.Conv2d(6, 8, 3, groups=2), (2, 4, 27)),
+    "transposed": (nn.ConvTranspose2d(6, 5, 3), (1, 6, 45)),
+    "transposed in groups": (nn.ConvTranspose1d(8, 10, 3, groups=2), (2, 4, 15)),
+    "scale": (nn.LayerNorm((4, 6)), (1, 4, 6)),
+}
+
+
+@pytest.mark.parametrize("capture", ["hooks", "gradient"])
+@pytest.mark.parametrize("name", MATRICES)
+def test_matrices_are_divided_by_roots_of_their_means(name: str, capture: Any) -> None:
+    module, shape = MATRICES[name]
+    model = copy.deepcopy(module).double()
+    optimizer = AdaFisher(model, roles={"weight": "whole"}, capture=capture, damping=0.1)
+    weight = model.get_parameter("weight")
+    inside = {nn.Linear: (6,), nn.LayerNorm: (4, 6), nn.ConvTranspose1d: (8, 7)}.get(type(module), (6, 5, 5))
+    model(torch.randn(3, *inside, dtype=torch.float64)).sin().sum().backward()
+    optimizer.step()
+    assert weight.isfinite().all()
+    plain = AdaFisher(model, rule="calibrated", capture=capture, damping=0.1)
+    plain.load_state_dict({**optimizer.state_dict(), "rule": "calibrated"})
+    F = (plain.preconditioner(weight) - 0.1).view(shape if capture == "hooks" else (1, -1, shape[2]))
+    expected = ((F.mean(2, keepdim=True) + 0.1) * (F.mean(1, keepdim=True) + 0.1)).sqrt()
+    torch.testing.assert_close(optimizer.preconditioner(weight), expected.view_as(weight))
+
+
+def test_an_embedding_of_one_row_has_one_number() -> None:
+    model = nn.Sequential(nn.Embedding(1, 5), nn.Linear(5, 3)).double()
+    optimizer = AdaFisher(model, damping=0.1)
+    model(torch.zeros(4, dtype=torch.long)).sin().sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(  # the mean of F is one
+        optimizer.preconditioner(model[0].weight), torch.full((1, 5), 1.1, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("capture", ["hooks", "gradient"])

@@ -40,6 +40,18 @@ def bilinear(module: nn.Bilinear) -> Layer:
     )
 
 
+def test_a_role_that_makes_another_matrix_of_it_is_refused() -> None:
+    """Three axes that no convolution has are a stack of matrices, and here they are one."""
+    register_layer(nn.Bilinear)(bilinear)
+    expected = (
+        r"^Invalid roles\['\*weight'\]: 'whole', must be 'rooted' or 'calibrated' for weight: "
+        "its H and S are of a matrix of 4 rows, not of 20$"
+    )
+    with pytest.raises(ValueError, match=expected):
+        AdaFisher(nn.Bilinear(5, 6, 4), roles={"bias": "calibrated", "*weight": "whole"})
+    AdaFisher(nn.Bilinear(5, 6, 4), roles={"*": "whole", "*weight": "rooted"})
+
+
 class Product(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.optim.adafisher import update, update_blocked, update_compiled
+from trainer.optim.adafisher.step import by_device
 
 SHAPES = [(40, 30), (7,), (6, 5, 3, 3), (300, 20), ()]
 DAMPINGS = [0.1, 0.2, 0.3, 0.4, 0.5]
@@ -111,6 +113,28 @@ def test_sum_of_squares(variant: Any, problem: SimpleNamespace) -> None:
         for functions, on in ((variant, problem.ours), (update, problem.plain))
     )
     torch.testing.assert_close(ours.to(plain.dtype), plain, rtol=problem.tolerance["rtol"], atol=0)
+
+
+@pytest.mark.compile
+def test_any_number_of_groups_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch compiles eight variants of a function, unless it is told otherwise."""
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    update_compiled._compiled.cache_clear()
+    for size in range(2, 12):
+        grads, exp_avgs = [torch.ones(size)], [torch.zeros(size)]
+        found = update_compiled.sum_of_squares(grads, exp_avgs, [[(torch.ones(1),) * 2]], [1.0], beta=0.5)
+        torch.testing.assert_close(found, torch.tensor([size * 0.375**2]))
+    update_compiled._compiled.cache_clear()
+
+
+def test_a_group_is_updated_on_each_device_by_itself() -> None:
+    devices = {"a": "cpu", "b": "meta", "c": "cpu"}
+    tracked: list[Any] = [
+        SimpleNamespace(name=name, param=torch.empty(1, device=device)) for name, device in devices.items()
+    ]
+    assert [[t.name for t in members] for members in by_device(tracked)] == [["a", "c"], ["b"]]
+    assert by_device([]) == [[]]
 
 
 def test_the_plain_update_is_the_formula() -> None:

@@ -18,7 +18,10 @@ from trainer.training.step import TrainStep
 OPTIMIZERS: dict[str, list[str]] = {
     "kfac": ["optimizer=kfac"],
     "kfac averaged": ["optimizer=kfac", "optimizer.factor_decay=0.9", "optimizer.factor_interval=3"],
-    "ekfac": ["optimizer=kfac", "optimizer.ekfac=true", "optimizer.factor_interval=3"],
+    "ekfac": [
+        *("optimizer=kfac", "optimizer.ekfac=true"),
+        *("optimizer.factor_interval=3", "optimizer.inverse_interval=3"),
+    ],
     "foof": ["optimizer=foof", "optimizer.factor_interval=3", "optimizer.inverse_interval=4"],
     "eva": ["optimizer=eva"],
     "shampoo": ["optimizer=shampoo", "optimizer.interval=2"],

@@ -168,3 +168,23 @@ def test_a_factor_that_rounding_made_indefinite_is_inverted() -> None:
 def test_ekfac_needs_a_step_between_refreshes() -> None:
     with pytest.raises(ConfigError, match=r"optimizer.factor_interval=1 must be >= 2$"):
         build(network(), "kfac", ekfac=True, factor_interval=1)
+
+
+@pytest.mark.parametrize("intervals", [(2, 1), (10, 5), (3, 10)])
+def test_ekfac_takes_no_bases_between_refreshes(intervals: tuple[int, int]) -> None:
+    factor, inverse = intervals
+    expected = rf"inverse_interval={inverse} must be a multiple of optimizer.factor_interval={factor}$"
+    with pytest.raises(ConfigError, match=expected):
+        build(network(), "kfac", ekfac=True, factor_interval=factor, inverse_interval=inverse)
+
+
+@pytest.mark.parametrize("intervals", [(2, 2), (2, 6), (3, 3)])
+def test_ekfac_keeps_its_eigenvalues_until_it_has_new_bases(intervals: tuple[int, int]) -> None:
+    factor, inverse = intervals
+    model = network()
+    optimizer = build(model, "kfac", ekfac=True, factor_interval=factor, inverse_interval=inverse)
+    state = optimizer.state[model[6].weight]
+    for step in range(8):
+        take_step(model, optimizer, step)
+        since = step % inverse
+        assert state["estimates"] == sum(passed % factor == 1 for passed in range(since + 1))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "InstanceNorm",
     "TransposedConvolution",
     "adds_to_gradient",
+    "any_number_of_graphs",
     "called_module",
     "calling_module",
     "cpu_multiplies_bfloat16",
@@ -135,6 +137,13 @@ def called_module() -> tuple[bool, nn.Module | None]:
             break
         frame = frame.f_back
     return False, None
+
+
+def any_number_of_graphs() -> AbstractContextManager[None]:
+    """Where a function may be compiled for any number of different arguments: else torch raises at the ninth."""
+    from torch._dynamo.utils import disable_cache_limit
+
+    return disable_cache_limit()
 
 
 def local_shape_and_offset(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:

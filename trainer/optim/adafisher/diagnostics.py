@@ -53,7 +53,9 @@ def diagnose(parameters: Sequence[Followed], steps: int, rule: Rule) -> dict[str
         return {}
     params = [t.param for t, _ in parameters]
     locals_ = [dtensor.local_tensor(param) for param in params]
-    weights = torch.stack([torch.linalg.vector_norm(param, dtype=torch.float64) for param in locals_])
+    weights = torch.stack(
+        [torch.linalg.vector_norm(param, dtype=_precise(param.device)) for param in locals_]
+    )
     updates = _normalized_squares(locals_) if rule.normalize_update else _update_squares(parameters)
     squares = torch.cat([weights.square(), updates.to(weights)])
     norms = dtensor.sum_over_shards(squares, [*params, *params]).sqrt().tolist()
@@ -79,8 +81,8 @@ def diagnose(parameters: Sequence[Followed], steps: int, rule: Rule) -> dict[str
 
 def _normalized_squares(params: Sequence[Tensor]) -> Tensor:
     """‖ρ u / rms(u)‖² of the rows on this rank, [parameters]."""
-    squares = [UPDATE_RMS**2 * param.numel() for param in params]
-    return torch.tensor(squares, dtype=torch.float64, device=params[0].device)
+    squares, device = [UPDATE_RMS**2 * param.numel() for param in params], params[0].device
+    return torch.tensor(squares, dtype=_precise(device), device=device)
 
 
 def _update_squares(parameters: Sequence[Followed]) -> Tensor:
@@ -94,7 +96,12 @@ def _update_squares(parameters: Sequence[Followed]) -> Tensor:
         ]
         correction = 1 - t.group["momentum"] ** t.state["step"].item()
         squares.append(torch.stack(parts).sum() / correction**2)
-    return torch.stack([square.to(squares[0].device, torch.float64) for square in squares])
+    device = squares[0].device
+    return torch.stack([square.to(device, _precise(device)) for square in squares])
+
+
+def _precise(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _summary(pairs: Sequence[Pair], damping: float, shape: torch.Size) -> Tensor:

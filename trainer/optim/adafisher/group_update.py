@@ -25,7 +25,7 @@ class GroupUpdate:
 
     Args:
         group: of the optimizer; its rates are looked up at every step.
-        tracked: those of its parameters that have a gradient and are updated here.
+        tracked: those of its parameters that have a gradient and are updated here; on one device.
         curvatures: H' and S' of all of them, which stay where they are in memory.
         decoupled: whether weight decay bypasses the preconditioner.
         fused: ``"compile"`` compiles the updates; False does without kernels.

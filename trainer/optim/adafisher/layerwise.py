@@ -10,10 +10,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import state
+from ._torch_private import Convolution
 from .hooks import Capture
 from .layers import Layer, layer_of, own_parameters
 from .preconditioners import Curvature, Curvatures
-from .roles import CALIBRATED, Role, roles_of
+from .roles import CALIBRATED, Role, check_rows, roles_of
 from .rules import RULES, RuleName
 from .sources import Sources
 from .state import StateLayout, Tracked, Use, gradient_use
@@ -50,6 +51,7 @@ class LayerwiseOptimizer(Optimizer):
         self._rule = RULES[self.rule]
         self._names: dict[Tensor, str] = {}
         self._uses: dict[Tensor, list[Use]] = {}
+        self._of_convolutions: set[Tensor] = set()
         self._roles: dict[Tensor, Role] = {}
         self._capture = Capture({})
         self._curvatures = Curvatures(self._rule)
@@ -65,6 +67,8 @@ class LayerwiseOptimizer(Optimizer):
         self._uses = {}
         if self._rule.orthogonal:
             self._roles |= roles_of(self.model, self.roles)
+        convolutions = (module for module in self.model.modules() if isinstance(module, Convolution))
+        self._of_convolutions.update(*(own_parameters(module).values() for module in convolutions))
         layers: dict[nn.Module, Layer] = {}
         for module in self.model.modules() if self.capture == "hooks" else ():
             layer = None if "forward" in module.__dict__ else layer_of(module, self._rule.layers)
@@ -78,6 +82,9 @@ class LayerwiseOptimizer(Optimizer):
                     uses.append(Use(module, layer.kind, view, f"_{len(uses)}" if uses else ""))
                     layers[module] = layer
         self._uses = {param: uses for param, uses in self._uses.items() if uses}
+        for used, uses in self._uses.items():
+            if used in self._roles:
+                check_rows(self._roles[used], uses[0].view, self._names[used], self.roles)
         self._capture.detach()
         old, self._capture = self._capture, Capture(layers)
         self._capture.take_over(old)
@@ -154,7 +161,7 @@ class LayerwiseOptimizer(Optimizer):
             raise ValueError(f"AdaFisher does not support complex parameters: {self._names[param]}")
 
     def _init_state(self, param: Tensor) -> None:
-        uses = self._uses.setdefault(param, [gradient_use(param)])
+        uses = self._uses.setdefault(param, [gradient_use(param, param in self._of_convolutions)])
         state.complete(param, uses, self.state.setdefault(param, {}))
 
     def _track(self, param: Tensor, group: dict[str, Any]) -> Tracked:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import dtensor
 from ._torch_private import cpu_multiplies_bfloat16
 
 Quintic = tuple[float, float, float]
@@ -40,14 +41,19 @@ def polar_factor(
     X = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     norms = torch.linalg.vector_norm(X, dim=(1, 2), keepdim=True)
     X = (X / (margin * norms).clamp_(min=_TINY)).to(product_dtype(X))
-    is_wide = X.shape[2] >= _WIDE * X.shape[1]
-    if is_wide and X.dtype == torch.float32 and not torch.are_deterministic_algorithms_enabled():
+    if X.shape[2] >= _WIDE * X.shape[1] and _may_square(X):
         X = torch.bmm(_factor_of_gram(torch.bmm(X, X.mT), steps), X)
     else:
         for a, b, c in steps:
             gram = torch.bmm(X, X.mT)
             X = torch.baddbmm(X, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), X, beta=a)
     return X.mT if matrices.shape[1] > matrices.shape[2] else X
+
+
+def _may_square(X: Tensor) -> bool:
+    """Whether the iteration may be on X Xᵀ, in place: a DTensor's diagonal is none of its own memory."""
+    is_plain = not dtensor.is_dtensor(X)
+    return is_plain and X.dtype == torch.float32 and not torch.are_deterministic_algorithms_enabled()
 
 
 def _factor_of_gram(gram: Tensor, steps: Sequence[Quintic]) -> Tensor:

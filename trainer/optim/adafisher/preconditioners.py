@@ -104,13 +104,14 @@ class _Batch:
             for view, H, S in zip(views, self.H.parts, self.S.parts, strict=True)
         )
         self.curvature: dict[Tensor, Curvature] = {}
-        self.derived: list[tuple[Sequence[Pair], Role, Sequence[Pair]]] = []
-        """What roles make of H' and S', the roles, and these."""
+        self.derived: list[tuple[Sequence[Pair], Role, Sequence[Pair], View]] = []
+        """What roles make of H' and S', the roles, these, and how they are seen."""
         self.is_rooted = torch.tensor([role.name == "rooted" for role in roles], device=device)
         for (param, several), role, expected in zip(uses.items(), roles, self.expected.unbind(), strict=True):
             full: Sequence[Pair] = [next(pairs) for _ in several]
             if role.name != "calibrated":
-                self.derived.append((divisors(role, full), role, full))
+                view = several[0].view
+                self.derived.append((divisors(role, full, view), role, full, view))
                 full = self.derived[-1][0]
             self.curvature[param] = Curvature(full, self._local(param, full) or full, expected)
 
@@ -129,8 +130,8 @@ class _Batch:
             row_weights = [t.state[f"row_weight{use.suffix}"] for t, use in uses]
             self._set_expected(row_weights, [by_param[param].damping for param in self.uses])
         rule.normalize(self.H, self.S)
-        for full, role, pairs in self.derived:
-            _copy(full, divisors(role, pairs))
+        for full, role, pairs, view in self.derived:
+            _copy(full, divisors(role, pairs, view))
         for param, (full, local, _) in self.curvature.items():
             _copy(local, self._local(param, full))
 

@@ -71,7 +71,8 @@ def gather(
             }
         )
     sums: dtensor.Tensors = {
-        module: _layer_sums(module, layer, captured.get(module)) for module, layer in layers.items()
+        module: layer_sums(layer, captured.get(module), _parameter(module, layer))
+        for module, layer in layers.items()
     }
     means: dtensor.Tensors = {}
     S_rows: dtensor.Tensors = {}
@@ -86,7 +87,7 @@ def gather(
     parts: list[Any] = [sums, means, S_rows]
     summed: list[Any] = dtensor.sum_over_ranks(parts, ranks)
     sums, means, S_rows = summed
-    counts = torch.stack([count for _, _, count in sums.values()]).tolist() if sums else []
+    counts = _read([count for _, _, count in sums.values()])
     return RefreshInputs(
         {
             module: LayerFactors(H / rows, S / rows, rows / samples**2)
@@ -98,9 +99,17 @@ def gather(
     )
 
 
-def _layer_sums(module: nn.Module, layer: Layer, seen: Rows | None) -> tuple[Tensor, Tensor, Tensor]:
-    """H and S summed over the rows of this rank, and the numbers of rows and samples, [2]."""
-    param = next(p for name, p in own_parameters(module).items() if name in layer.views)
+def _parameter(module: nn.Module, layer: Layer) -> Tensor:
+    return next(p for name, p in own_parameters(module).items() if name in layer.views)
+
+
+def layer_sums(layer: Layer, seen: Rows | None, param: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """H and S summed over the rows of this rank, and the numbers of rows and samples, [2].
+
+    Args:
+        seen: None if this rank did not call the layer.
+        param: of the layer, on whose device and in whose precision they are.
+    """
     options: dict[str, Any] = {"dtype": factor_dtype(param.dtype), "device": param.device}
     if seen is None:
         H_size, S_size = layer.sizes
@@ -141,13 +150,18 @@ def _factors_of_gradients(tracked: Sequence[Tracked], inputs: RefreshInputs) -> 
         inputs.gradient_means.get(t.param) or gradient_means(_squared_gradient(t.param), t.view)
         for t in tracked
     ]
-    sizes = torch.stack([S.mean() for _, S in means]).tolist() if means else []
+    sizes = _read([S.mean() for _, S in means])
     return [
         # without rows nothing says what size a real gradient would have, so that row_weight is zero
         NewFactors(t, t.uses[0], *gradient_factors(columns, S, t.view), row_weight=0.0)
         for t, (columns, S), size in zip(tracked, means, sizes, strict=True)
         if 0 < size < math.inf  # nor nan
     ]
+
+
+def _read(tensors: Sequence[Tensor]) -> list[Any]:
+    """The values of tensors, of any devices, read at once."""
+    return torch.stack([tensor.to(tensors[0].device) for tensor in tensors]).tolist() if tensors else []
 
 
 def update_averages(new: Sequence[NewFactors], full_S: FullS, rule: Rule) -> None:

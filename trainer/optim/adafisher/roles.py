@@ -1,11 +1,11 @@
 """What rule="orthogonal" does with each parameter: orthogonalises it in blocks of rows, roots it, or neither.
 
-A parameter [out, ...] counts as a matrix of ``out`` rows, one without a layer of three axes as a stack of them.
+A parameter [out, ...] counts as a matrix of ``out`` rows, one of three axes that no convolution has as a stack of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from math import ceil
+from math import ceil, prod
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from ._torch_private import Convolution, TransposedConvolution
 from .layers import own_parameters
+from .views import View
 
 BLOCK_ROWS = 128
 """The most rows of a block, unless ``roles`` says otherwise."""
@@ -20,11 +21,14 @@ BLOCK_ROWS = 128
 SMALLEST_SIDE = 4
 """Rows and columns under which a matrix has too few directions to be worth an orthogonalisation."""
 
-FUSED = ("qkv", "in_proj", "c_attn")
-"""Parts of a module's name that say that a linear layer is the queries, keys and values of attention."""
+FUSED = ("qkv", "Wqkv", "in_proj", "c_attn")
+"""Words in a module's name that say that a linear layer is the queries, keys and values of attention."""
 
 POSITIONS = ("pos", "wpe")
 """Parts of a module's name that say that an embedding is of positions, none of which is rarer than another."""
+
+INPUT_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+"""The matrices that `nn.MultiheadAttention` has itself: all three in one, or each alone."""
 
 
 class Role(NamedTuple):
@@ -80,7 +84,7 @@ def _embeddings(model: nn.Module) -> set[Tensor]:
     embeddings = {
         module.weight
         for path, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and not _is_called(path, POSITIONS)
+        if isinstance(module, nn.Embedding) and not any(part in _name(path) for part in POSITIONS)
     }
     linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     shapes = {weight.shape for weight in embeddings}
@@ -99,10 +103,25 @@ def _check(chosen: Mapping[str, Any], names: Any) -> None:
             raise ValueError(f"Invalid roles: no parameter of the model is named {pattern!r}")
 
 
+def check_rows(role: Role, view: View, name: str, chosen: Mapping[str, Any]) -> None:
+    """Checks that the factors of a parameter are those of the matrix that its role makes of it.
+
+    Raises:
+        ValueError: they are of one with another number of rows.
+    """
+    own, wanted = prod(view.shape[: view.matrix_axes]), sum(role.blocks)
+    if role.blocks and own != wanted:
+        pattern = next((p for p in reversed([*chosen]) if fnmatchcase(name, p)), name)
+        raise ValueError(
+            f"Invalid roles[{pattern!r}]: {chosen.get(pattern, BLOCK_ROWS)!r}, must be 'rooted' or 'calibrated' "
+            f"for {name}: its H and S are of a matrix of {own} rows, not of {wanted}"
+        )
+
+
 def _is_matrix(module: nn.Module, name: str) -> bool:
     match module:
         case nn.MultiheadAttention():
-            return name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+            return name in INPUT_PROJECTIONS
         case TransposedConvolution():
             return False
         case nn.Linear() | Convolution():
@@ -117,7 +136,7 @@ def parts_of(path: str, module: nn.Module, param: Tensor) -> Iterator[int]:
         yield from [rows // module.groups] * module.groups
     elif param.dim() == 3 and not isinstance(module, nn.Embedding):
         yield from [param.shape[1]] * rows
-    elif param.dim() == 2 and (isinstance(module, nn.MultiheadAttention) or _is_called(path, FUSED)):
+    elif param.dim() == 2 and _is_fused(path, module, param):
         queries = param.shape[1]
         rest, odd = divmod(rows - queries, 2)
         yield from (queries, rest, rest) if rest > 0 and not odd else (rows,)
@@ -125,9 +144,15 @@ def parts_of(path: str, module: nn.Module, param: Tensor) -> Iterator[int]:
         yield rows
 
 
-def _is_called(path: str, words: Sequence[str]) -> bool:
-    name = path.rpartition(".")[2]
-    return any(word in name for word in words)
+def _is_fused(path: str, module: nn.Module, param: Tensor) -> bool:
+    """Whether a matrix is the queries, keys and values of attention."""
+    if isinstance(module, nn.MultiheadAttention):
+        return param is module.in_proj_weight
+    return any(f"_{word}_" in f"_{_name(path)}_" for word in FUSED)
+
+
+def _name(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _role(param: Tensor, parts: Sequence[int], chosen: int | str) -> Role:

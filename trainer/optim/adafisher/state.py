@@ -24,9 +24,9 @@ class Use(NamedTuple):
     """Of the keys of this use in the parameter's state."""
 
 
-def gradient_use(param: Tensor) -> Use:
+def gradient_use(param: Tensor, of_convolution: bool) -> Use:
     """The only use of a parameter of no known layer."""
-    return Use(None, "gradient", gradient_view(param), "")
+    return Use(None, "gradient", gradient_view(param, of_convolution), "")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def steps_of(tracked: Sequence[Tracked]) -> Tensor:
 def new_state(param: Tensor, uses: Sequence[Use]) -> dict[str, Any]:
     """The state before the first step; its keys are described by `AdaFisher`."""
     state: dict[str, Any] = {
-        "step": torch.tensor(0.0),
+        "step": torch.tensor(0.0, device="cpu"),
         "exp_avg": torch.zeros_like(param, memory_format=torch.preserve_format),
     }
     dtype = factor_dtype(param.dtype)
@@ -125,11 +125,12 @@ def _curvature_keys(uses: Sequence[Use]) -> set[str]:
 def complete(param: Tensor, uses: Sequence[Use], state: dict[str, Any]) -> None:
     """Makes what a state lacks, and anew what does not fit: it is the user's to clear, assign and move.
 
-    The curvature is made anew as a whole.
+    The curvature is made anew as a whole. The step is a tensor on the CPU, wherever the state was loaded to.
     """
     shapes, curvature = _shapes(param, uses), _curvature_keys(uses)
-    if "step" in state and not isinstance(state["step"], Tensor):
-        state["step"] = torch.tensor(float(state["step"]))
+    if "step" in state:
+        step = state["step"]
+        state["step"] = step.cpu() if isinstance(step, Tensor) else torch.tensor(float(step), device="cpu")
     wrong = {key for key, shape in shapes.items() if getattr(state.get(key), "shape", None) != shape}
     wrong |= curvature - state.keys()
     if wrong & curvature:

@@ -1,4 +1,7 @@
-"""The updates that a step is made of: one for the matrices that are orthogonalised, one of each group for the rest."""
+"""The updates that a step is made of: one for the matrices that are orthogonalised, for the rest one of each group.
+
+A group on several devices has one for each of them.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,9 +25,19 @@ def make_updates(
     orthogonal = [t for t in tracked if t.role.name == "orthogonal"]
     others = [t for t in tracked if t.role.name != "orthogonal"]
     updates: list[Update] = [
-        GroupUpdate(group, [t for t in others if t.group is group], curvatures, **options) for group in groups
+        GroupUpdate(group, members, curvatures, **options)
+        for group in groups
+        for members in by_device([t for t in others if t.group is group])
     ]
     return [*updates, OrthogonalUpdate(orthogonal, curvatures)] if orthogonal else updates
+
+
+def by_device(tracked: Sequence[Tracked]) -> list[list[Tracked]]:
+    """The parameters of each device; one empty list if there are none."""
+    devices: dict[torch.device, list[Tracked]] = {}
+    for t in tracked:
+        devices.setdefault(t.param.device, []).append(t)
+    return [*devices.values()] or [[]]
 
 
 def take_step(updates: Sequence[Update], *, normalized: bool) -> None:
@@ -43,8 +56,10 @@ def take_step(updates: Sequence[Update], *, normalized: bool) -> None:
         return
     sums: list[Tensor | None] = [None] * len(updates)
     if any(update.is_sharded for update in updates):
-        local = torch.cat([update.sum_of_squares() for update in updates])
+        parts = [update.sum_of_squares() for update in updates]
+        local = torch.cat([part.to(parts[0].device) for part in parts])
         total = dtensor.sum_over_shards(local, [param for update in updates for param in update.owners])
-        sums = list(total.split([len(update.owners) for update in updates]))
+        of_updates = total.split([len(part) for part in parts])
+        sums = [of.to(part.device) for of, part in zip(of_updates, parts, strict=True)]
     for update, of_update in zip(updates, sums, strict=True):
         update.normalized_update(of_update)

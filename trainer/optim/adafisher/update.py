@@ -36,8 +36,8 @@ def normalized_update(
     expected: Tensor,
     *,
     lr: float | Tensor,
-    beta: float,
-    weight_decay: float,
+    beta: float | Tensor,
+    weight_decay: float | Tensor,
     sums: Tensor | None = None,
 ) -> None:
     """The momentum m ← β m + (1 − β) g,  n = β m + (1 − β) g,  u = n / F̃,  θ ← (1 − η κ) θ − η ρ u / max(rms(u), ε).
@@ -51,8 +51,8 @@ def normalized_update(
     lengths = floored_rms(sums, sizes, expected)
     rows = zip(params, grads, exp_avgs, factors, dampings, lengths, strict=True)
     for param, grad, exp_avg, pairs, damping, length in rows:
-        m = torch.lerp(precise(exp_avg), precise(grad), 1 - beta)
-        n = torch.lerp(m, precise(grad), 1 - beta)
+        m = _lerp(precise(exp_avg), precise(grad), 1 - beta)
+        n = _lerp(m, precise(grad), 1 - beta)
         u = n / preconditioner(pairs, damping)
         param.copy_((1 - lr * weight_decay) * precise(param) - lr * UPDATE_RMS / length * u)
         exp_avg.copy_(m)
@@ -64,12 +64,12 @@ def sum_of_squares(
     factors: Sequence[Sequence[Pair]],
     dampings: Sequence[float],
     *,
-    beta: float,
+    beta: float | Tensor,
 ) -> Tensor:
     """Σ u² of each parameter, [parameters], before its momentum has taken in the gradient."""
     sums = []
     for grad, exp_avg, pairs, damping in zip(grads, exp_avgs, factors, dampings, strict=True):
-        n = torch.lerp(precise(exp_avg), precise(grad), 1 - beta**2)  # both steps of `normalized_update`
+        n = _lerp(precise(exp_avg), precise(grad), 1 - beta**2)  # both steps of `normalized_update`
         square = (n / preconditioner(pairs, damping)).square()
         # the compiler does not vectorize one sum over everything
         sums.append(square.flatten(1).sum(1).sum() if square.dim() > 1 else square.sum())
@@ -105,8 +105,8 @@ def bias_corrected_update(
     corrections: Sequence[Any],
     *,
     lr: float | Tensor,
-    beta: float,
-    weight_decay: float,
+    beta: float | Tensor,
+    weight_decay: float | Tensor,
     decoupled: bool,
 ) -> None:
     """The momentum m ← β m + (1 − β) g,  θ ← θ − η m / (1 − βᵗ) / F̃.
@@ -118,7 +118,7 @@ def bias_corrected_update(
     rows = zip(params, grads, exp_avgs, factors, dampings, corrections, strict=True)
     for param, grad, exp_avg, pairs, damping, correction in rows:
         g = precise(grad) if decoupled else precise(grad) + weight_decay * precise(param)
-        m = torch.lerp(precise(exp_avg), g, 1 - beta)
+        m = _lerp(precise(exp_avg), g, 1 - beta)
         shrink = 1 - lr * weight_decay if decoupled else 1.0
         param.copy_(shrink * precise(param) - lr / correction * m / preconditioner(pairs, damping))
         exp_avg.copy_(m)
@@ -128,6 +128,11 @@ def preconditioner(pairs: Sequence[Pair], damping: float | Tensor) -> Tensor:
     """F̃ = Σ over uses S' H' + λ, in the shape of the parameter or one that broadcasts to it."""
     products = [S * H for H, S in pairs]
     return sum(products[1:], start=products[0]) + damping
+
+
+def _lerp(start: Tensor, end: Tensor, weight: float | Tensor) -> Tensor:
+    """`torch.lerp`, which takes a tensor for a weight in the precision of the others only."""
+    return torch.lerp(start, end, weight.to(start.dtype) if isinstance(weight, Tensor) else weight)
 
 
 def precise(x: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class OrthogonalUpdate:
             batch.directions(n, blocks) for batch, n, blocks in zip(self._batches, ahead, whole, strict=True)
         ]
         sums = [batch.sum_of_squares(us) for batch, us in zip(self._batches, self._updates, strict=True)]
-        return torch.cat(sums)
+        return torch.cat([part.to(sums[0].device) for part in sums])
 
     def normalized_update(self, sums: Tensor | None) -> None:
         """Takes the step, given Σ u² over all rows of each parameter where they are sharded."""
@@ -175,7 +175,8 @@ class _Batch:
         group = self._group
         lr = float(group["lr"])
         sign = -1 if group["maximize"] else 1
-        steps = (sign * lr * UPDATE_RMS / (sums / self._sizes).sqrt().clamp(min=TINY))[self._owners]
+        rms = (sums.to(self._sizes.device) / self._sizes).sqrt()
+        steps = (sign * lr * UPDATE_RMS / rms.clamp(min=TINY))[self._owners]
         thetas = [precise(param) for param in self._params]
         if group["weight_decay"]:
             foreach_mul_(thetas, 1 - lr * group["weight_decay"])

@@ -32,6 +32,13 @@ class View(NamedTuple):
     """The parameter's part of H's last axis; None for a parameter that multiplies ones: its H is one entry, 1."""
     row_axes: int = 1
     """Leading axes of ``shape`` that are one axis in the parameter: 2 where ``shape`` parts groups from their rows."""
+    is_stack: bool = False
+    """Whether the first axis of three counts matrices, each with S and H of its own."""
+
+    @property
+    def matrix_axes(self) -> int:
+        """Leading axes of ``shape`` that are the rows of a matrix; the rest are its columns."""
+        return 2 if self.is_stack else self.row_axes
 
     def pair(self, H: Tensor, S: Tensor) -> Pair:
         """Views of the parameter's part of both factors, in shapes that broadcast."""
@@ -74,17 +81,18 @@ def shift_view(shape: tuple[int, ...]) -> View:
     return View(shape, shape, (1,) * len(shape), (math.prod(shape),), (1,), None)
 
 
-def gradient_view(param: Tensor) -> View:
+def gradient_view(param: Tensor, of_convolution: bool) -> View:
     """A parameter of no known layer: rows have S, columns H; a vector has S alone.
 
-    Three axes are those of a stack of matrices, such as the experts of a mixture: each has S and H of its own.
+    Three axes that no convolution has are those of a stack of matrices, such as the experts of a mixture.
     """
     shape = tuple(param.shape)
     if len(shape) < 2:
         return shift_view(shape)
-    if len(shape) == 3:
+    if len(shape) == 3 and not of_convolution:
         stack, rows, columns = shape
-        return View(shape, (stack, rows, 1), (stack, 1, columns), (stack * rows,), (stack, columns))
+        sizes = (stack * rows,), (stack, columns)
+        return View(shape, (stack, rows, 1), (stack, 1, columns), *sizes, is_stack=True)
     ones = (1,) * (len(shape) - 1)
     return View(shape, (shape[0], *ones), (1, *shape[1:]), (shape[0],), (math.prod(shape[1:]),))
 

@@ -6,17 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.optim import Optimizer
 
 from trainer.errors import ConfigError, one_line
 from trainer.optim.adafisher.loss_scale import loss_scale
-from trainer.optim.base import OPTIMIZERS, Groups, is_sharded
+from trainer.optim.base import OPTIMIZERS, FixedGroups, Groups, is_sharded
 from trainer.optim.kronecker.preconditioned_sgd import Coverage, StateLayout
 from trainer.options import Fraction, NonNegative, Positive
 
 
 @OPTIMIZERS.register("adahessian")
-class AdaHessian(Optimizer):
+class AdaHessian(FixedGroups):
     r"""Divides the momentum by the diagonal D of the Hessian H, estimated with one random vector z of signs a step:
 
         D = |z ⊙ H z|, of a convolution its mean over the kernel, [out, in, 1, 1]

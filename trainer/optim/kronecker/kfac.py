@@ -35,9 +35,9 @@ class KFAC(FactorInverter):
 
         Σ = mean (Q_Gᵀ ∇ₙ Q_A)²                       U = Q_G [(Q_Gᵀ ∇ Q_A) / (Σ + λ)] Q_Aᵀ
 
-    where all rows of a sample count together in one call of a layer. Σ is estimated in the step after the factors,
-    and begins with the products of their eigenvalues. Then come clipping and momentum as in `PreconditionedSGD`. The
-    defaults are the published settings of AdaFisher's comparison for convolutional networks.
+    where all rows of a sample count together in one call of a layer. Σ is estimated in the step after the factors;
+    in new bases it begins with the products of their eigenvalues. Then come clipping and momentum as in
+    `PreconditionedSGD`. The defaults are the published settings of AdaFisher's comparison for convolutional networks.
 
     Args:
         model: the model that owns the parameters.
@@ -46,7 +46,8 @@ class KFAC(FactorInverter):
         damping: λ > 0.
         factor_decay: weight of the old factors in their average, 0 ≤ x < 1; 0 takes the newest.
         factor_interval: steps between refreshes of the factors, ≥ 1; with ``ekfac`` ≥ 2.
-        inverse_interval: steps between inversions, or with ``ekfac`` eigendecompositions, ≥ 1.
+        inverse_interval: steps between inversions, ≥ 1; with ``ekfac`` between eigendecompositions, a multiple of
+            ``factor_interval``: those of old factors would change no basis and only forget Σ.
         ekfac: corrects the eigenvalues.
         largest_factor: a layer with a longer side takes the plain gradient.
 
@@ -54,7 +55,7 @@ class KFAC(FactorInverter):
     ``A_basis``, ``G_basis`` and ``eigenvalues`` [rows, columns (+ 1)].
 
     Raises:
-        ConfigError: the parameters are sharded, or ``ekfac`` has no step for Σ.
+        ConfigError: the parameters are sharded, or ``ekfac`` has no step for Σ or would forget it.
 
     References: Martens and Grosse 2015, arXiv 1503.05671; George et al. 2018, arXiv 1806.03884.
     """
@@ -80,6 +81,11 @@ class KFAC(FactorInverter):
             raise ConfigError(
                 "optimizer.ekfac=true estimates eigenvalues in the step after the factors: "
                 f"optimizer.factor_interval={factor_interval} must be >= 2"
+            )
+        if ekfac and inverse_interval % factor_interval:
+            raise ConfigError(
+                f"optimizer.ekfac=true takes bases of new factors only: optimizer.inverse_interval={inverse_interval} "
+                f"must be a multiple of optimizer.factor_interval={factor_interval}"
             )
         self.damping, self.factor_decay, self.ekfac = damping, factor_decay, ekfac
         self.factor_interval, self.inverse_interval = factor_interval, inverse_interval

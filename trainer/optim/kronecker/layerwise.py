@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from trainer.optim.adafisher import dtensor
-from trainer.optim.adafisher.hooks import Capture, Rows
+from trainer.optim.adafisher.hooks import Capture
 from trainer.optim.adafisher.layers import Layer, own_parameters
 from trainer.optim.adafisher.loss_scale import loss_scale
 from trainer.optim.adafisher.mean_squares import factor_dtype
+from trainer.optim.adafisher.refresh import layer_sums
 from trainer.optim.kronecker.preconditioned_sgd import PreconditionedSGD
 from trainer.optim.kronecker.rows import MatrixLayer, columns_of, is_matrix_layer
 
@@ -181,7 +182,7 @@ class LayerwisePreconditioner(PreconditionedSGD):
             }
         layers = self._capture.layers
         sums: dtensor.Tensors = {
-            weight: sums_of(layers[watched.module], captured.get(watched.module), weight)
+            weight: layer_sums(layers[watched.module], captured.get(watched.module), weight)
             for weight, watched in self.layers.items()
             if watched.module in layers
         }
@@ -226,12 +227,3 @@ class FactorInverter(LayerwisePreconditioner):
             state = self.state[weight]
             if state["refreshes"] and (self.inverts or weight in new):
                 self.invert(state)
-
-
-def sums_of(layer: Layer, rows: Rows | None, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """H and S summed over the rows that a layer saw on this rank, and the numbers of rows and samples, [2]."""
-    options: dict[str, Any] = {"dtype": factor_dtype(weight.dtype), "device": weight.device}
-    if rows is None:
-        H_size, S_size = layer.sizes
-        return torch.zeros(H_size, **options), torch.zeros(S_size, **options), torch.zeros(2, **options)
-    return rows.H * rows.rows, rows.S * rows.rows, torch.tensor([rows.rows, rows.samples], **options)

@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from trainer.errors import ConfigError
 from trainer.optim.adafisher._torch_private import foreach_add_, foreach_mul_
-from trainer.optim.base import Groups, is_sharded
+from trainer.optim.base import FixedGroups, Groups, is_sharded
 
 
 class Coverage(NamedTuple):
@@ -34,7 +33,7 @@ class StateLayout(NamedTuple):
     """Never: sharded parameters are refused."""
 
 
-class PreconditionedSGD(Optimizer):
+class PreconditionedSGD(FixedGroups):
     r"""Momentum SGD of a gradient g that a subclass preconditions, P g, and that is clipped after that:
 
         u = P g              ν = min(1, √(kl_clip / Σ η² ⟨u, g⟩))     over what is preconditioned: ⟨u, g⟩ = uᵀ F u
@@ -55,6 +54,7 @@ class PreconditionedSGD(Optimizer):
 
     Raises:
         ConfigError: the parameters are sharded.
+        ValueError: in ``add_param_group``, once it is made.
     """
 
     def __init__(
