@@ -50,7 +50,8 @@ def test_no_torch(line: str, code: int, output: str, tmp_path: Path) -> None:
     assert output in done.stdout + done.stderr
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # else Python does not see it
     run = SweepRun("0_run", [], ["here.1.0"])
     sweep = Sweep(tmp_path, tmp_path, LocalOptions(dir="x"), [run])
     for directory in (sweep.directory(run), sweep.jobs):
