@@ -2,18 +2,24 @@
 # Every test that needs a GPU, and every row of the tables in docs that is measured on one. On one GPU, within 40 minutes.
 #
 #     tests/benchmarks/gpu.sh
+#     tests/benchmarks/gpu.sh tests gpt2       # these parts alone, where there are only minutes
 #     DEVICE=cpu tests/benchmarks/gpu.sh       # tries the script itself: no tests, one round, small batches
 #
-# Each part also writes outputs/gpu/NAME.txt. One that fails leaves the others alone; then the script fails in the end.
+# Each part also writes NAME.txt into outputs/gpu, or into $OUT. One that fails leaves the others alone; then the script
+# fails in the end.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
 device=${DEVICE:-cuda}
-out=outputs/gpu
+out=${OUT:-outputs/gpu}
+chosen=("$@")
+known=()
 failed=()
 mkdir -p "$out"
 
 part() { # NAME COMMAND...
+    known+=("$1")
+    [ ${#chosen[@]} = 0 ] || [[ " ${chosen[*]} " = *" $1 "* ]] || return 0
     echo "== ${*:2}"
     "${@:2}" 2>&1 | tee "$out/$1.txt" || failed+=("$1")
 }
@@ -40,4 +46,7 @@ fi
 costs autoencoder autoencoder 256 adamw "${first_order[@]}"
 costs gpt 'GPT, 4 layers of 128' 64 adamw "${first_order[@]}" kfac shampoo
 
+for name in "${chosen[@]}"; do
+    [[ " ${known[*]} " = *" $name "* ]] || failed+=("$name (known: ${known[*]})")
+done
 [ ${#failed[@]} = 0 ] || { echo "failed: ${failed[*]}"; exit 1; }

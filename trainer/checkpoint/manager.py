@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from trainer.checkpoint import storage, writing
@@ -101,12 +102,15 @@ class CheckpointManager:
             self._write(step, content, best)
             return
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in content.tensors.items()}
-        arguments = (step, writing.Content(copies, content.values), best)
+        device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        arguments = (step, writing.Content(copies, content.values), best, device)
         self._thread = threading.Thread(target=self._try_to_write, args=arguments, daemon=True)
         self._thread.start()
 
-    def _try_to_write(self, step: int, content: writing.Content, best: bool) -> None:
+    def _try_to_write(self, step: int, content: writing.Content, best: bool, device: int | None) -> None:
         try:
+            if device is not None:  # a thread begins on the first, where this rank would use memory
+                torch.cuda.set_device(device)
             self._write(step, content, best)
         except Exception as error:  # the training thread raises it
             self._error = error

@@ -64,10 +64,10 @@ def restore(
             state.start_from(content)
             return Restored(checkpoint, {}, {}, warned)
         state.load(content, content["values"])
+        # what was not saved, as of another number of ranks or GPUs, must not repeat what it began with
+        seed_all(mix(state.loader.seed, ranks.rank, state.counters.step))
         if random := content[RANDOM].get(str(ranks.rank)):
             set_random_state(random)
-        else:
-            seed_all(mix(state.loader.seed, ranks.rank, state.counters.step))
         if keep_best and ranks.is_rank0:
             _mark_best_again(path_of(checkpoint.parent, state.counters.best_step))
         values = content["values"]

@@ -76,6 +76,16 @@ class SGD(torch.optim.SGD):
         return super().step(closure)
 
 
+class NAdam(torch.optim.NAdam):
+    """As torch's, which brings what it reads on the CPU in every step to the parameter's device when it is loaded."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of the base; the products of the momenta stay on the CPU."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state["mu_product"] = state["mu_product"].cpu()
+
+
 def adapt_adafactor(params: Groups, arguments: Arguments) -> Arguments:
     """Refuses sharded parameters, of which torch takes no row and column means."""
     refuse_shards("adafactor", params)
@@ -139,7 +149,7 @@ register_torch(
 )
 register_torch(
     "nadam",
-    torch.optim.NAdam,
+    NAdam,
     {**ADAM, "momentum_decay": NonNegative, "decoupled": bool},
     defaults={"decoupled": True},
     renamed={"decoupled": "decoupled_weight_decay"},

@@ -214,7 +214,10 @@ class Trainer:
         try:
             if self.monitors.options.histograms:
                 parameters = self.parts.model.named_parameters()
-                self.monitors.histograms(progress, {name: full_tensor(p.detach()) for name, p in parameters})
+                whole = {
+                    name: full_tensor(p.detach()).cpu() for name, p in parameters
+                }  # not all on the GPU at once
+                self.monitors.histograms(progress, whole)
             self.parts.samples.show(progress, self.monitors)
         except Exception as error:
             if self.parts.strategy.shards_parameters:

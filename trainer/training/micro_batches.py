@@ -124,8 +124,9 @@ def trial(config: Config, ranks: Ranks, device: torch.device, size: int) -> Peak
         data={**config.data, "batch_size": number * size * ranks.world_size},
         loop=replace(config.loop, accumulate=number),
     )
-    parts = build(small, ranks)
+    parts = step = None
     try:
+        parts = build(small, ranks)
         step = TrainStep(parts)
         step()
         before = torch.cuda.memory_allocated(device)
@@ -136,9 +137,13 @@ def trial(config: Config, ranks: Ranks, device: torch.device, size: int) -> Peak
             f"loop.accumulate=auto: {size} samples a rank do not fit, set it to a number"
         ) from None
     finally:
-        parts.state.loader.close()
-        del parts
-        step = None  # type: ignore[assignment]
+        if parts is not None:
+            parts.state.loader.close()
+        parts = step = None
+        if (
+            config.loop.compile
+        ):  # else the run's own batches would make the compiler take their size for a variable
+            torch.compiler.reset()
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

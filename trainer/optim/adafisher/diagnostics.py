@@ -54,7 +54,10 @@ def diagnose(parameters: Sequence[Followed], steps: int, rule: Rule) -> dict[str
     params = [t.param for t, _ in parameters]
     locals_ = [dtensor.local_tensor(param) for param in params]
     weights = torch.stack(
-        [torch.linalg.vector_norm(param, dtype=_precise(param.device)) for param in locals_]
+        [
+            torch.linalg.vector_norm(param, dtype=_precise(param.device)).to(locals_[0].device)
+            for param in locals_
+        ]
     )
     updates = _normalized_squares(locals_) if rule.normalize_update else _update_squares(parameters)
     squares = torch.cat([weights.square(), updates.to(weights)])

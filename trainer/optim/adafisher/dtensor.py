@@ -191,6 +191,9 @@ def sum_over_shards(values: Tensor, params: Sequence[Tensor]) -> Tensor:
     sharded = [is_sharded(param) for param in params]
     if ranks is None or not any(sharded):
         return values
-    counted = [is_sharded(param) and is_primary_replica(param) for param in params]
-    ((sums,),) = sum_over_ranks([{0: (values * values.new_tensor(counted),)}], ranks)[0].values()
-    return torch.where(torch.tensor(sharded, device=values.device), sums, values)
+    is_counted, is_summed = (  # without waiting for the device
+        torch.tensor(mask).to(values.device, non_blocking=True)
+        for mask in ([is_sharded(param) and is_primary_replica(param) for param in params], sharded)
+    )
+    ((sums,),) = sum_over_ranks([{0: (values * is_counted,)}], ranks)[0].values()
+    return torch.where(is_summed, sums, values)

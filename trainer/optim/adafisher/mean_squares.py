@@ -61,7 +61,7 @@ def variance_channels(x: Tensor) -> Tensor:
     if _is_for_kernel(rows):
         square, mean = _kernel().moments(rows.reshape(-1, rows.shape[-1]), 2)
     elif x.is_cuda:
-        return torch.batch_norm_stats(x, 0.0)[1].pow(-2)
+        return torch.batch_norm_stats(x, 1e-30)[1].pow(-2)  # of no variance and no ε it would give zero
     else:
         mean = rows.mean(tuple(range(x.dim() - 1)), dtype=factor_dtype(x.dtype))
         square = mean_channels(x)
