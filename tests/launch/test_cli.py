@@ -15,6 +15,18 @@ ROOT = Path(__file__).parents[2]
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from launch.cli import main; sys.exit(main())"
 
 
+def made(path: Path, output: str) -> None:
+    """A sweep of one run, which has finished and printed this."""
+    run = SweepRun("0_run", [], ["here.1.0"])
+    sweep = Sweep(path, path, LocalOptions(dir="x"), [run])
+    for directory in (sweep.directory(run), sweep.jobs):
+        directory.mkdir()
+    write_job(sweep.directory(run), "here.1.0", 0)
+    write_status(sweep.directory(run), "finished", step=3)
+    (sweep.jobs / "here.1.0_0_log.out").write_text(output)
+    sweep.write()
+
+
 @pytest.mark.parametrize(
     ("line", "code", "output"),
     [
@@ -32,14 +44,7 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from launch.cli import
     ],
 )
 def test_no_torch(line: str, code: int, output: str, tmp_path: Path) -> None:
-    run = SweepRun("0_run", [], ["here.1.0"])
-    sweep = Sweep(tmp_path, tmp_path, LocalOptions(dir="x"), [run])
-    for directory in (sweep.directory(run), sweep.jobs):
-        directory.mkdir()
-    write_job(sweep.directory(run), "here.1.0", 0)
-    write_status(sweep.directory(run), "finished", step=3)
-    (sweep.jobs / "here.1.0_0_log.out").write_text("the output\n")
-    sweep.write()
+    made(tmp_path, "the output\n")
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *line.replace("DIR", str(tmp_path)).split()],
         cwd=ROOT,
@@ -52,14 +57,7 @@ def test_no_torch(line: str, code: int, output: str, tmp_path: Path) -> None:
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # else Python does not see it
-    run = SweepRun("0_run", [], ["here.1.0"])
-    sweep = Sweep(tmp_path, tmp_path, LocalOptions(dir="x"), [run])
-    for directory in (sweep.directory(run), sweep.jobs):
-        directory.mkdir()
-    write_job(sweep.directory(run), "here.1.0", 0)
-    write_status(sweep.directory(run), "finished", step=3)
-    (sweep.jobs / "here.1.0_0_log.out").write_text("a line of the log\n" * 100_000)
-    sweep.write()
+    made(tmp_path, "a line of the log\n" * 100_000)
     command = f"set -o pipefail; {sys.executable} -m launch logs {tmp_path} 0 | head -n 1"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "a line of the log\n", "")
