@@ -19,9 +19,16 @@ from trainer.options import to_dict
 from trainer.rundir.frozen_config import freeze
 
 NOT_OF_SWEEPS = (
-    "config_path", "config_name", "cfg", "info", "resolve", "shell_completion", "hydra_help", "package",
+    "config_path",
+    "config_name",
+    "cfg",
+    "info",
+    "resolve",
+    "shell_completion",
+    "hydra_help",
+    "package",
     "experimental_rerun",
-)  # fmt: skip
+)
 """Flags of Hydra's that say nothing of a sweep."""
 
 
